@@ -1,0 +1,176 @@
+"""The only door to the files between notebooks: aligned, checked, and whole.
+
+Two artifacts meet by id, never by position; a file is written under a temporary name and then renamed, so a file that
+exists is whole.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from src.paths import META, ROOT, shown
+
+VERSIONS = ("torch", "open_clip_torch", "timm", "sentence-transformers", "numpy", "polars", "faiss-cpu", "cuml-cu13")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_embeddings(ids: Sequence[str], x: np.ndarray, what: str) -> None:
+    """Raise ValueError unless `x` is (n, d) float32, finite, with n unique ids; the message says the offending numbers."""
+    if x.ndim != 2 or x.dtype != np.float32:
+        raise ValueError(f"{what}: embeddings must be 2-D float32, got {x.ndim}-D {x.dtype} of shape {x.shape}")
+    if len(ids) != len(x):
+        raise ValueError(f"{what}: {len(ids)} ids for {len(x)} embeddings")
+    series = pl.Series(ids, dtype=pl.String)
+    doubled = series.filter(series.is_duplicated()).unique(maintain_order=True)
+    if len(doubled):
+        raise ValueError(f"{what}: {len(doubled)} ids occur more than once, e.g. {doubled[:3].to_list()}")
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{what}: {len(bad)} rows hold NaN or infinity, e.g. row {bad[0]} (id {ids[bad[0]]!r})")
+
+
+def _embedding_files(path: Path) -> tuple[Path, Path]:
+    return path.with_name(path.name + ".npy"), path.with_name(path.name + ".ids.parquet")
+
+
+def save_embeddings(path: Path, ids: Sequence[str], x: np.ndarray) -> None:
+    """Write `<path>.npy`, (n, d) float32 C order, and `<path>.ids.parquet` with the same n, row i beside row i."""
+    check_embeddings(ids, x, shown(path))
+    array_file, ids_file = _embedding_files(path)
+    with atomic(array_file) as temporary:
+        np.save(temporary, np.ascontiguousarray(x))
+    save_table(ids_file, pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}))
+
+
+def load_embeddings(path: Path, ids: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:
+    """Ids and (n, d) float32 rows of `path`; with `ids`, exactly those rows in that order.
+
+    Raises FileNotFoundError naming the stage to run, ValueError when the two files disagree or an id is missing.
+    """
+    array_file, ids_file = _embedding_files(path)
+    have = load_table(ids_file)["id"].to_list()
+    x = np.load(_existing(array_file))
+    check_embeddings(have, x, shown(path))
+    if ids is None:
+        return have, x
+    return list(ids), x[positions(have, ids, shown(path))]
+
+
+def positions(have: Sequence[str], wanted: Sequence[str], what: str) -> np.ndarray:
+    """(len(wanted),) int64: where each wanted id stands in `have`. ValueError counts and shows the missing ones."""
+    where = {identifier: i for i, identifier in enumerate(have)}
+    missing = [identifier for identifier in wanted if identifier not in where]
+    if missing:
+        raise ValueError(f"{what}: {len(missing)} of {len(wanted)} ids are not there, e.g. {missing[:3]}")
+    return np.fromiter((where[identifier] for identifier in wanted), dtype=np.int64, count=len(wanted))
+
+
+def save_table(path: Path, frame: pl.DataFrame) -> None:
+    """Write `frame` as Parquet, or as CSV when `path` ends in .csv."""
+    with atomic(path) as temporary:
+        frame.write_csv(temporary) if path.suffix == ".csv" else frame.write_parquet(temporary)
+
+
+def load_table(path: Path) -> pl.DataFrame:
+    """The table at `path` (.parquet or .csv). Raises FileNotFoundError naming the stage that writes it."""
+    _existing(path)
+    return pl.read_csv(path) if path.suffix == ".csv" else pl.read_parquet(path)
+
+
+def save_json(path: Path, content: dict) -> None:
+    """Write `content` as indented JSON."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_json(path: Path) -> dict:
+    """The JSON object at `path`. Raises FileNotFoundError naming the stage that writes it."""
+    return json.loads(_existing(path).read_text(encoding="utf-8"))
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        stage = path.parent.name if path.parent.name[:2].isdigit() else path.parent.parent.name
+        hint = f"run ./run_all.sh --only {stage[:2]} first" if stage[:2].isdigit() else "run ./run_all.sh first"
+        raise FileNotFoundError(f"{shown(path)} does not exist: {hint}")
+    return path
+
+
+def fingerprint(*parts: object) -> str:
+    """Hex digest of JSON-able values, arrays and paths (a file by size and time of change, a folder by its listing)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+        elif isinstance(part, Path):
+            digest.update(_listing(part).encode())
+        else:
+            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _listing(path: Path) -> str:
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.exists() else []
+    stats = ((f.relative_to(path).as_posix(), f.stat()) for f in files)
+    return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+
+
+def cached_embeddings(path: Path, ids: Sequence[str], key: dict, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The (n, d) float32 rows of `ids` at `path` when they were written for the same ids and `key`, else `compute()`.
+
+    `key` is everything that the rows depend on (texts, weights, sizes), JSON-able; it is kept in `<path>.json`.
+    """
+    key_file = path.with_name(path.name + ".json")
+    wanted = fingerprint(list(ids), key)
+    if key_file.exists() and load_json(key_file)["fingerprint"] == wanted:
+        return load_embeddings(path, ids)[1]
+    key_file.unlink(missing_ok=True)
+    x = compute()
+    save_embeddings(path, ids, x)
+    save_json(key_file, {"fingerprint": wanted})
+    return x
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that the numbers depend on; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in VERSIONS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The repository's commit, with `+` when the tree has changes; None outside a checkout."""
+    run = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+    return run.stdout.strip() or None
+
+
+def write_meta(folder: Path, **facts: object) -> None:
+    """Write `meta.json` into a stage's folder: the given facts, versions, commit and time of writing."""
+    written = datetime.now(UTC).isoformat(timespec="seconds")
+    save_json(folder / META, {**facts, "written": written, "commit": git_commit(), "versions": versions()})

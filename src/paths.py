@@ -1,0 +1,59 @@
+"""Every artifact's name, once, so that no notebook and no module types a file name of another.
+
+Names are relative to `output_dir`: `resolve(output_dir) / paths.PAIRS`. Embeddings are named without a suffix, since
+`artifacts.save_embeddings` writes two files (`.npy` and `.ids.parquet`).
+"""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("01_dedup", "02_train_model_a", "03_cuml_knn_model_b", "04_ensemble_oof", "05_submit")
+
+# shared by stages: decoded pictures and embeddings that only depend on their input
+CACHE = "cache"
+
+# 01_dedup
+PAIRS = "01_dedup/pairs.parquet"  # id, image, prompt, source, reason, filter1, filter2, keeper, similarity, group, fold
+REJECTED = "01_dedup/rejected.parquet"  # id, image, prompt, source, reason
+TARGETS = "01_dedup/targets"  # sentence embeddings of pairs' prompts
+TEST_IMAGES = "01_dedup/test.parquet"  # id, image
+
+# 02_train_model_a; {row} is one of LADDER
+LADDER = ("clip", "clip_filter1", "clip_filter2", "model_a")
+OOF = "02_train_model_a/oof_{row}"
+TEST = "02_train_model_a/test_{row}"
+WEIGHTS = "02_train_model_a/weights/{row}_fold{fold}.safetensors"
+TRAINED = "02_train_model_a/trained.parquet"  # row, fold, rows_trained, seconds, score
+
+# 03_cuml_knn_model_b
+STORE = "03_cuml_knn_model_b/store.parquet"  # id, prompt, source; row i belongs to row i of STORE_KEYS and STORE_VALUES
+STORE_KEYS = "03_cuml_knn_model_b/store_keys"  # CLIP text embeddings
+STORE_VALUES = "03_cuml_knn_model_b/store_values"  # sentence embeddings
+OOF_B = "03_cuml_knn_model_b/oof_model_b"
+TEST_B = "03_cuml_knn_model_b/test_model_b"
+NEIGHBOURS = "03_cuml_knn_model_b/neighbours.parquet"  # query, rank, neighbour, prompt, similarity, weight (test queries)
+CHOICE_B = "03_cuml_knn_model_b/choice.json"  # the tuned k, dim, ... and what they scored
+
+# 04_ensemble_oof
+OOF_ENSEMBLE = "04_ensemble_oof/oof_ensemble"
+BLEND = "04_ensemble_oof/blend.json"  # alpha and how it was found
+TABLE1 = "table1.csv"
+
+# 05_submit
+SUBMISSION = "submission"  # .csv, .parquet, .npy + .ids.parquet
+
+# the runner
+EXECUTED = "executed"  # the notebooks as they ran, .ipynb and .html
+META = "meta.json"  # in each stage's folder
+
+
+def resolve(path: str | Path) -> Path:
+    """`path` as an absolute path; a relative one is relative to the repository's root, wherever the caller runs."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else ROOT / path
+
+
+def shown(path: str | Path) -> str:
+    """`path` as a reader would type it from the repository's root."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
