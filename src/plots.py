@@ -4,8 +4,6 @@ Each function takes arrays or tables, knows no stage and no file of the pipeline
 """
 
 import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#3465a4", "#e07b39", "#4e9a06", "#9a9a9a"
 plt.rcParams.update({

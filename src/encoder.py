@@ -1,0 +1,150 @@
+"""A CLIP through open_clip: loading it by any name open_clip takes, and embedding images and texts in batches."""
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from src.artifacts import cached_embeddings, fingerprint
+from src.images import Geometry, Pixels
+from src.paths import resolve, shown
+
+LOCAL = "local-dir:"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A CLIP in evaluation mode with what its inputs must look like. `fingerprint` changes with the weights."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    geometry: Geometry
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: torch.device
+    fingerprint: str
+
+    def normalise(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """(n, s, s, 3) uint8 -> (n, 3, s, s) float32 on the device, with CLIP's own mean and standard deviation."""
+        x = torch.as_tensor(np.asarray(pixels) if isinstance(pixels, np.ndarray) else pixels).to(self.device)
+        mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return (x.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """`auto` is cuda where there is one, else the cpu. Raises ValueError when cuda is asked for and missing."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, but torch sees no CUDA device; use device: auto or cpu")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device) -> AbstractContextManager:
+    """bf16 where the device computes it natively, fp16 on an older GPU, else fp32."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def load(clip: str, *, device: str = "auto") -> Encoder:
+    """The CLIP that open_clip knows as `clip`: `ViT-L-14/openai`, `hf-hub:...` or `local-dir:path` (relative to the root).
+
+    Raises FileNotFoundError naming what a local folder lacks, RuntimeError when a name cannot be loaded.
+    """
+    import open_clip
+
+    name, pretrained = _split_name(clip)
+    try:
+        model = open_clip.create_model(name, pretrained=pretrained, device=choose_device(device), pretrained_text=False)
+        tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RuntimeError(f"clip: {clip!r} could not be loaded ({error}); without internet use local-dir:<folder>") from error
+    settings = open_clip.get_model_preprocess_cfg(model)
+    size = settings["size"][0] if isinstance(settings["size"], tuple | list) else settings["size"]
+    model = model.eval().requires_grad_(False)
+    model.visual.to(memory_format=torch.channels_last)
+    return Encoder(model, tokenizer, Geometry(size, settings["interpolation"], settings["resize_mode"]), tuple(settings["mean"]),
+                   tuple(settings["std"]), choose_device(device), _weights_fingerprint(clip))
+
+
+def _split_name(clip: str) -> tuple[str, str | None]:
+    if clip.startswith(LOCAL):
+        return LOCAL + str(local_folder(clip)), None
+    if ":" in clip or "/" not in clip:
+        return clip, None
+    return tuple(clip.split("/", 1))
+
+
+def local_folder(clip: str) -> Path:
+    """The folder of a `local-dir:` CLIP. Raises FileNotFoundError when it, its config or its weights are missing."""
+    folder = resolve(clip.removeprefix(LOCAL))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"clip: there is no folder {shown(folder)} (from {clip!r})")
+    if not (folder / "open_clip_config.json").exists():
+        raise FileNotFoundError(f"clip: {shown(folder)} lacks open_clip_config.json, without which size and mean/std are guesses")
+    if not any(folder.glob("open_clip_*model*.safetensors")) and not any(folder.glob("*.bin")):
+        raise FileNotFoundError(f"clip: {shown(folder)} holds no weights, e.g. open_clip_model.safetensors")
+    return folder
+
+
+def _weights_fingerprint(clip: str) -> str:
+    return fingerprint(clip, *([local_folder(clip)] if clip.startswith(LOCAL) else []))
+
+
+@torch.inference_mode()
+def embed_images(encoder: Encoder, pixels: np.ndarray, *, batch_size: int = 128) -> np.ndarray:
+    """(n, s, s, 3) uint8 -> (n, d) float32 unit rows, in order."""
+    parts = []
+    for start in tqdm(range(0, len(pixels), batch_size), desc="image embeddings", unit="batch"):
+        with autocast(encoder.device):
+            x = encoder.normalise(pixels[start:start + batch_size]).contiguous(memory_format=torch.channels_last)
+            parts.append(F.normalize(encoder.model.encode_image(x).float(), dim=-1).cpu())
+    return torch.cat(parts).numpy()
+
+
+@torch.inference_mode()
+def embed_texts(encoder: Encoder, prompts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
+    """Prompts -> (n, d) float32 unit rows, in order; text longer than the context is truncated; equal prompts run once."""
+    unique = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))  # alike lengths together: less padding
+    parts = []
+    for start in tqdm(range(0, len(unique), batch_size), desc="text embeddings", unit="batch"):
+        tokens = trimmed(encoder, encoder.tokenizer(unique[start:start + batch_size])).to(encoder.device)
+        with autocast(encoder.device):
+            parts.append(F.normalize(encoder.model.encode_text(tokens).float(), dim=-1).cpu())
+    where = {prompt: i for i, prompt in enumerate(unique)}
+    return torch.cat(parts).numpy()[[where[prompt] for prompt in prompts]]
+
+
+def trimmed(encoder: Encoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens without the columns that are padding in every row, for Hugging Face text towers, which mask padding."""
+    padding = getattr(getattr(encoder.model, "text", None), "config", None)
+    if getattr(padding, "pad_token_id", None) is None:
+        return tokens
+    return tokens[:, : int((tokens != padding.pad_token_id).sum(dim=1).max())]
+
+
+def image_embeddings(encoder: Encoder, pixels: Pixels, folder: Path, *, name: str) -> np.ndarray:
+    """(n, d) float32 unit rows in the order of `pixels.ids`, computed once for these pictures and this CLIP."""
+    key = {"pixels": pixels.key, "clip": encoder.fingerprint}
+    return cached_embeddings(folder / f"image_embeddings_{name}", pixels.ids, key,
+                             lambda: embed_images(encoder, pixels.array[: len(pixels.ids)]))
+
+
+def text_embeddings(encoder: Encoder, prompts: Sequence[str], folder: Path, *, name: str) -> np.ndarray:
+    """(n, d) float32 unit rows in the order of `prompts`, computed once for these prompts and this CLIP."""
+    key = {"prompts": fingerprint(list(prompts)), "clip": encoder.fingerprint}
+    return cached_embeddings(folder / f"text_embeddings_{name}", [str(i) for i in range(len(prompts))], key,
+                             lambda: embed_texts(encoder, prompts))
+
+
+def describe(encoder: Encoder) -> str:
+    """One line for a notebook's first output."""
+    return (f"{type(encoder.model.visual).__name__}, {encoder.geometry.size} px, on {encoder.device} "
+            f"({torch.get_num_threads()} of {os.cpu_count()} threads)")

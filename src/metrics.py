@@ -1,0 +1,33 @@
+"""The score of the task (equation 8) and unit length, on which every model and the blend rely."""
+
+import numpy as np
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows of `x` at length 1, (n, d) float32, in order. ValueError counts rows that are zero or not finite."""
+    if x.ndim != 2:
+        raise ValueError(f"unit length needs (n, d) rows, got shape {x.shape}")
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    length = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
+    _refuse(~np.isfinite(length), "hold NaN or infinity")
+    _refuse(length == 0, "are zero and have no direction")
+    return (x / length[:, None]).astype(np.float32)
+
+
+def cosines(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """(n,) float32: the cosine of each row of `truth` with the same row of `prediction`, of any length but zero."""
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth has shape {truth.shape}, prediction {prediction.shape}")
+    if len(truth) == 0:
+        raise ValueError("no rows to score")
+    return np.einsum("nd,nd->n", unit(truth), unit(prediction))
+
+
+def avg_cos(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """Equation 8: the mean over rows of the cosine of truth and prediction."""
+    return float(cosines(truth, prediction).mean(dtype=np.float64))
+
+
+def _refuse(bad: np.ndarray, why: str) -> None:
+    if bad.any():
+        raise ValueError(f"{bad.sum()} of {len(bad)} rows {why}, e.g. row {np.flatnonzero(bad)[0]}")

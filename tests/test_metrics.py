@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from src.metrics import avg_cos, cosines, unit
+
+FOX = np.array([[3.0, 4.0], [0.0, 2.0]], np.float32)
+
+
+def test_unit_rows():
+    np.testing.assert_allclose(unit(FOX), [[0.6, 0.8], [0, 1]], atol=1e-7)
+    assert unit(FOX).dtype == np.float32
+
+
+def test_equation_8_is_the_mean_of_cosines():
+    truth = np.array([[1, 0], [1, 0]], np.float32)
+    np.testing.assert_allclose(cosines(truth, FOX), [0.6, 0.0], atol=1e-7)
+    assert avg_cos(truth, FOX) == pytest.approx(0.3)
+    assert avg_cos(truth, 10 * FOX) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "message"),
+    [
+        (np.ones((3, 2), np.float32), r"\(2, 2\), prediction \(3, 2\)"),
+        (np.array([[0, 0], [1, 0]], np.float32), "1 of 2 rows are zero .* row 0"),
+        (np.array([[1, 0], [np.nan, 0]], np.float32), "1 of 2 rows hold NaN or infinity, e.g. row 1"),
+    ],
+)
+def test_refuses(prediction, message):
+    with pytest.raises(ValueError, match=message):
+        avg_cos(FOX, prediction)
+
+
+def test_refuses_no_rows():
+    with pytest.raises(ValueError, match="no rows"):
+        avg_cos(FOX[:0], FOX[:0])
