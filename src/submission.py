@@ -111,7 +111,8 @@ def _lengths(lengths: pl.DataFrame) -> list[str]:
 
 def _values(cells: pl.DataFrame) -> list[str]:
     bad = cells.filter(~pl.col("val").is_finite().fill_null(False))
-    return [f"{len(bad)} values are not finite, e.g. of ids {bad['id'].unique(maintain_order=True)[:3].to_list()}"] if len(bad) else []
+    examples = bad["id"].unique(maintain_order=True)[:3].to_list()
+    return [f"{len(bad)} values are not finite, e.g. of ids {examples}"] if len(bad) else []
 
 
 def _check_copies(path: Path, order: pl.Series, parquet: pl.DataFrame, x: np.ndarray) -> None:

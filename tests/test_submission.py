@@ -1,0 +1,130 @@
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+
+from src import submission
+from src.metrics import unit
+
+IDS = ["227ef0887", "20057f34d", "f27_owl", "92e911621"]
+X = unit(np.random.default_rng(0).standard_normal((4, 384)).astype(np.float32))
+
+
+@pytest.fixture
+def written(tmp_path):
+    submission.write(IDS, X, tmp_path / "submission")
+    return tmp_path / "submission.csv"
+
+
+def cells(ids):
+    return [f"{identifier}_{i}" for identifier in ids for i in range(384)]
+
+
+def write_sample(path, names, header="imgId_eId,val"):
+    path.write_text("\n".join([header, *(f"{name},0.5" for name in names)]) + "\n")
+    return path
+
+
+def test_values_survive_the_disk_in_sorted_order(written):
+    frame = pl.read_csv(written, schema={"imgId_eId": pl.String, "val": pl.Float32})
+    assert frame["imgId_eId"].to_list() == cells(sorted(IDS))
+    rows = X[np.argsort(IDS)]
+    np.testing.assert_array_equal(frame["val"].to_numpy().reshape(4, 384), rows)
+    parquet = pl.read_parquet(written.with_suffix(".parquet"))
+    assert parquet.schema == {"id": pl.String, "embedding": pl.Array(pl.Float32, 384)}
+    np.testing.assert_array_equal(parquet["embedding"].to_numpy(), rows)
+    np.testing.assert_array_equal(np.load(written.with_suffix(".npy")), rows)
+    submission.check(written)
+
+
+def test_the_order_of_the_sample(tmp_path):
+    sample = write_sample(tmp_path / "sample_submission.csv", cells(IDS))
+    assert submission.sample_ids(sample) == IDS
+    submission.write(IDS[::-1], X[::-1], tmp_path / "submission", sample)
+    assert pl.read_csv(tmp_path / "submission.csv")["imgId_eId"].to_list() == cells(IDS)
+    np.testing.assert_array_equal(np.load(tmp_path / "submission.npy"), X)
+    submission.check(tmp_path / "submission", sample)
+
+
+@pytest.mark.parametrize(
+    ("ids", "x", "message"),
+    [
+        (IDS, np.where(np.arange(384) == 3, np.nan, X).astype(np.float32), "4 rows hold NaN or infinity"),
+        (IDS, X[:, :383].copy(), "vectors are 383 long, must be 384"),
+        (IDS[:3], X, "3 ids for 4 embeddings"),
+        (IDS[:3] + IDS[:1], X, r"1 ids occur more than once, e.g. \['227ef0887'\]"),
+        (IDS[:3] + ["stranger"], X, r"1 ids missing, e.g. \['92e911621'\]; 1 ids extra, e.g. \['stranger'\]"),
+    ],
+)
+def test_write_refuses_and_leaves_nothing(tmp_path, ids, x, message):
+    sample = write_sample(tmp_path / "sample.csv", cells(IDS))
+    with pytest.raises(ValueError, match=message):
+        submission.write(ids, x, tmp_path / "submission", sample)
+    assert [p.name for p in tmp_path.iterdir()] == ["sample.csv"]
+
+
+def first_is(value):
+    return pl.when(pl.int_range(pl.len()) == 0).then(pl.lit(value, pl.Float32)).otherwise(pl.col("val")).alias("val")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: f[384:], r"submission.csv: 1 ids missing, e.g. \['20057f34d'\]"),
+        (lambda f: pl.concat([f, f[:384]]), r"1 ids doubled, e.g. \['20057f34d'\]"),
+        (lambda f: f.with_columns(pl.col("imgId_eId").str.replace("f27_owl", "owl")), r"1 ids missing.*1 ids extra.*owl"),
+        (lambda f: f[1:], r"1 vectors are not 384 long, e.g. \['20057f34d: 383'\]"),
+        (lambda f: f.with_columns(first_is(float("nan"))), "1 values are not finite, e.g. of ids .*20057f34d"),
+        (lambda f: f.with_columns(first_is(None)), "1 values are not finite"),
+        (lambda f: f.rename({"val": "value"}), "the header is 'imgId_eId,value'"),
+        (lambda f: pl.concat([f[1:384], f[:1], f[384:]]), "out of order from line 2 .'20057f34d_1'"),
+        (lambda f: f.with_columns(pl.col("imgId_eId").str.replace("_", "-")), "rows are not named <imgId>_<eId>"),
+        (lambda f: f.with_columns(first_is(0.5)), "submission.parquet: 1 vectors differ from .*'20057f34d'"),
+    ],
+)
+def test_check_refuses_what_is_on_disk(written, spoil, message):
+    spoil(pl.read_csv(written, schema={"imgId_eId": pl.String, "val": pl.Float32})).write_csv(written)
+    with pytest.raises(ValueError, match=message):
+        submission.check(written)
+
+
+def test_a_word_for_a_value_is_counted(written):
+    lines = written.read_text().splitlines()
+    written.write_text("\n".join([lines[0], "20057f34d_0,fox", *lines[2:]]))
+    with pytest.raises(ValueError, match="1 values are not finite"):
+        submission.check(written)
+
+
+def test_check_compares_with_the_sample(written, tmp_path):
+    sample = write_sample(tmp_path / "sample.csv", cells([*sorted(IDS), "zebra"]))
+    with pytest.raises(ValueError, match=r"1 ids missing, e.g. \['zebra'\]"):
+        submission.check(written, sample)
+
+
+@pytest.mark.parametrize(
+    ("names", "header", "message"),
+    [
+        (cells(IDS), "id,val", "sample.csv: the header is 'id,val'"),
+        (cells(IDS)[:-1], "imgId_eId,val", r"1 vectors are not 384 long, e.g. \['92e911621: 383'\]"),
+        (cells(IDS) + cells(IDS[:1]), "imgId_eId,val", "1 ids doubled"),
+        (cells(IDS)[1::-1] + cells(IDS)[2:], "imgId_eId,val", "line 2 is '227ef0887_1', not in order"),
+    ],
+)
+def test_a_sample_of_another_form_is_refused(tmp_path, names, header, message):
+    with pytest.raises(ValueError, match=message):
+        submission.sample_ids(write_sample(tmp_path / "sample.csv", names, header))
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.csv"):
+        submission.check(tmp_path / "nowhere")
+
+
+def test_a_competition_sized_file_takes_seconds(tmp_path):
+    ids = [f"{i:09x}" for i in range(4000)]
+    x = np.tile(X, (1000, 1))
+    start = time.perf_counter()
+    submission.write(ids, x, tmp_path / "submission")
+    submission.check(tmp_path / "submission")
+    assert time.perf_counter() - start < 20
