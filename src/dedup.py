@@ -158,3 +158,29 @@ def leaks(embeddings: np.ndarray, fold: np.ndarray) -> pl.DataFrame:
         highest, _ = nearest_in(embeddings[fold == f], embeddings[fold != f])
         found.append({"fold": int(f), "rows": len(highest), "highest": float(highest.max()), "mean_highest": float(highest.mean())})
     return pl.DataFrame(found)
+
+
+def nearest_other(embeddings: np.ndarray, *, block: int = BLOCK) -> np.ndarray:
+    """(n,) float32: each unit row's highest similarity to any other row."""
+    highest = np.empty(len(embeddings), dtype=np.float32)
+    for start in range(0, len(embeddings), block):
+        similarity = embeddings[start:start + block] @ embeddings.T
+        similarity[np.arange(len(similarity)), start + np.arange(len(similarity))] = -np.inf
+        highest[start:start + block] = similarity.max(axis=1)
+    return highest
+
+
+def extend_keepers(embeddings: np.ndarray, rows: np.ndarray, keeper: np.ndarray, similarity: np.ndarray
+                   ) -> tuple[np.ndarray, np.ndarray]:
+    """`cosine_filter`'s answer over `rows` carried to all n rows: a row outside `rows` gets its most similar kept row.
+
+    Returns `keeper` (n,) int64 into all rows and `similarity` (n,) float32.
+    """
+    full_keeper, full_similarity = np.empty(len(embeddings), np.int64), np.empty(len(embeddings), np.float32)
+    full_keeper[rows], full_similarity[rows] = rows[keeper], similarity
+    outside = np.setdiff1d(np.arange(len(embeddings)), rows)
+    if len(outside):
+        kept = rows[keeper == np.arange(len(rows))]
+        full_similarity[outside], nearest = nearest_in(embeddings[outside], embeddings[kept])
+        full_keeper[outside] = kept[nearest]
+    return full_keeper, full_similarity

@@ -134,7 +134,7 @@ def image_embeddings(encoder: Encoder, pixels: Pixels, folder: Path, *, name: st
     """(n, d) float32 unit rows in the order of `pixels.ids`, computed once for these pictures and this CLIP."""
     key = {"pixels": pixels.key, "clip": encoder.fingerprint}
     return cached_embeddings(folder / f"image_embeddings_{name}", pixels.ids, key,
-                             lambda: embed_images(encoder, pixels.array[: len(pixels.ids)]))
+                             lambda: embed_images(encoder, pixels.array))
 
 
 def text_embeddings(encoder: Encoder, prompts: Sequence[str], folder: Path, *, name: str) -> np.ndarray:

@@ -73,16 +73,31 @@ def resized(picture: Image.Image, geometry: Geometry) -> np.ndarray:
 def cache(frame: pl.DataFrame, folder: Path, *, geometry: Geometry, name: str) -> tuple[Pixels, pl.DataFrame]:
     """Decode the pictures of `frame` (id, image) into `folder`, or open what is there for the same files.
 
-    Returns the readable ones and the rows set aside with their `reason`. Decoding runs on all cores with a progress bar.
+    Returns the readable ones, in order, and the rows set aside with their `reason`. Decoding runs on all cores with a
+    progress bar. A later call for the readable rows alone finds the same cache.
     """
-    key = fingerprint(frame["id"].to_list(), vars(geometry), *(resolve(image) for image in frame["image"]))
-    base = folder / f"pixels_{name}_{geometry.size}_{key[:12]}"
+    base = folder / f"pixels_{name}_{geometry.size}_{geometry.interpolation}_{geometry.resize_mode}"
     array_file, rows_file = base.with_suffix(".npy"), base.with_suffix(".parquet")
-    if not rows_file.exists():
+    frame = frame.select("id", "image", stamp=pl.Series([_stamp(image) for image in frame["image"]], dtype=pl.String))
+    if not rows_file.exists() or not _covers(load_table(rows_file), frame):
+        rows_file.unlink(missing_ok=True)
         _build(frame, array_file, rows_file, geometry)
-    rows = load_table(rows_file)
-    good = rows["reason"].is_null()
-    return Pixels(rows.filter(good)["id"].to_list(), np.load(array_file, mmap_mode="r"), key), rows.filter(~good)
+    rows = load_table(rows_file).filter(pl.col("id").is_in(frame["id"].implode()))
+    good = rows.filter(pl.col("reason").is_null())
+    array = np.load(array_file, mmap_mode="r")[: len(good)]
+    key = fingerprint(good.rows(), vars(geometry))
+    return Pixels(good["id"].to_list(), array, key), rows.filter(pl.col("reason").is_not_null())
+
+
+def _stamp(image: str) -> str:
+    stat = resolve(image).stat()
+    return f"{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _covers(rows: pl.DataFrame, frame: pl.DataFrame) -> bool:
+    """Whether the cache holds just these files: all of them, or all its readable ones, in the same order."""
+    files = ["id", "image", "stamp"]
+    return any(cached.select(files).equals(frame) for cached in (rows, rows.filter(pl.col("reason").is_null())))
 
 
 def _build(frame: pl.DataFrame, array_file: Path, rows_file: Path, geometry: Geometry) -> None:

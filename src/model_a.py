@@ -270,8 +270,8 @@ def _epochs(fitted: Fitted, encoder: Encoder, data: TrainingSet, rows: np.ndarra
                               weight_decay=recipe.weight_decay)
     optimiser = torch.optim.AdamW(groups)
     per_epoch = -(-len(rows) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [g["lr"] for g in groups], total_steps=max(2, recipe.epochs * per_epoch),
-                                                   pct_start=0.1, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [g["lr"] for g in groups], pct_start=0.1, cycle_momentum=False,
+                                                   total_steps=max(2, recipe.epochs * per_epoch))
     augment = augmentation() if recipe.augment_images else None
     random = np.random.default_rng(seed)
     for epoch in range(1, recipe.epochs + 1):

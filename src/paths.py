@@ -22,7 +22,7 @@ TEST_IMAGES = "01_dedup/test.parquet"  # id, image
 LADDER = ("clip", "clip_filter1", "clip_filter2", "model_a")
 OOF = "02_train_model_a/oof_{row}"
 TEST = "02_train_model_a/test_{row}"
-WEIGHTS = "02_train_model_a/weights/{row}_fold{fold}.safetensors"
+FOLD = "02_train_model_a/folds/{row}_fold{fold}"  # + .safetensors, .json, _oof and _test embeddings
 TRAINED = "02_train_model_a/trained.parquet"  # row, fold, rows_trained, seconds, score
 
 # 03_cuml_knn_model_b

@@ -3,10 +3,79 @@
 Each function takes arrays or tables, knows no stage and no file of the pipeline, and returns a matplotlib Figure.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#3465a4", "#e07b39", "#4e9a06", "#9a9a9a"
 plt.rcParams.update({
     "figure.dpi": 100, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.25, "legend.frameon": False, "image.interpolation": "nearest",
 })
+
+
+# --- 01: data filters, groups, folds ---
+
+
+def similarity_histogram(nearest: np.ndarray, threshold: float) -> Figure:
+    """Histogram of each prompt's highest similarity to any other prompt, (n,), with the filter's threshold."""
+    figure, axes = plt.subplots(figsize=(6, 2.6))
+    axes.hist(nearest, bins=60, color=BLUE)
+    axes.axvline(threshold, color=ORANGE)
+    axes.set(xlabel="cosine to the nearest other prompt", ylabel="prompts", title=f"{(nearest > threshold).mean():.0%} of prompts "
+             f"have a neighbour above {threshold}")
+    return figure
+
+
+def kept_curve(thresholds: np.ndarray, kept: np.ndarray, threshold: float) -> Figure:
+    """Rows kept by data filter 2 at each threshold, with the one in use."""
+    figure, axes = plt.subplots(figsize=(6, 2.6))
+    axes.plot(thresholds, kept, "o-", color=BLUE)
+    axes.axvline(threshold, color=ORANGE)
+    axes.set(xlabel="cosine threshold", ylabel="rows kept", ylim=(0, None), title="Rows kept against the threshold")
+    return figure
+
+
+def picture_grid(pictures: list, titles: list[str], *, columns: int = 4, width: float = 2.4) -> Figure:
+    """Pictures (PIL or (h, w, 3) arrays) in rows of `columns`, each with its wrapped title below it."""
+    rows = -(-len(pictures) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, (width + 0.7) * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, picture, title in zip(axes.flat, pictures, titles, strict=False):
+        ax.imshow(picture)
+        ax.set_title("\n".join(textwrap.wrap(title, 40)[:5]), fontsize=7, y=-0.02, va="top")
+    figure.tight_layout()
+    return figure
+
+
+# --- 02: Model A ---
+
+
+def learning_curves(history: list[dict]) -> Figure:
+    """Training loss and inner validation score by epoch, one line a fold; `history` rows have row, fold, epoch, loss, score."""
+    names = list(dict.fromkeys(entry["row"] for entry in history))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3))
+    for name, colour in zip(names, (GREY, GREEN, ORANGE, BLUE), strict=False):
+        for fold in sorted({e["fold"] for e in history}):
+            line = sorted((e for e in history if e["row"] == name and e["fold"] == fold), key=lambda e: e["epoch"])
+            label = name if fold == 0 else None
+            axes[0].plot([e["epoch"] for e in line[1:]], [e["loss"] for e in line[1:]], "o-", color=colour, label=label)
+            axes[1].plot([e["epoch"] for e in line], [e["score"] for e in line], "o-", color=colour, label=label)
+    axes[0].set(xlabel="epoch", ylabel="1 - cosine", title="training loss")
+    axes[1].set(xlabel="epoch (0 is the linear probe)", ylabel="Avg-Cos", title="inner validation")
+    axes[1].legend()
+    return figure
+
+
+def bars(names: list[str], values: list[float], low: list[float], high: list[float], *, title: str) -> Figure:
+    """Horizontal bars with their 95 % intervals, first name on top; the axis starts near the smallest value."""
+    figure, axes = plt.subplots(figsize=(6, 0.4 * len(names) + 1))
+    error = np.abs(np.array([low, high]) - np.array(values))
+    axes.barh(names, values, xerr=error, color=BLUE, alpha=0.8)
+    axes.invert_yaxis()
+    span = max(high) - min(low)
+    axes.set(title=title, xlim=(min(low) - span, max(high) + 0.3 * span))
+    return figure

@@ -53,6 +53,12 @@ def encode(prompts: Sequence[str], *, model: str = EMBEDDED, device: str = "auto
     return rows[[where[prompt] for prompt in prompts]]
 
 
+def count_tokens(prompts: Sequence[str], *, model: str = EMBEDDED) -> np.ndarray:
+    """(n,) int64: how many tokens the sentence encoder's tokenizer makes of each prompt, special tokens included."""
+    tokenizer = sentence_model(model).tokenizer
+    return np.array([len(ids) for ids in tokenizer(list(prompts), verbose=False)["input_ids"]], dtype=np.int64)
+
+
 @cache
 def thesaurus() -> tuple[str, dict[str, list[str]] | None]:
     """Where synonyms come from: ("WordNet at <folder>", None), or ("embedded table of n words", {word: synonyms})."""

@@ -1,0 +1,379 @@
+"""The runner behind run_all.sh: strict parameters, order, skipping what is up to date, and clocks.
+
+It imports no model: a run in which everything is up to date takes seconds.
+"""
+
+import argparse
+import ast
+import difflib
+import hashlib
+import inspect
+import json
+import os
+import re
+import resource
+import sys
+import time
+from pathlib import Path
+
+from src import paths
+from src.paths import ROOT, STAGES, resolve, shown
+
+NOTEBOOKS = ROOT / "notebooks"
+USAGE = """examples:
+  ./run_all.sh                                          everything, on the embedded demo
+  ./run_all.sh --params params/competition.yaml         another parameters file
+  ./run_all.sh --from 03                                go on from notebook 03
+  ./run_all.sh --only 03 --force                        run one notebook, up to date or not
+  ./run_all.sh --set 02_train_model_a.epochs=3 --set seed=1   change parameters for this run
+
+environment: PYTHON=... chooses the interpreter for .venv, SKIP_INSTALL=1 uses the packages that are there"""
+
+
+class Problem(Exception):
+    """Something the user can put right: shown without a traceback."""
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="./run_all.sh", description="From pictures and prompts to a checked submission: "
+                                     "runs the five notebooks in order and skips what is up to date.", epilog=USAGE,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", default="params/demo.yaml", metavar="FILE", help="parameters (default: %(default)s)")
+    parser.add_argument("--from", dest="first", metavar="03", help="start at this notebook; earlier ones are left as they are")
+    parser.add_argument("--only", metavar="03", help="run this notebook alone")
+    parser.add_argument("--force", action="store_true", help="run even what is up to date")
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE",
+                        help="a parameter for this run: seed=1, 02_train_model_a.epochs=3, demo.train_scenes=500")
+    return parser.parse_args(argv)
+
+
+# --- parameters ---
+
+
+def declared(notebook: Path) -> dict[str, tuple[object, tuple[type, ...]]]:
+    """Name -> (default, types allowed) from the cell tagged `parameters`; the types come from the annotation or the default."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+    found = {}
+    for node in ast.parse(source).body:
+        name = node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id
+        default = ast.literal_eval(node.value)
+        found[name] = (default, _types(node.annotation) if isinstance(node, ast.AnnAssign) else (type(default),))
+    return found
+
+
+def _types(annotation: ast.expr) -> tuple[type, ...]:
+    known = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "None": type(None)}
+    return tuple(known[name.strip().split("[")[0]] for name in ast.unparse(annotation).split("|"))
+
+
+def _fits(value: object, types: tuple[type, ...]) -> bool:
+    return type(value) in types or (type(value) is int and float in types)
+
+
+def load_params(file: str, changes: list[str]) -> dict[str, dict]:
+    """The sections of a parameters file with the `--set` changes in them. Raises Problem naming the file or the change."""
+    import yaml
+
+    path = resolve(file)
+    if not path.is_file():
+        raise Problem(f"--params: {shown(path)} does not exist; there are "
+                      + ", ".join(shown(p) for p in sorted((ROOT / "params").glob("*.yaml"))))
+    try:
+        params = yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader(yaml)) or {}
+        for change in changes:
+            key, equals, value = change.partition("=")
+            if not equals:
+                raise Problem(f"--set {change}: wanted KEY=VALUE")
+            section, _, name = key.rpartition(".")
+            params.setdefault(section or "common", {})[name] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise Problem(f"{shown(path)}: {error}") from None
+    wrong = [name for name, section in params.items() if not isinstance(section, dict)]
+    if wrong:
+        raise Problem(f"{shown(path)}: sections must hold `name: value` lines; these do not: {wrong}")
+    return params
+
+
+def _strict_loader(yaml):
+    class Loader(yaml.SafeLoader):
+        """YAML keeps the last of two equal keys and says nothing; here that is an error."""
+
+    def mapping(loader, node, deep=False):
+        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+        doubled = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if doubled:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: keys given twice: {doubled}")
+        return yaml.SafeLoader.construct_mapping(loader, node, deep=deep)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    return Loader
+
+
+def stage_params(params: dict[str, dict], file: str, notebooks: Path = NOTEBOOKS) -> dict[str, dict]:
+    """What each notebook is given: every declared name, from its section, else `common`, else the notebook's default.
+
+    Raises Problem listing every unknown section or key and every value of another type.
+    """
+    known = {stage: declared(notebooks / f"{stage}.ipynb") for stage in STAGES}
+    common = sorted({name for names in known.values() for name in names})
+    problems = [f"section {s!r} is unknown{_near(s, ['common', 'demo', *STAGES])}" for s in params
+                if s not in ("common", "demo", *STAGES)]
+    problems += [f"common.{name} is declared by no notebook{_near(name, common)}" for name in params.get("common", {})
+                 if name not in common]
+    result = {}
+    for stage, names in known.items():
+        own = params.get(stage, {})
+        problems += [f"{stage}.{name} is not declared by notebooks/{stage}.ipynb{_near(name, list(names))}"
+                     for name in own if name not in names]
+        given = {n: v for n, v in params.get("common", {}).items() if n in names} | {n: v for n, v in own.items() if n in names}
+        problems += [f"{stage}.{name} must be {' or '.join(t.__name__ for t in names[name][1])}, got {value!r}"
+                     for name, value in given.items() if not _fits(value, names[name][1])]
+        result[stage] = {name: given.get(name, default) for name, (default, _) in names.items()}
+    problems += _demo_problems(params.get("demo"))
+    if problems:
+        raise Problem(f"{file}: " + "\n  ".join(["the parameters are refused", *dict.fromkeys(problems)]))
+    return result
+
+
+def _near(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _demo_problems(demo: dict | None) -> list[str]:
+    if demo is None:
+        return []
+    from src import demo as module
+
+    wanted = dict(inspect.signature(module.write).parameters)
+    problems = [f"demo.{name} is unknown{_near(name, list(wanted))}" for name in demo if name not in wanted]
+    for name, parameter in wanted.items():
+        if name not in demo and parameter.default is inspect.Parameter.empty:
+            problems.append(f"demo.{name} is missing")
+        elif name in demo and name != "folder" and type(demo[name]) is not int:
+            problems.append(f"demo.{name} must be int, got {demo[name]!r}")
+    return problems
+
+
+def input_paths(values: dict[str, object]) -> dict[str, Path]:
+    """Parameter -> the user's file or folder it names: train, test, text, test_truth, and a `local-dir:` CLIP."""
+    found = {}
+    for name, value in values.items():
+        entries = value if isinstance(value, list) else [value]
+        for n, entry in enumerate(entries):
+            entry = entry.get("path") if isinstance(entry, dict) else entry
+            local = isinstance(entry, str) and entry.startswith("local-dir:")
+            if isinstance(entry, str) and (local or name in ("train", "test", "text", "test_truth")):
+                found[f"{name}[{n}]" if len(entries) > 1 else name] = resolve(entry.removeprefix("local-dir:"))
+    return found
+
+
+def check_inputs(per_stage: dict[str, dict], file: str) -> None:
+    """Raise Problem listing every input that does not exist, before anything runs."""
+    missing = {f"{name}: {shown(path)} does not exist" for values in per_stage.values()
+               for name, path in input_paths(values).items() if not path.exists()}
+    if missing:
+        raise Problem("\n  ".join([f"{file}: inputs are missing", *sorted(missing)])
+                      + "\nset them in the file or with --set, or run the embedded demo: ./run_all.sh --params params/demo.yaml")
+
+
+# --- what is up to date ---
+
+
+def state_of(stage: str, values: dict[str, object], output: Path, notebooks: Path = NOTEBOOKS) -> dict[str, dict]:
+    """Everything a stage depends on, in parts that can be compared and named: parameters, inputs, code, earlier stages."""
+    from src.artifacts import fingerprint
+
+    cells = json.loads((notebooks / f"{stage}.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = {f"notebooks/{stage}.ipynb": fingerprint([(c["cell_type"], "".join(c["source"])) for c in cells])}
+    for module in sorted((ROOT / "src").glob("*.py")):
+        if module.name != "pipeline.py":
+            code[f"src/{module.name}"] = hashlib.sha256(module.read_bytes()).hexdigest()[:16]
+    earlier = {s: (_meta(output, s) or {}).get("written") for s in STAGES[:STAGES.index(stage)]}
+    inputs = {name: fingerprint(path) for name, path in input_paths(values).items()}
+    return {"parameter": values, "input": inputs, "code": code, "earlier stage": earlier}
+
+
+def reasons_to_run(stage: str, state: dict[str, dict], output: Path) -> list[str]:
+    """Why a stage must run, in words; empty when it is up to date."""
+    meta = _meta(output, stage)
+    if meta is None or "state" not in meta:
+        return ["it has not run to its end here"]
+    gone = [name for name, size in meta["files"].items() if not (output / name).is_file() or (output / name).stat().st_size != size]
+    reasons = [f"{len(gone)} of its files are missing or changed, e.g. {gone[0]}"] if gone else []
+    for kind, now in json.loads(json.dumps(state)).items():
+        before = meta["state"][kind]
+        for name in sorted(now.keys() | before.keys()):
+            if now.get(name) != before.get(name):
+                change = f" {before.get(name)!r} -> {now.get(name)!r}" if kind == "parameter" else " changed"
+                reasons.append(f"{kind} {name}{change}")
+    return reasons
+
+
+def _meta(output: Path, stage: str) -> dict | None:
+    file = output / stage / paths.META
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def _files(output: Path, stage: str, since: float) -> dict[str, int]:
+    """Sizes of a stage's artifacts: those in its folder, and those it wrote into the output's root."""
+    own = [f for f in (output / stage).rglob("*") if f.is_file() and f.name != paths.META]
+    root = [f for f in output.glob("*") if f.is_file() and f.stat().st_mtime >= since]
+    return {f.relative_to(output).as_posix(): f.stat().st_size for f in sorted([*own, *root])}
+
+
+# --- running ---
+
+
+def run_stage(stage: str, values: dict[str, object], output: Path, notebooks: Path = NOTEBOOKS) -> float:
+    """Execute one notebook with papermill; its copy with outputs goes to output/executed, as .ipynb and .html.
+
+    Returns seconds. Raises papermill's PapermillExecutionError when a cell fails, Problem when meta.json was not written.
+    """
+    import papermill
+
+    from src.artifacts import save_json
+
+    meta_file = output / stage / paths.META
+    meta_file.unlink(missing_ok=True)
+    executed = output / paths.EXECUTED / f"{stage}.ipynb"
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    state = state_of(stage, values, output, notebooks)
+    began, clock = time.time(), time.perf_counter()
+    try:
+        papermill.execute_notebook(notebooks / f"{stage}.ipynb", executed, parameters=values, cwd=notebooks, kernel_name="python3",
+                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr)
+    finally:
+        _tidy(executed)
+    seconds = time.perf_counter() - clock
+    if not meta_file.exists():
+        raise Problem(f"{stage} ended without writing {shown(meta_file)}")
+    meta = json.loads(meta_file.read_text(encoding="utf-8"))
+    save_json(meta_file, {**meta, "seconds": round(seconds, 1), "state": state, "files": _files(output, stage, began)})
+    return seconds
+
+
+def _tidy(executed: Path) -> None:
+    """Keep the last state of each progress bar in the executed copy, and write the copy as HTML."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    if not executed.exists():
+        return
+    notebook = nbformat.read(executed, as_version=4)
+    for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "stream"):
+        output.text = re.sub(r"[^\n]*\r", "", output.text)
+    nbformat.write(notebook, executed)
+    html, _ = HTMLExporter().from_notebook_node(notebook)
+    executed.with_suffix(".html").write_text(html, encoding="utf-8")
+
+
+def prepare_demo(demo: dict | None) -> None:
+    """Write the demo when the parameters ask for one that is not there."""
+    if demo is None:
+        return
+    from src import demo as module
+
+    sizes = {name: value for name, value in demo.items() if name != "folder"}
+    folder = resolve(demo["folder"])
+    if module.is_current(folder, **sizes):
+        print(f"demo       up to date ({shown(folder)})")
+        return
+    clock = time.perf_counter()
+    print(f"demo       writing {shown(folder)}", flush=True)
+    module.write(folder, **sizes)
+    print(f"demo       {time.perf_counter() - clock:.0f} s")
+
+
+def chosen(first: str | None, only: str | None) -> list[str]:
+    """The stages that `--from` and `--only` leave, by number or name."""
+    def index(text: str) -> int:
+        found = [i for i, stage in enumerate(STAGES) if stage == text or stage.split("_")[0] == text.zfill(2)]
+        if not found:
+            raise Problem(f"{text!r} is no notebook; there are {', '.join(STAGES)}")
+        return found[0]
+
+    if first and only:
+        raise Problem("--from and --only exclude each other")
+    return [STAGES[index(only)]] if only else list(STAGES[index(first):]) if first else list(STAGES)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The whole run; returns the exit status."""
+    params = load_params(options.params, options.changes)
+    per_stage = stage_params(params, options.params)
+    stages = chosen(options.first, options.only)
+    output = resolve(per_stage["01_dedup"]["output_dir"])
+    clock, again = time.perf_counter(), f"./run_all.sh --params {options.params} --from "
+    prepare_demo(params.get("demo"))
+    check_inputs({stage: per_stage[stage] for stage in stages}, options.params)
+    times = {}
+    for stage in stages:
+        reasons = reasons_to_run(stage, state_of(stage, per_stage[stage], output), output)
+        if not reasons and not options.force:
+            print(f"{stage}: up to date")
+            times[stage] = None
+            continue
+        print(f"\n=== {stage}: {'; '.join(reasons[:3]) or 'asked for by --force'}", flush=True)
+        try:
+            times[stage] = run_stage(stage, per_stage[stage], output)
+        except KeyboardInterrupt:
+            print(f"\nstopped in {stage}; go on with {again}{stage[:2]}", file=sys.stderr)
+            return 130
+        except Exception as error:
+            _report_failure(stage, error, output, again + stage[:2])
+            return 1
+    _report(output, times, time.perf_counter() - clock)
+    return 0
+
+
+def _report_failure(stage: str, error: Exception, output: Path, again: str) -> None:
+    print(f"\n{stage} failed.", file=sys.stderr)
+    if hasattr(error, "ename"):
+        trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
+        print("\n".join(trace[-15:-1]), f"\ncell {error.exec_count}: {error.ename}: {error.evalue}", sep="\n", file=sys.stderr)
+    else:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    print(f"\nexecuted copy: {shown(output / paths.EXECUTED / f'{stage}.ipynb')} (and .html)\ngo on with:    {again}", file=sys.stderr)
+
+
+def _report(output: Path, times: dict[str, float | None], total: float) -> None:
+    import polars as pl
+
+    table = output / paths.TABLE1
+    if table.exists():
+        print(f"\nTable 1 ({shown(table)})")
+        with pl.Config(tbl_formatting="NOTHING", tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True, tbl_rows=20,
+                       tbl_cols=-1, float_precision=4, tbl_width_chars=120, fmt_str_lengths=40):
+            print(pl.read_csv(table))
+    submission = output / f"{paths.SUBMISSION}.csv"
+    if submission.exists():
+        print(f"\nsubmission: {shown(submission)} (also .parquet and .npy)")
+    print("\n" + "\n".join(f"{stage:22} {'up to date' if t is None else f'{t:6.0f} s'}" for stage, t in times.items()))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
+    if all(t is None for t in times.values()):
+        print("everything is up to date")
+    else:
+        print(f"{'total':22} {total:6.0f} s, largest process {peak:.1f} GB; the notebooks as they ran: {shown(output / paths.EXECUTED)}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of run_all.sh: 0 done, 1 a stage failed, 2 the parameters or inputs are refused, 130 interrupted."""
+    options = arguments(argv)
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel is this environment's Python
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    try:
+        return run(options)
+    except Problem as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
