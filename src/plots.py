@@ -79,3 +79,69 @@ def bars(names: list[str], values: list[float], low: list[float], high: list[flo
     span = max(high) - min(low)
     axes.set(title=title, xlim=(min(low) - span, max(high) + 0.3 * span))
     return figure
+
+
+# --- 03: Model B ---
+
+
+def heat_map(score: np.ndarray, rows: list, columns: list, *, row_name: str, column_name: str, title: str) -> Figure:
+    """`score` (len(rows), len(columns)) as colours with the numbers written in; the best is framed."""
+    figure, axes = plt.subplots(figsize=(1.2 + 0.62 * len(columns), 0.9 + 0.38 * len(rows)))
+    axes.imshow(score, cmap="viridis", aspect="auto")
+    axes.grid(False)
+    dark = score < (score.min() + score.max()) / 2
+    for i, j in np.ndindex(score.shape):
+        axes.text(j, i, f"{score[i, j]:.3f}", ha="center", va="center", fontsize=7, color="white" if dark[i, j] else "black")
+    i, j = np.unravel_index(score.argmax(), score.shape)
+    axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2))
+    axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
+    axes.set(xlabel=column_name, ylabel=row_name, title=title)
+    return figure
+
+
+def picture_page(pictures: list, texts: list[list[str]], *, columns: int = 2) -> Figure:
+    """Pictures with lines of text to the right of each, the first line in bold: a query and what was found for it."""
+    rows = -(-len(pictures) // columns)
+    figure, axes = plt.subplots(rows, 2 * columns, figsize=(5.4 * columns, 1.9 * rows), squeeze=False,
+                                width_ratios=[1, 1.9] * columns)
+    for ax in axes.flat:
+        ax.axis("off")
+    for n, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
+        left, right = axes[n // columns, 2 * (n % columns): 2 * (n % columns) + 2]
+        left.imshow(picture)
+        head = "\n".join(textwrap.wrap(lines[0], 48)[:3])
+        body = "\n".join(textwrap.shorten(line, 100, placeholder=" …") for line in lines[1:])
+        body = "\n".join("\n  ".join(textwrap.wrap(line, 52)) for line in body.split("\n"))
+        right.text(0, 1, head, va="top", fontsize=7.5, fontweight="bold", transform=right.transAxes)
+        right.text(0, 0.72, body, va="top", fontsize=7, transform=right.transAxes)
+    figure.tight_layout()
+    return figure
+
+
+# --- 04: the ensemble ---
+
+
+def alpha_curve(alphas: np.ndarray, score: np.ndarray, best: float) -> Figure:
+    """Mean cosine of the blend against alpha; the ends are Model B alone and Model A alone."""
+    figure, axes = plt.subplots(figsize=(6, 2.8))
+    axes.plot(alphas, score, color=BLUE)
+    axes.plot(best, np.interp(best, alphas, score), "o", color=ORANGE, label=f"alpha = {best:.3f}")
+    for end, name, side in ((0, "Model B", "left"), (-1, "Model A", "right")):
+        axes.annotate(f"{name} {score[end]:.4f}", (alphas[end], score[end]), xytext=(0, 6), textcoords="offset points", ha=side)
+    axes.set(xlabel="alpha (weight of Model A)", ylabel="Avg-Cos, out-of-fold")
+    axes.margins(y=0.15)
+    axes.legend(loc="lower center")
+    return figure
+
+
+def ladder(names: list[str], here: np.ndarray, paper: np.ndarray) -> Figure:
+    """Two panels on axes of their own: `here` (n, 3) mean, low, high, and the `paper`'s n numbers; only shapes compare."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, width_ratios=[2, 1])
+    y = np.arange(len(names))
+    axes[0].errorbar(here[:, 0], y, xerr=[here[:, 0] - here[:, 1], here[:, 2] - here[:, 0]], fmt="o", color=BLUE, capsize=3)
+    axes[1].plot(paper, y, "o", color=GREY)
+    axes[0].set(yticks=y, yticklabels=names, xlabel="Avg-Cos, out-of-fold, 95 % interval", title="this data")
+    axes[1].set(xlabel="Avg-Cos", title="the paper (its hidden test set)")
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    return figure
