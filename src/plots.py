@@ -46,7 +46,7 @@ def picture_grid(pictures: list, titles: list[str], *, columns: int = 4, width: 
         ax.axis("off")
     for ax, picture, title in zip(axes.flat, pictures, titles, strict=False):
         ax.imshow(picture)
-        ax.set_title("\n".join(textwrap.wrap(title, 40)[:5]), fontsize=7, y=-0.02, va="top")
+        ax.set_title("\n".join(textwrap.wrap(title, 40)[:5]), fontsize=7, y=-0.03, va="top", pad=0)
     figure.tight_layout()
     return figure
 
@@ -127,9 +127,9 @@ def alpha_curve(alphas: np.ndarray, score: np.ndarray, best: float) -> Figure:
     axes.plot(alphas, score, color=BLUE)
     axes.plot(best, np.interp(best, alphas, score), "o", color=ORANGE, label=f"alpha = {best:.3f}")
     for end, name, side in ((0, "Model B", "left"), (-1, "Model A", "right")):
-        axes.annotate(f"{name} {score[end]:.4f}", (alphas[end], score[end]), xytext=(0, 6), textcoords="offset points", ha=side)
+        axes.annotate(f"{name} {score[end]:.4f}", (alphas[end], score[end]), xytext=(0, -14), textcoords="offset points", ha=side)
     axes.set(xlabel="alpha (weight of Model A)", ylabel="Avg-Cos, out-of-fold")
-    axes.margins(y=0.15)
+    axes.margins(y=0.2)
     axes.legend(loc="lower center")
     return figure
 
