@@ -24,7 +24,8 @@ def write(ids: Sequence[str], embeddings: np.ndarray, path: Path, sample: Path |
     if embeddings.shape[1] != WIDTH:
         raise ValueError(f"{shown(path)}: vectors are {embeddings.shape[1]} long, must be {WIDTH}")
     order = sorted(ids) if sample is None else sample_ids(sample)
-    _raise(path, _compare_ids(pl.Series(order, dtype=pl.String), pl.Series(ids, dtype=pl.String)))
+    against = f"{shown(path)} against {shown(Path(sample))}" if sample else shown(path)
+    _raise(against, _compare_ids(pl.Series(order, dtype=pl.String), pl.Series(ids, dtype=pl.String)))
     x = np.ascontiguousarray(embeddings[artifacts.positions(ids, order, shown(path))])
     artifacts.save_table(_file(path, ".csv"), pl.DataFrame({HEADER[0]: _cell_names(order), HEADER[1]: x.reshape(-1)}))
     vectors = pl.Series("embedding", x, dtype=pl.Array(pl.Float32, WIDTH))
@@ -43,10 +44,12 @@ def check(path: Path, sample: Path | None = None) -> None:
     order = pl.Series(parquet["id"].to_list() if sample is None else sample_ids(sample), dtype=pl.String)
     cells = csv.select(pl.col(HEADER[0]).str.extract(r"^(.*)_\d+$", 1).alias("id"), pl.col("val"))
     lengths = cells.group_by("id", maintain_order=True).len()
-    _raise(_file(path, ".csv"), _compare_ids(order, lengths["id"]) + _lengths(lengths) + _values(cells))
+    file = shown(_file(path, ".csv"))
+    against = f"{file} against {shown(Path(sample))}" if sample else file
+    _raise(against, _compare_ids(order, lengths["id"]) + _lengths(lengths) + _values(cells))
     if not csv[HEADER[0]].equals(_cell_names(order.to_list())):
         where = int((csv[HEADER[0]] != _cell_names(order.to_list())).arg_max())
-        raise ValueError(f"{shown(_file(path, '.csv'))}: rows are out of order from line {where + 2} ({csv[HEADER[0]][where]!r})")
+        raise ValueError(f"{file}: rows are out of order from line {where + 2} ({csv[HEADER[0]][where]!r})")
     x = csv["val"].to_numpy().reshape(-1, WIDTH)
     _check_copies(path, order, parquet, x)
 
@@ -56,7 +59,7 @@ def sample_ids(sample: Path) -> list[str]:
     frame = _read_csv(Path(sample))
     cells = frame.select(pl.col(HEADER[0]).str.extract(r"^(.*)_\d+$", 1).alias("id"))
     lengths = cells.group_by("id", maintain_order=True).len()
-    _raise(Path(sample), _lengths(lengths))
+    _raise(shown(Path(sample)), _lengths(lengths))
     ids = lengths["id"].to_list()
     if not frame[HEADER[0]].equals(_cell_names(ids)):
         where = int((frame[HEADER[0]] != _cell_names(ids)).arg_max())
@@ -122,7 +125,7 @@ def _check_copies(path: Path, order: pl.Series, parquet: pl.DataFrame, x: np.nda
         file = _file(path, suffix)
         if values.ndim != 2 or values.shape[1] != WIDTH:
             raise ValueError(f"{shown(file)}: vectors of shape {values.shape}, must be (n, {WIDTH})")
-        _raise(file, _compare_ids(order, pl.Series(names, dtype=pl.String)))
+        _raise(shown(file), _compare_ids(order, pl.Series(names, dtype=pl.String)))
         if names != order.to_list():
             raise ValueError(f"{shown(file)}: ids are not in the order of {shown(_file(path, '.csv'))}")
         differ = np.flatnonzero((values != x).any(axis=1))
@@ -131,9 +134,9 @@ def _check_copies(path: Path, order: pl.Series, parquet: pl.DataFrame, x: np.nda
             raise ValueError(f"{shown(file)}: {len(differ)} vectors differ from {shown(_file(path, '.csv'))}, e.g. {example!r}")
 
 
-def _raise(path: Path, problems: list[str]) -> None:
+def _raise(what: str, problems: list[str]) -> None:
     if problems:
-        raise ValueError(f"{shown(path)}: " + "; ".join(problems))
+        raise ValueError(f"{what}: " + "; ".join(problems))
 
 
 def _file(path: Path, suffix: str) -> Path:

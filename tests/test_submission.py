@@ -98,7 +98,7 @@ def test_a_word_for_a_value_is_counted(written):
 
 def test_check_compares_with_the_sample(written, tmp_path):
     sample = write_sample(tmp_path / "sample.csv", cells([*sorted(IDS), "zebra"]))
-    with pytest.raises(ValueError, match=r"1 ids missing, e.g. \['zebra'\]"):
+    with pytest.raises(ValueError, match=r"submission.csv against .*sample.csv: 1 ids missing, e.g. \['zebra'\]"):
         submission.check(written, sample)
 
 
