@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from src.artifacts import cached_embeddings, fingerprint
+from src.artifacts import cached_embeddings, fingerprint, load_json
 from src.images import Geometry, Pixels
 from src.paths import resolve, shown
 
@@ -32,7 +32,7 @@ class Encoder:
 
     def normalise(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
         """(n, s, s, 3) uint8 -> (n, 3, s, s) float32 on the device, with CLIP's own mean and standard deviation."""
-        x = torch.as_tensor(np.asarray(pixels) if isinstance(pixels, np.ndarray) else pixels).to(self.device)
+        x = (torch.from_numpy(np.array(pixels)) if isinstance(pixels, np.ndarray) else pixels).to(self.device)
         mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return (x.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
@@ -62,7 +62,8 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
 
     name, pretrained = _split_name(clip)
     try:
-        model = open_clip.create_model(name, pretrained=pretrained, device=choose_device(device), pretrained_text=False)
+        model = open_clip.create_model(name, pretrained=pretrained, device=choose_device(device), pretrained_text=False,
+                                       **_text_tower(clip))
         tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError) as error:
         raise RuntimeError(f"clip: {clip!r} could not be loaded ({error}); without internet use local-dir:<folder>") from error
@@ -92,6 +93,15 @@ def local_folder(clip: str) -> Path:
     if not any(folder.glob("open_clip_*model*.safetensors")) and not any(folder.glob("*.bin")):
         raise FileNotFoundError(f"clip: {shown(folder)} holds no weights, e.g. open_clip_model.safetensors")
     return folder
+
+
+def _text_tower(clip: str) -> dict:
+    """For a local folder that carries its Hugging Face text tower's config: read it there, not from the hub."""
+    folder = local_folder(clip) if clip.startswith(LOCAL) else None
+    if folder is None or not (folder / "config.json").exists():
+        return {}
+    settings = load_json(folder / "open_clip_config.json")["model_cfg"].get("text_cfg", {})
+    return {"text_cfg": {**settings, "hf_model_name": str(folder)}} if "hf_model_name" in settings else {}
 
 
 def _weights_fingerprint(clip: str) -> str:

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import logging
 import os
 import re
 import resource
@@ -234,6 +235,7 @@ def run_stage(stage: str, values: dict[str, object], output: Path, notebooks: Pa
     """
     import papermill
 
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it does not know `x: str | list = ...`; stage_params has checked
     from src.artifacts import save_json
 
     meta_file = output / stage / paths.META
@@ -336,7 +338,8 @@ def _report_failure(stage: str, error: Exception, output: Path, again: str) -> N
         print("\n".join(trace[-15:-1]), f"\ncell {error.exec_count}: {error.ename}: {error.evalue}", sep="\n", file=sys.stderr)
     else:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    print(f"\nexecuted copy: {shown(output / paths.EXECUTED / f'{stage}.ipynb')} (and .html)\ngo on with:    {again}", file=sys.stderr)
+    executed = output / paths.EXECUTED / f"{stage}.ipynb"
+    print(f"\nexecuted copy: {shown(executed)} (and .html)\ngo on with:    {again}", file=sys.stderr)
 
 
 def _report(output: Path, times: dict[str, float | None], total: float) -> None:
@@ -356,7 +359,7 @@ def _report(output: Path, times: dict[str, float | None], total: float) -> None:
     if all(t is None for t in times.values()):
         print("everything is up to date")
     else:
-        print(f"{'total':22} {total:6.0f} s, largest process {peak:.1f} GB; the notebooks as they ran: {shown(output / paths.EXECUTED)}")
+        print(f"{'total':22} {total:6.0f} s, largest process {peak:.1f} GB\nthe notebooks as they ran: {shown(output / paths.EXECUTED)}")
 
 
 def main(argv: list[str] | None = None) -> int:
