@@ -15,7 +15,7 @@ find_python() {
 }
 
 if [ "${SKIP_INSTALL:-0}" = 1 ]; then
-  python=$(find_python)
+  python=$(PYTHON=${PYTHON:-python python3} find_python) # the active one holds the packages
 elif [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
   python=$(PYTHON=${PYTHON:-python} find_python)
 else
@@ -25,7 +25,7 @@ fi
 
 if [ "${SKIP_INSTALL:-0}" != 1 ]; then
   stamp="$("$python" -c 'import sys; print(sys.prefix)')/.installed-requirements"
-  wanted="$("$python" -V) $(sha256sum < requirements.txt)"
+  wanted=$("$python" -c 'import hashlib, sys; print(sys.version, hashlib.sha256(open("requirements.txt", "rb").read()).hexdigest())')
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing requirements.txt into $(dirname "$stamp") (about 9 GB, once)"
     "$python" -m pip install --disable-pip-version-check --progress-bar off -q -r requirements.txt

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ def save_embeddings(path: Path, ids: Sequence[str], x: np.ndarray) -> None:
     """Write `<path>.npy`, (n, d) float32 C order, and `<path>.ids.parquet` with the same n, row i beside row i."""
     check_embeddings(ids, x, shown(path))
     array_file, ids_file = _embedding_files(path)
+    ids_file.unlink(missing_ok=True)  # stopped between the two files, new rows would meet the old ids
     with atomic(array_file) as temporary:
         np.save(temporary, np.ascontiguousarray(x))
     save_table(ids_file, pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}))
@@ -144,7 +146,8 @@ def cached_embeddings(path: Path, ids: Sequence[str], key: dict, compute: Callab
     """
     key_file = path.with_name(path.name + ".json")
     wanted = fingerprint(list(ids), key)
-    if key_file.exists() and load_json(key_file)["fingerprint"] == wanted:
+    whole = all(file.exists() for file in (key_file, *_embedding_files(path)))
+    if whole and load_json(key_file)["fingerprint"] == wanted:
         return load_embeddings(path, ids)[1]
     key_file.unlink(missing_ok=True)
     x = compute()
@@ -165,7 +168,9 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The repository's commit, with `+` when the tree has changes; None outside a checkout."""
+    """The repository's commit, with `+` when the tree has changes; None outside a checkout or without git."""
+    if shutil.which("git") is None:
+        return None
     run = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
     return run.stdout.strip() or None
 

@@ -302,10 +302,10 @@ def chosen(first: str | None, only: str | None) -> list[str]:
     return [STAGES[index(only)]] if only else list(STAGES[index(first):]) if first else list(STAGES)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
     """The whole run; returns the exit status."""
     params = load_params(options.params, options.changes)
-    per_stage = stage_params(params, options.params)
+    per_stage = stage_params(params, options.params, notebooks)
     stages = chosen(options.first, options.only)
     output = resolve(per_stage["01_dedup"]["output_dir"])
     clock, again = time.perf_counter(), f"./run_all.sh --params {options.params} --from "
@@ -313,14 +313,14 @@ def run(options: argparse.Namespace) -> int:
     check_inputs({stage: per_stage[stage] for stage in stages}, options.params)
     times = {}
     for stage in stages:
-        reasons = reasons_to_run(stage, state_of(stage, per_stage[stage], output), output)
+        reasons = reasons_to_run(stage, state_of(stage, per_stage[stage], output, notebooks), output)
         if not reasons and not options.force:
             print(f"{stage}: up to date")
             times[stage] = None
             continue
         print(f"\n=== {stage}: {'; '.join(reasons[:3]) or 'asked for by --force'}", flush=True)
         try:
-            times[stage] = run_stage(stage, per_stage[stage], output)
+            times[stage] = run_stage(stage, per_stage[stage], output, notebooks)
         except KeyboardInterrupt:
             print(f"\nstopped in {stage}; go on with {again}{stage[:2]}", file=sys.stderr)
             return 130
@@ -362,14 +362,14 @@ def _report(output: Path, times: dict[str, float | None], total: float) -> None:
         print(f"{'total':22} {total:6.0f} s, largest process {peak:.1f} GB\nthe notebooks as they ran: {shown(output / paths.EXECUTED)}")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, notebooks: Path = NOTEBOOKS) -> int:
     """Entry point of run_all.sh: 0 done, 1 a stage failed, 2 the parameters or inputs are refused, 130 interrupted."""
     options = arguments(argv)
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel is this environment's Python
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
-        return run(options)
+        return run(options, notebooks)
     except Problem as problem:
         print(problem, file=sys.stderr)
         return 2
