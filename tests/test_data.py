@@ -1,0 +1,112 @@
+"""Readers and decoding: every layout that is read here, and every bad row with its reason."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from src import data, images
+
+
+def picture(path, colour="red", size=(8, 6), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("fox", "owl"):
+        picture(tmp_path / "set" / "pictures" / f"{name}.png")
+    (tmp_path / "set" / "metadata.csv").write_text(
+        'file_name,prompt\npictures/fox.png,"a ""red"" fox, sitting"\npictures/owl.png,\npictures/gone.png,a cat\n')
+    return tmp_path / "set"
+
+
+def test_an_image_folder_is_read_and_bad_rows_are_set_aside_with_a_reason(folder):
+    pairs, rejected = data.read_pairs(folder)
+    assert pairs.select("id", "prompt", "source").rows() == [("set/pictures/fox", 'a "red" fox, sitting', "set")]
+    assert rejected.select("id", "reason").rows() == [("set/pictures/owl", "empty prompt"), ("set/pictures/gone", "no such picture")]
+
+
+def test_a_jsonl_table_with_other_column_names(folder):
+    (folder / "metadata.csv").unlink()
+    rows = [{"image_path": "pictures/fox.png", "caption": "a fox"}, {"image_path": "pictures/owl.png", "caption": "an owl"}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert data.read_pairs(folder)[0]["prompt"].to_list() == ["a fox", "an owl"]
+
+
+def test_the_competition_layout_keeps_the_pictures_ids(tmp_path):
+    picture(tmp_path / "images" / "20057f34d.png")
+    (tmp_path / "prompts.csv").write_text("imgId,prompt\n20057f34d,hyper realistic photo\n")
+    assert data.read_pairs(tmp_path)[0]["id"].to_list() == ["20057f34d"]
+
+
+def test_several_sources_and_an_id_that_occurs_twice(folder):
+    pairs, rejected = data.read_all([str(folder), {"path": str(folder), "layout": "table"}])
+    assert len(pairs) == 1 and rejected["reason"].to_list().count("id occurs twice") == 1
+
+
+def test_what_is_not_there_is_named(tmp_path, folder):
+    with pytest.raises(FileNotFoundError, match="nowhere.*set common.train"):
+        data.read_pairs(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="neither prompts.csv"):
+        data.read_pairs(folder / "pictures")
+    with pytest.raises(ValueError, match="no text column words"):
+        data.read_pairs(folder, text_column="words")
+    with pytest.raises(ValueError, match="layout 'tar'"):
+        data.read_pairs(folder, layout="tar")
+
+
+def test_a_sample_submission_with_an_id_that_has_no_picture(tmp_path):
+    picture(tmp_path / "images" / "aaa.png")
+    rows = [f"{i}_{e},0.0" for i in ("aaa", "bbb") for e in range(384)]
+    (tmp_path / "sample_submission.csv").write_text("imgId_eId,val\n" + "\n".join(rows))
+    with pytest.raises(ValueError, match=r"1 of 2 ids have no picture .*'bbb'"):
+        data.read_test(tmp_path)
+
+
+def test_text_only_prompts_from_files_of_several_kinds(tmp_path):
+    (tmp_path / "list.txt").write_text("a fox\n\n an owl\n")
+    pl.DataFrame({"id": [1], "text": ["a cat, sleeping"]}).write_csv(tmp_path / "table.csv")
+    assert data.read_text(str(tmp_path)).rows() == [("a fox", "list"), (" an owl", "list"), ("a cat, sleeping", "table")]
+    assert data.read_text(None).is_empty()
+    with pytest.raises(FileNotFoundError, match="set common.text"):
+        data.read_text(str(tmp_path / "gone.txt"))
+
+
+def test_decoding_turns_everything_into_upright_rgb(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("CMYK", (4, 4)).save(tmp_path / "print.jpg")
+    Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGB", (4, 4), "red").quantize().save(tmp_path / "palette.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(tmp_path / "turned.jpg", size=(8, 4), exif=turned)
+    assert np.asarray(images.decode(tmp_path / "clear.png")).min() == 255, "transparency is white"
+    assert np.asarray(images.decode(tmp_path / "deep.png")).min() == 255, "16 bits are scaled, not cut"
+    assert images.decode(tmp_path / "turned.jpg").size == (4, 8)
+    assert {images.decode(tmp_path / n).mode for n in ("print.jpg", "palette.png")} == {"RGB"}
+
+
+def test_the_cache_sets_corrupt_pictures_aside_and_serves_the_rest_again(tmp_path):
+    names = ["fox", "cut", "nothing", "owl"]
+    for name in names:
+        picture(tmp_path / f"{name}.png", size=(64, 48), colour="blue" if name == "owl" else "red")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
+    (tmp_path / "nothing.png").write_bytes(b"")
+    frame = pl.DataFrame({"id": names, "image": [str(tmp_path / f"{n}.png") for n in names]})
+    geometry = images.Geometry(16)
+    pixels, bad = images.cache(frame, tmp_path / "cache", geometry=geometry, name="test")
+    assert pixels.ids == ["fox", "owl"] and pixels.array.shape == (2, 16, 16, 3)
+    assert bad["id"].to_list() == ["cut", "nothing"] and all(r.startswith("unreadable picture") for r in bad["reason"])
+    assert pixels.rows(["owl"])[0, 0, 0].tolist() == [0, 0, 255]
+    before = (tmp_path / "cache" / "pixels_test_16_bicubic_shortest.npy").stat().st_mtime_ns
+    again, _ = images.cache(frame.filter(pl.col("id").is_in(["fox", "owl"])), tmp_path / "cache", geometry=geometry, name="test")
+    assert again.ids == pixels.ids and (tmp_path / "cache" / "pixels_test_16_bicubic_shortest.npy").stat().st_mtime_ns == before
+    picture(tmp_path / "owl.png", size=(32, 32), colour="lime")
+    changed, _ = images.cache(frame, tmp_path / "cache", geometry=geometry, name="test")
+    assert changed.rows(["owl"])[0, 0, 0].tolist() == [0, 255, 0], "a changed file is decoded anew"
+    with pytest.raises(ValueError, match="1 of 1 ids are not there"):
+        pixels.rows(["cut"])
