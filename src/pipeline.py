@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import resource
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -83,6 +84,11 @@ def load_params(file: str, changes: list[str]) -> dict[str, dict]:
                       + ", ".join(shown(p) for p in sorted((ROOT / "params").glob("*.yaml"))))
     try:
         params = yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader(yaml)) or {}
+        if not isinstance(params, dict):
+            raise Problem(f"{shown(path)}: must hold sections (`common:`, `01_dedup:`), got a {type(params).__name__}")
+        wrong = [name for name, section in params.items() if not isinstance(section, dict)]
+        if wrong:
+            raise Problem(f"{shown(path)}: sections must hold `name: value` lines; these do not: {wrong}")
         for change in changes:
             key, equals, value = change.partition("=")
             if not equals:
@@ -91,9 +97,6 @@ def load_params(file: str, changes: list[str]) -> dict[str, dict]:
             params.setdefault(section or "common", {})[name] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise Problem(f"{shown(path)}: {error}") from None
-    wrong = [name for name, section in params.items() if not isinstance(section, dict)]
-    if wrong:
-        raise Problem(f"{shown(path)}: sections must hold `name: value` lines; these do not: {wrong}")
     return params
 
 
@@ -268,7 +271,9 @@ def _tidy(executed: Path) -> None:
     for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "stream"):
         output.text = re.sub(r"[^\n]*\r", "", output.text)
     nbformat.write(notebook, executed)
-    html, _ = HTMLExporter().from_notebook_node(notebook)
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="",
+                            mermaid_layout_elk_js_url="")  # read without a network
+    html, _ = exporter.from_notebook_node(notebook)
     executed.with_suffix(".html").write_text(html, encoding="utf-8")
 
 
@@ -308,7 +313,8 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
     per_stage = stage_params(params, options.params, notebooks)
     stages = chosen(options.first, options.only)
     output = resolve(per_stage["01_dedup"]["output_dir"])
-    clock, again = time.perf_counter(), f"./run_all.sh --params {options.params} --from "
+    changes = [part for change in options.changes for part in ("--set", change)]
+    clock, again = time.perf_counter(), shlex.join(["./run_all.sh", "--params", options.params, *changes]) + " --from "
     prepare_demo(params.get("demo"))
     check_inputs({stage: per_stage[stage] for stage in stages}, options.params)
     times = {}

@@ -1,0 +1,75 @@
+"""The real notebooks: their form, the parameters files against them, and all of them executed on the smoke demo."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import polars as pl
+import pytest
+import yaml
+
+from src import pipeline, submission
+from src.paths import ROOT, STAGES
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_there_is_one_notebook_for_each_stage():
+    assert [n.stem for n in NOTEBOOKS] == list(STAGES)
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
+def test_form(file):
+    cells = nbformat.read(file, as_version=4).cells
+    opening = cells[0].source
+    assert cells[0].cell_type == "markdown" and opening.startswith(f"# {file.stem[:2]} · ")
+    assert all(word in opening for word in ("**In:**", "**Out:**", "**Time:**"))
+    code = [c for c in cells if c.cell_type == "code"]
+    assert "parameters" in code[0].metadata.get("tags", []), "the parameters come first"
+    assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1
+    for cell in code:
+        assert not cell.outputs and cell.execution_count is None, "committed with outputs"
+        assert len(cell.source.splitlines()) <= 25, cell.source.splitlines()[0]
+        tree = ast.parse(cell.source)
+        assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree)), "a class belongs in src/"
+        assert not re.search(r"import \*|[\"'](/home|/root|/kaggle|/tmp|/content|~/)", cell.source), cell.source
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
+def test_parameters_are_literals_with_a_comment_each(file):
+    cells = nbformat.read(file, as_version=4).cells
+    source = next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+    assert pipeline.declared(file)
+    for node in ast.parse(source).body:
+        assert "#" in source.splitlines()[node.end_lineno - 1], ast.unparse(node)
+
+
+@pytest.mark.parametrize("name", ["demo", "smoke", "paper", "competition"])
+def test_parameters_files_fit_the_notebooks(name):
+    file = f"params/{name}.yaml"
+    assert pipeline.stage_params(pipeline.load_params(file, []), file)
+
+
+def smoke_params(folder: Path) -> Path:
+    """smoke.yaml with input/smoke and output/smoke moved into `folder`."""
+    text = (ROOT / "params" / "smoke.yaml").read_text(encoding="utf-8")
+    moved = text.replace("input/smoke", str(folder / "input")).replace("output/smoke", str(folder / "output"))
+    params = yaml.safe_load(moved)
+    assert params["common"]["output_dir"] == str(folder / "output")
+    (folder / "smoke.yaml").write_text(moved, encoding="utf-8")
+    return folder / "smoke.yaml"
+
+
+def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path):
+    command = [sys.executable, "-m", "src.pipeline", "--params", str(smoke_params(tmp_path))]
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    sample = next((tmp_path / "input" / "test").glob("sample_submission.csv"))
+    submission.check(tmp_path / "output" / "submission", sample)
+    table = pl.read_csv(tmp_path / "output" / "table1.csv")
+    assert len(table) == 6, table
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 0 and "everything is up to date" in second.stdout, second.stdout + second.stderr

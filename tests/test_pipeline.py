@@ -1,0 +1,184 @@
+"""The runner on five toy notebooks: what it refuses, what it skips and why, and how it speaks of a failure."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from src import pipeline
+from src.paths import ROOT, STAGES
+
+BODY = """import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from src import artifacts
+out = Path(output_dir)
+if {number} == 3 and n < 0:
+    raise ValueError("n is negative: " + str(n))
+(out / "{stage}").mkdir(parents=True, exist_ok=True)
+(out / "{stage}" / "result.txt").write_text(str(n))
+if {number} == 5:
+    (out / "submission.csv").write_text("imgId_eId,val")
+if {number} == 4:
+    (out / "table1.csv").write_text("model,score\\nEnsemble,0.5")
+if n != 99:
+    artifacts.write_meta(out / "{stage}", rows=n)"""
+PARAMETERS = """output_dir = "output"  # a folder
+n = 1  # a count
+rate: float = 0.5  # a share
+train: str | list = "train"  # a source
+truth: str | None = None  # a file"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """Five notebooks, a training folder and params.yaml that knows both."""
+    for folder in ("notebooks", "train"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "train" / "ant.txt").write_text("an ant")
+    for number, stage in enumerate(STAGES, start=1):
+        write_notebook(tmp_path, stage, BODY.format(root=str(ROOT), number=number, stage=stage))
+    (tmp_path / "params.yaml").write_text(f"common:\n  output_dir: {tmp_path / 'out'}\n  train: {tmp_path / 'train'}\n")
+    return tmp_path
+
+
+def write_notebook(toy: Path, stage: str, body: str) -> None:
+    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(body)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), toy / "notebooks" / f"{stage}.ipynb")
+
+
+def run(toy: Path, *arguments: str) -> int:
+    return pipeline.main(["--params", str(toy / "params.yaml"), *arguments], toy / "notebooks")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ("01_dedupe.n=2", "section '01_dedupe' is unknown; did you mean '01_dedup'?"),
+    ("common.outputdir=x", "common.outputdir is declared by no notebook; did you mean 'output_dir'?"),
+    ("02_train_model_a.rat=1", "02_train_model_a.rat is not declared by notebooks/02_train_model_a.ipynb; did you mean 'rate'?"),
+    ("01_dedup.n=2.5", "01_dedup.n must be int, got 2.5"),
+    ("n=true", "01_dedup.n must be int, got True"),
+    ("05_submit.truth=3", "05_submit.truth must be str or NoneType, got 3"),
+    ("demo.colour=3", "demo.colour is unknown"),
+    ("train=/no/such/folder", "train: /no/such/folder does not exist"),
+    ("seed", "--set seed: wanted KEY=VALUE"),
+])
+def test_wrong_parameters_are_refused_before_anything_runs(toy, capsys, change, message):
+    assert run(toy, "--set", change) == 2
+    assert message in capsys.readouterr().err
+    assert not (toy / "out").exists()
+
+
+def test_all_wrong_parameters_are_listed_at_once(toy, capsys):
+    assert run(toy, "--set", "01_dedup.n=x", "--set", "05_submit.rate=y") == 2
+    error = capsys.readouterr().err
+    assert "01_dedup.n" in error and "05_submit.rate" in error and str(toy / "params.yaml") in error
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("common:\n  n: 1\n  n: 2\n", "line 2: keys given twice: ['n']"),
+    ("common: 3\n", "sections must hold `name: value` lines; these do not: ['common']"),
+    ("- common\n", "must hold sections"),
+    ("common: [\n", "params.yaml"),
+])
+def test_wrong_yaml_is_refused(toy, capsys, text, message):
+    (toy / "params.yaml").write_text(text)
+    assert run(toy) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--params", "params/none.yaml"), "params/none.yaml does not exist"),
+    (("--from", "07"), "'07' is no notebook"),
+    (("--from", "02", "--only", "03"), "exclude each other"),
+    (("--set", "demo=3"), "demo"),
+])
+def test_wrong_command_lines_are_refused(toy, capsys, arguments, message):
+    assert run(toy, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_values_given_to_the_notebooks(toy):
+    file = str(toy / "params.yaml")
+    params = pipeline.load_params(file, ["n=7", "common.rate=2", "03_cuml_knn_model_b.n=8", "truth=null", "train=[a, b]"])
+    values = pipeline.stage_params(params, file, toy / "notebooks")
+    assert [values[stage]["n"] for stage in STAGES] == [7, 7, 8, 7, 7]
+    assert values["01_dedup"]["rate"] == 2 and values["01_dedup"]["train"] == ["a", "b"] and values["01_dedup"]["truth"] is None
+
+
+@pytest.mark.parametrize(("first", "only", "stages"), [
+    (None, None, STAGES), ("03", None, STAGES[2:]), (None, "3", STAGES[2:3]), (None, "05_submit", STAGES[4:]),
+])
+def test_chosen_stages(first, only, stages):
+    assert pipeline.chosen(first, only) == list(stages)
+
+
+def started(output: str) -> dict[str, str]:
+    """Stage -> the reason that the runner printed when it started it."""
+    return {line[4:].split(":")[0]: line.split(": ", 1)[1] for line in output.splitlines() if line.startswith("=== ")}
+
+
+def test_what_is_up_to_date_is_skipped_and_each_reason_to_run_is_said(toy, capfd):
+    def again(*arguments: str) -> dict[str, str]:
+        assert run(toy, *arguments) == 0
+        return started(capfd.readouterr().out)
+
+    assert list(again()) == list(STAGES)
+    assert run(toy) == 0
+    output = capfd.readouterr().out
+    assert "everything is up to date" in output and "Ensemble" in output and "submission.csv" in output
+    assert not started(output)
+    for stage in STAGES:
+        assert (toy / "out" / "executed" / f"{stage}.html").exists()
+
+    assert again("--set", "05_submit.n=2") == {"05_submit": "parameter n 1 -> 2"}
+    (toy / "out" / "05_submit" / "result.txt").unlink()
+    assert "files are missing" in again("--set", "05_submit.n=2")["05_submit"]
+    (toy / "out" / "submission.csv").unlink()
+    assert "submission.csv" in again("--set", "05_submit.n=2")["05_submit"]
+    write_notebook(toy, "05_submit", BODY.format(root=str(ROOT), number=5, stage="05_submit") + "\n# again")
+    assert again("--only", "05") == {"05_submit": "parameter n 2 -> 1; code notebooks/05_submit.ipynb changed"}
+    assert set(again("--only", "04", "--force")) == {"04_ensemble_oof"}
+    assert again() == {"05_submit": "earlier stage 04_ensemble_oof changed"}
+    (toy / "train" / "bee.txt").write_text("a bee")
+    assert all("input train changed" in reason for reason in again("--from", "05").values())
+
+
+def test_failed_stage_says_what_where_and_how_to_go_on(toy, capfd):
+    assert run(toy, "--set", "03_cuml_knn_model_b.n=-1") == 1
+    error = capfd.readouterr().err
+    assert "03_cuml_knn_model_b failed" in error and "ValueError: n is negative: -1" in error
+    assert "executed/03_cuml_knn_model_b.ipynb" in error
+    assert f"./run_all.sh --params {toy / 'params.yaml'} --set 03_cuml_knn_model_b.n=-1 --from 03" in error
+    assert not (toy / "out" / "03_cuml_knn_model_b" / "meta.json").exists()
+    assert not (toy / "out" / "05_submit").exists()
+
+
+def test_stage_without_meta_is_an_error(toy, capfd):
+    assert run(toy, "--set", "n=99") == 1
+    assert "01_dedup ended without writing" in capfd.readouterr().err
+
+
+def test_executed_copy_keeps_a_progress_bar_s_last_state_and_asks_nothing_of_the_network(toy):
+    write_notebook(toy, "01_dedup", BODY.format(root=str(ROOT), number=1, stage="01_dedup") + "\nprint('10 %\\r90 %\\r100 %')")
+    assert run(toy, "--only", "01") == 0
+    page = (toy / "out" / "executed" / "01_dedup.html").read_text()
+    assert "100 %" in page.rsplit("<pre>", 1)[1] and "90 %" not in page.rsplit("<pre>", 1)[1]
+    assert '<script src="http' not in page and "cdnjs" not in page
+
+
+def test_help_needs_no_package_and_no_environment():
+    bare = {"PATH": os.environ["PATH"], "PYTHON": getattr(sys, "_base_executable", sys.executable)}
+    done = subprocess.run([ROOT / "run_all.sh", "--help"], env=bare, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert all(option in done.stdout for option in ("--params", "--from", "--only", "--force", "--set"))
+
+
+def test_meta_keeps_the_notebook_s_facts_and_the_runner_s(toy):
+    assert run(toy, "--only", "01") == 0
+    meta = json.loads((toy / "out" / "01_dedup" / "meta.json").read_text())
+    assert meta["rows"] == 1 and meta["state"]["parameter"]["n"] == 1 and meta["files"] == {"01_dedup/result.txt": 1}
