@@ -365,7 +365,8 @@ def _report(output: Path, times: dict[str, float | None], total: float) -> None:
     if all(t is None for t in times.values()):
         print("everything is up to date")
     else:
-        print(f"{'total':22} {total:6.0f} s, largest process {peak:.1f} GB\nthe notebooks as they ran: {shown(output / paths.EXECUTED)}")
+        print(f"{'total':22} {total:6.0f} s, largest process {peak:.1f} GB")
+        print(f"the notebooks as they ran: {shown(output / paths.EXECUTED)}")
 
 
 def main(argv: list[str] | None = None, notebooks: Path = NOTEBOOKS) -> int:

@@ -149,6 +149,7 @@ def test_what_is_up_to_date_is_skipped_and_each_reason_to_run_is_said(toy, capfd
 
 
 def test_failed_stage_says_what_where_and_how_to_go_on(toy, capfd):
+    assert run(toy, "--only", "03") == 0
     assert run(toy, "--set", "03_cuml_knn_model_b.n=-1") == 1
     error = capfd.readouterr().err
     assert "03_cuml_knn_model_b failed" in error and "ValueError: n is negative: -1" in error
