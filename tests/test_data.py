@@ -27,7 +27,8 @@ def folder(tmp_path):
 def test_an_image_folder_is_read_and_bad_rows_are_set_aside_with_a_reason(folder):
     pairs, rejected = data.read_pairs(folder)
     assert pairs.select("id", "prompt", "source").rows() == [("set/pictures/fox", 'a "red" fox, sitting', "set")]
-    assert rejected.select("id", "reason").rows() == [("set/pictures/owl", "empty prompt"), ("set/pictures/gone", "no such picture")]
+    reasons = rejected.select("id", "reason").rows()
+    assert reasons == [("set/pictures/owl", "empty prompt"), ("set/pictures/gone", "no such picture")]
 
 
 def test_a_jsonl_table_with_other_column_names(folder):
