@@ -23,7 +23,7 @@ from src.encoder import Encoder, autocast
 from src.metrics import avg_cos
 
 N_OUT = 384
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+RIDGES = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # for unit rows: from next to none to almost the mean
 ACTIVATION_BYTES = 4 << 30  # above this the frozen blocks run again in every epoch
 TAIL = ("conv_head", "bn2", "norm", "fc_norm", "head", "ln_post", "proj", "attn_pool")  # what follows the blocks in a tower
 
