@@ -24,13 +24,15 @@ OOF = "02_train_model_a/oof_{row}"
 TEST = "02_train_model_a/test_{row}"
 FOLD = "02_train_model_a/folds/{row}_fold{fold}"  # + .safetensors, .json, _oof and _test embeddings
 TRAINED = "02_train_model_a/trained.parquet"  # row, fold, rows_trained, seconds, score
+MEMBERS_A = "02_train_model_a/members.json"  # members: the rows that are predictions of Model A; clip: what each was trained from
 
 # 03_cuml_knn_model_b
 STORE = "03_cuml_knn_model_b/store.parquet"  # id, prompt, source; row i belongs to row i of STORE_KEYS and STORE_VALUES
 STORE_KEYS = "03_cuml_knn_model_b/store_keys"  # CLIP text embeddings
 STORE_VALUES = "03_cuml_knn_model_b/store_values"  # sentence embeddings
-OOF_B = "03_cuml_knn_model_b/oof_model_b"
-TEST_B = "03_cuml_knn_model_b/test_model_b"
+OOF_B = "03_cuml_knn_model_b/oof_{member}"
+TEST_B = "03_cuml_knn_model_b/test_{member}"
+MEMBERS_B = "03_cuml_knn_model_b/members.json"  # members: the predictions of Model B
 NEIGHBOURS = "03_cuml_knn_model_b/neighbours.parquet"  # query, rank, neighbour, prompt, similarity, weight (test queries)
 CHOICE_B = "03_cuml_knn_model_b/choice.json"  # the tuned k, dim, ... and what they scored
 
@@ -38,6 +40,7 @@ CHOICE_B = "03_cuml_knn_model_b/choice.json"  # the tuned k, dim, ... and what t
 OOF_ENSEMBLE = "04_ensemble_oof/oof_ensemble"
 BLEND = "04_ensemble_oof/blend.json"  # alpha and how it was found
 TABLE1 = "table1.csv"
+REPORT = "report.html"
 
 # 05_submit
 SUBMISSION = "submission"  # .csv, .parquet, .npy + .ids.parquet
