@@ -6,6 +6,7 @@ It imports no model: a run in which everything is up to date takes seconds.
 import argparse
 import ast
 import difflib
+import fcntl
 import hashlib
 import inspect
 import json
@@ -14,20 +15,33 @@ import os
 import re
 import resource
 import shlex
+import signal
+import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from src import paths
 from src.paths import ROOT, STAGES, resolve, shown
 
 NOTEBOOKS = ROOT / "notebooks"
+NEEDS = {  # the stages whose artifacts a stage reads; tests/test_notebooks.py holds it against what the notebooks name
+    "01_dedup": (),
+    "02_train_model_a": ("01_dedup",),
+    "03_cuml_knn_model_b": ("01_dedup",),
+    "04_ensemble_oof": ("01_dedup", "02_train_model_a", "03_cuml_knn_model_b"),
+    "05_submit": ("01_dedup", "02_train_model_a", "03_cuml_knn_model_b", "04_ensemble_oof"),
+}
 USAGE = """examples:
   ./run_all.sh                                          everything, on the embedded demo
   ./run_all.sh --params params/competition.yaml         another parameters file
   ./run_all.sh --from 03                                go on from notebook 03
   ./run_all.sh --only 03 --force                        run one notebook, up to date or not
   ./run_all.sh --set 02_train_model_a.epochs=3 --set seed=1   change parameters for this run
+  ./run_all.sh --status                                 what is up to date, what is not and why; runs nothing
 
 environment: PYTHON=... chooses the interpreter for .venv, SKIP_INSTALL=1 uses the packages that are there"""
 
@@ -45,6 +59,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--from", dest="first", metavar="03", help="start at this notebook; earlier ones are left as they are")
     parser.add_argument("--only", metavar="03", help="run this notebook alone")
     parser.add_argument("--force", action="store_true", help="run even what is up to date")
+    parser.add_argument("--status", action="store_true", help="say which notebooks are up to date, and why not; run nothing")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE",
                         help="a parameter for this run: seed=1, 02_train_model_a.epochs=3, demo.train_scenes=500")
     return parser.parse_args(argv)
@@ -174,10 +189,11 @@ def input_paths(values: dict[str, object]) -> dict[str, Path]:
     return found
 
 
-def check_inputs(per_stage: dict[str, dict], file: str) -> None:
-    """Raise Problem listing every input that does not exist, before anything runs."""
-    missing = {f"{name}: {shown(path)} does not exist" for values in per_stage.values()
-               for name, path in input_paths(values).items() if not path.exists()}
+def check_inputs(per_stage: dict[str, dict], file: str, *, to_be_written: Path | None = None) -> None:
+    """Raise Problem listing every input that does not exist, before anything runs; the demo's folder is yet `to_be_written`."""
+    inputs = [entry for values in per_stage.values() for entry in input_paths(values).items()]
+    missing = {f"{name}: {shown(path)} does not exist" for name, path in inputs
+               if not path.exists() and not (to_be_written and path.is_relative_to(to_be_written))}
     if missing:
         raise Problem("\n  ".join([f"{file}: inputs are missing", *sorted(missing)])
                       + "\nset them in the file or with --set, or run the embedded demo: ./run_all.sh --params params/demo.yaml")
@@ -186,18 +202,47 @@ def check_inputs(per_stage: dict[str, dict], file: str) -> None:
 # --- what is up to date ---
 
 
+def modules_of(notebook: Path) -> list[str]:
+    """Names of the modules of src/ that a notebook imports, and those that they import in turn, sorted."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    found, ahead = set(), _imports("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))
+    while ahead:
+        module = ahead.pop()
+        found.add(module)
+        ahead |= _imports((ROOT / "src" / f"{module}.py").read_text(encoding="utf-8")) - found
+    return sorted(found)
+
+
+def _imports(source: str) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "src":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("src."):
+            names.add(node.module.removeprefix("src."))
+    return names
+
+
 def state_of(stage: str, values: dict[str, object], output: Path, notebooks: Path = NOTEBOOKS) -> dict[str, dict]:
-    """Everything a stage depends on, in parts that can be compared and named: parameters, inputs, code, earlier stages."""
+    """Everything a stage depends on, in parts that can be compared and named: parameters, inputs, code, earlier stages.
+
+    Code is the notebook and the modules that it uses; an earlier stage is the checksums of its artifacts.
+    """
     from src.artifacts import fingerprint
 
-    cells = json.loads((notebooks / f"{stage}.ipynb").read_text(encoding="utf-8"))["cells"]
+    notebook = notebooks / f"{stage}.ipynb"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = {f"notebooks/{stage}.ipynb": fingerprint([(c["cell_type"], "".join(c["source"])) for c in cells])}
-    for module in sorted((ROOT / "src").glob("*.py")):
-        if module.name != "pipeline.py":
-            code[f"src/{module.name}"] = hashlib.sha256(module.read_bytes()).hexdigest()[:16]
-    earlier = {s: (_meta(output, s) or {}).get("written") for s in STAGES[:STAGES.index(stage)]}
+    code |= {f"src/{name}.py": _checksum(ROOT / "src" / f"{name}.py") for name in modules_of(notebook)}
+    earlier = {s: fingerprint({name: entry["checksum"] for name, entry in ((_meta(output, s) or {}).get("files") or {}).items()})
+               for s in NEEDS[stage]}
     inputs = {name: fingerprint(path) for name, path in input_paths(values).items()}
     return {"parameter": values, "input": inputs, "code": code, "earlier stage": earlier}
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def reasons_to_run(stage: str, state: dict[str, dict], output: Path) -> list[str]:
@@ -205,7 +250,9 @@ def reasons_to_run(stage: str, state: dict[str, dict], output: Path) -> list[str
     meta = _meta(output, stage)
     if meta is None or "state" not in meta:
         return ["it has not run to its end here"]
-    gone = [name for name, size in meta["files"].items() if not (output / name).is_file() or (output / name).stat().st_size != size]
+    if not all(isinstance(entry, dict) for entry in meta["files"].values()):
+        return ["it was run by an earlier version of this runner"]
+    gone = [name for name, entry in meta["files"].items() if not _is_whole(output / name, entry)]
     reasons = [f"{len(gone)} of its files are missing or changed, e.g. {gone[0]}"] if gone else []
     for kind, now in json.loads(json.dumps(state)).items():
         before = meta["state"][kind]
@@ -216,16 +263,42 @@ def reasons_to_run(stage: str, state: dict[str, dict], output: Path) -> list[str
     return reasons
 
 
+def _is_whole(file: Path, entry: dict) -> bool:
+    """Whether a file is as its stage left it: by length and time of change, and where the time differs by checksum."""
+    if not file.is_file() or file.stat().st_size != entry["bytes"]:
+        return False
+    return file.stat().st_mtime_ns == entry["changed"] or _checksum(file) == entry["checksum"]
+
+
 def _meta(output: Path, stage: str) -> dict | None:
     file = output / stage / paths.META
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def _files(output: Path, stage: str, since: float) -> dict[str, int]:
-    """Sizes of a stage's artifacts: those in its folder, and those it wrote into the output's root."""
+def _files(output: Path, stage: str, since: float) -> dict[str, dict]:
+    """Length, time of change and checksum of a stage's artifacts: those in its folder, and those it wrote into the root."""
     own = [f for f in (output / stage).rglob("*") if f.is_file() and f.name != paths.META]
-    root = [f for f in output.glob("*") if f.is_file() and f.stat().st_mtime >= since]
-    return {f.relative_to(output).as_posix(): f.stat().st_size for f in sorted([*own, *root])}
+    root = [f for f in output.glob("[!.]*") if f.is_file() and f.stat().st_mtime >= since]
+    return {f.relative_to(output).as_posix(): {"bytes": f.stat().st_size, "changed": f.stat().st_mtime_ns, "checksum": _checksum(f)}
+            for f in sorted([*own, *root])}
+
+
+@contextmanager
+def only_run(output: Path) -> Iterator[None]:
+    """Hold `output` for this run. Raises Problem naming who holds it when another run is at work there."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / paths.LOCK).open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise Problem(f"{shown(output)} is in use by {lock.read().strip() or 'another run'}: wait for it, stop it, or use "
+                          "another output_dir") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
+        lock.flush()
+        yield
+        lock.truncate(0)
 
 
 # --- running ---
@@ -242,7 +315,8 @@ def run_stage(stage: str, values: dict[str, object], output: Path, notebooks: Pa
     from src.artifacts import save_json
 
     meta_file = output / stage / paths.META
-    meta_file.unlink(missing_ok=True)
+    for mark in (meta_file, output / stage / paths.FAILED):
+        mark.unlink(missing_ok=True)
     executed = output / paths.EXECUTED / f"{stage}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
     state = state_of(stage, values, output, notebooks)
@@ -313,27 +387,49 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
     per_stage = stage_params(params, options.params, notebooks)
     stages = chosen(options.first, options.only)
     output = resolve(per_stage["01_dedup"]["output_dir"])
+    if options.status:
+        return status(per_stage, output, notebooks)
     changes = [part for change in options.changes for part in ("--set", change)]
-    clock, again = time.perf_counter(), shlex.join(["./run_all.sh", "--params", options.params, *changes]) + " --from "
-    prepare_demo(params.get("demo"))
-    check_inputs({stage: per_stage[stage] for stage in stages}, options.params)
-    times = {}
-    for stage in stages:
-        reasons = reasons_to_run(stage, state_of(stage, per_stage[stage], output, notebooks), output)
-        if not reasons and not options.force:
-            print(f"{stage}: up to date")
-            times[stage] = None
-            continue
-        print(f"\n=== {stage}: {'; '.join(reasons[:3]) or 'asked for by --force'}", flush=True)
+    again = shlex.join(["./run_all.sh", "--params", options.params, *changes]) + " --from "
+    wanted, demo = {stage: per_stage[stage] for stage in stages}, params.get("demo")
+    check_inputs(wanted, options.params, to_be_written=resolve(demo["folder"]) if demo else None)
+    with only_run(output):
+        clock = time.perf_counter()
+        prepare_demo(demo)
+        check_inputs(wanted, options.params)
+        times = {}
+        for stage in stages:
+            reasons = reasons_to_run(stage, state_of(stage, per_stage[stage], output, notebooks), output)
+            if not reasons and not options.force:
+                print(f"{stage}: up to date")
+                times[stage] = None
+                continue
+            print(f"\n=== {stage}: {'; '.join(reasons[:3]) or 'asked for by --force'}", flush=True)
+            try:
+                times[stage] = run_stage(stage, per_stage[stage], output, notebooks)
+            except KeyboardInterrupt:
+                print(f"\nstopped in {stage}; go on with {again}{stage[:2]}", file=sys.stderr)
+                return 130
+            except Exception as error:
+                _report_failure(stage, error, output, again + stage[:2])
+                return 1
+        _report(output, times, time.perf_counter() - clock)
+    return 0
+
+
+def status(per_stage: dict[str, dict], output: Path, notebooks: Path = NOTEBOOKS) -> int:
+    """Print each stage's state: up to date, stale and why, or failed and where; and who is at work there. Exit status 0."""
+    for stage, values in per_stage.items():
+        failed = output / stage / paths.FAILED
+        reasons = reasons_to_run(stage, state_of(stage, values, output, notebooks), output)
+        said = f"failed, {failed.read_text(encoding='utf-8').strip()}" if failed.exists() else "; ".join(reasons) or "up to date"
+        print(f"{stage:22} {said}")
+    if output.is_dir():
         try:
-            times[stage] = run_stage(stage, per_stage[stage], output, notebooks)
-        except KeyboardInterrupt:
-            print(f"\nstopped in {stage}; go on with {again}{stage[:2]}", file=sys.stderr)
-            return 130
-        except Exception as error:
-            _report_failure(stage, error, output, again + stage[:2])
-            return 1
-    _report(output, times, time.perf_counter() - clock)
+            with only_run(output):
+                print("nobody is at work here")
+        except Problem as problem:
+            print(problem)
     return 0
 
 
@@ -341,10 +437,15 @@ def _report_failure(stage: str, error: Exception, output: Path, again: str) -> N
     print(f"\n{stage} failed.", file=sys.stderr)
     if hasattr(error, "ename"):
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
-        print("\n".join(trace[-15:-1]), f"\ncell {error.exec_count}: {error.ename}: {error.evalue}", sep="\n", file=sys.stderr)
+        where = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+        print("\n".join(trace[-15:-1]), f"\n{where}", sep="\n", file=sys.stderr)
     else:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        where = f"{type(error).__name__}: {error}"
     executed = output / paths.EXECUTED / f"{stage}.ipynb"
+    mark = output / stage / paths.FAILED
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text(f"{datetime.now():%Y-%m-%d %H:%M:%S}, {where}\n", encoding="utf-8")
     print(f"\nexecuted copy: {shown(executed)} (and .html)\ngo on with:    {again}", file=sys.stderr)
 
 
@@ -375,6 +476,7 @@ def main(argv: list[str] | None = None, notebooks: Path = NOTEBOOKS) -> int:
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel is this environment's Python
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's eviction ends like Ctrl-C: the kernel is stopped too
     try:
         return run(options, notebooks)
     except Problem as problem:

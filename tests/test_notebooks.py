@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
-from src import pipeline, submission
+from src import paths, pipeline, submission
 from src.paths import ROOT, STAGES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -45,6 +45,16 @@ def test_parameters_are_literals_with_a_comment_each(file):
     assert pipeline.declared(file)
     for node in ast.parse(source).body:
         assert "#" in source.splitlines()[node.end_lineno - 1], ast.unparse(node)
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
+def test_a_stage_needs_every_stage_whose_artifacts_its_notebook_names(file):
+    source = "\n".join(c.source for c in nbformat.read(file, as_version=4).cells if c.cell_type == "code")
+    named = {str(getattr(paths, name)).split("/")[0] for name in re.findall(r"paths\.([A-Z][A-Z0-9_]*)", source)}
+    named |= set(re.findall(r'"(\d\d_\w+)"', source))
+    if "paths.TABLE1" in source and file.stem != "04_ensemble_oof":
+        named.add("04_ensemble_oof")
+    assert named & set(STAGES) - {file.stem} == set(pipeline.NEEDS[file.stem])
 
 
 @pytest.mark.parametrize("name", ["demo", "smoke", "paper", "competition"])
