@@ -19,8 +19,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -28,6 +28,9 @@ from src import paths
 from src.paths import ROOT, STAGES, resolve, shown
 
 NOTEBOOKS = ROOT / "notebooks"
+LOG = logging.getLogger("pipeline")
+LOG.setLevel(logging.INFO)
+LOG.propagate = False
 NEEDS = {  # the stages whose artifacts a stage reads; tests/test_notebooks.py holds it against what the notebooks name
     "01_dedup": (),
     "02_train_model_a": ("01_dedup",),
@@ -284,6 +287,21 @@ def _files(output: Path, stage: str, since: float) -> dict[str, dict]:
 
 
 @contextmanager
+def logged(output: Path) -> Iterator[None]:
+    """Write what LOG is told into a file of this run in output/logs: a line a step, with the time."""
+    file = output / paths.LOGS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.log"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
 def only_run(output: Path) -> Iterator[None]:
     """Hold `output` for this run. Raises Problem naming who holds it when another run is at work there."""
     output.mkdir(parents=True, exist_ok=True)
@@ -323,7 +341,7 @@ def run_stage(stage: str, values: dict[str, object], output: Path, notebooks: Pa
     began, clock = time.time(), time.perf_counter()
     try:
         papermill.execute_notebook(notebooks / f"{stage}.ipynb", executed, parameters=values, cwd=notebooks, kernel_name="python3",
-                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr)
+                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, **_step_hooks(stage))
     finally:
         _tidy(executed)
     seconds = time.perf_counter() - clock
@@ -332,6 +350,27 @@ def run_stage(stage: str, values: dict[str, object], output: Path, notebooks: Pa
     meta = json.loads(meta_file.read_text(encoding="utf-8"))
     save_json(meta_file, {**meta, "seconds": round(seconds, 1), "state": state, "files": _files(output, stage, began)})
     return seconds
+
+
+def _step_hooks(stage: str) -> dict[str, Callable]:
+    """nbclient's hooks that write a line into the log as each cell begins, and one with seconds and memory when it is done."""
+    import psutil
+
+    began = {}
+
+    def begin(cell, cell_index: int) -> None:
+        began[cell_index] = time.perf_counter()
+        LOG.info("%s cell %d: %s", stage, cell_index, cell.source.split("\n")[0][:100])
+
+    def end(cell, cell_index: int, execute_reply: dict) -> None:
+        memory = 0
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):  # a worker may end at any moment
+                memory += process.memory_info().rss
+        LOG.info("%s cell %d: %s in %.1f s, %.2f GB in use", stage, cell_index, execute_reply["content"]["status"],
+                 time.perf_counter() - began[cell_index], memory / 2**30)
+
+    return {"on_cell_execute": begin, "on_cell_executed": end}
 
 
 def _tidy(executed: Path) -> None:
@@ -393,8 +432,9 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
     again = shlex.join(["./run_all.sh", "--params", options.params, *changes]) + " --from "
     wanted, demo = {stage: per_stage[stage] for stage in stages}, params.get("demo")
     check_inputs(wanted, options.params, to_be_written=resolve(demo["folder"]) if demo else None)
-    with only_run(output):
+    with only_run(output), logged(output):
         clock = time.perf_counter()
+        LOG.info("%s", shlex.join(["./run_all.sh", *sys.argv[1:]]))
         prepare_demo(demo)
         check_inputs(wanted, options.params)
         times = {}
@@ -404,10 +444,13 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
                 print(f"{stage}: up to date")
                 times[stage] = None
                 continue
-            print(f"\n=== {stage}: {'; '.join(reasons[:3]) or 'asked for by --force'}", flush=True)
+            why = "; ".join(reasons[:3]) or "asked for by --force"
+            print(f"\n=== {stage}: {why}", flush=True)
+            LOG.info("%s begins: %s", stage, why)
             try:
                 times[stage] = run_stage(stage, per_stage[stage], output, notebooks)
             except KeyboardInterrupt:
+                LOG.info("stopped in %s", stage)
                 print(f"\nstopped in {stage}; go on with {again}{stage[:2]}", file=sys.stderr)
                 return 130
             except Exception as error:
@@ -445,6 +488,7 @@ def _report_failure(stage: str, error: Exception, output: Path, again: str) -> N
     executed = output / paths.EXECUTED / f"{stage}.ipynb"
     mark = output / stage / paths.FAILED
     mark.parent.mkdir(parents=True, exist_ok=True)
+    LOG.info("%s failed: %s", stage, where)
     mark.write_text(f"{datetime.now():%Y-%m-%d %H:%M:%S}, {where}\n", encoding="utf-8")
     print(f"\nexecuted copy: {shown(executed)} (and .html)\ngo on with:    {again}", file=sys.stderr)
 

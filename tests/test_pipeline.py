@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -213,6 +214,13 @@ def test_failed_stage_says_what_where_and_how_to_go_on(toy, capfd):
     assert f"./run_all.sh --params {toy / 'params.yaml'} --set 03_cuml_knn_model_b.n=-1 --from 03" in error
     assert not (toy / "out" / "03_cuml_knn_model_b" / "meta.json").exists()
     assert not (toy / "out" / "05_submit").exists()
+
+
+def test_log_has_a_line_for_each_step_with_the_memory_in_use(toy):
+    assert run(toy, "--set", "03_cuml_knn_model_b.n=-1") == 1
+    log = next((toy / "out" / "logs").glob("*.log")).read_text()
+    assert re.search(r"01_dedup cell 2: ok in \d+\.\d s, \d\.\d\d GB in use", log), log
+    assert "01_dedup begins: it has not run" in log and "03_cuml_knn_model_b failed: cell 3: ValueError" in log
 
 
 def test_stage_without_meta_is_an_error(toy, capfd):
