@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
-from src import paths, pipeline, submission
+from src import params, paths, pipeline, submission
 from src.paths import ROOT, STAGES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -42,7 +42,7 @@ def test_form(file):
 def test_parameters_are_literals_with_a_comment_each(file):
     cells = nbformat.read(file, as_version=4).cells
     source = next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
-    assert pipeline.declared(file)
+    assert params.declared(file)
     for node in ast.parse(source).body:
         assert "#" in source.splitlines()[node.end_lineno - 1], ast.unparse(node)
 
@@ -60,15 +60,14 @@ def test_a_stage_needs_every_stage_whose_artifacts_its_notebook_names(file):
 @pytest.mark.parametrize("name", ["demo", "smoke", "paper", "competition"])
 def test_parameters_files_fit_the_notebooks(name):
     file = f"params/{name}.yaml"
-    assert pipeline.stage_params(pipeline.load_params(file, []), file)
+    assert params.stage_params(params.load_params(file, []), file)
 
 
 def smoke_params(folder: Path) -> Path:
     """smoke.yaml with input/smoke and output/smoke moved into `folder`."""
     text = (ROOT / "params" / "smoke.yaml").read_text(encoding="utf-8")
     moved = text.replace("input/smoke", str(folder / "input")).replace("output/smoke", str(folder / "output"))
-    params = yaml.safe_load(moved)
-    assert params["common"]["output_dir"] == str(folder / "output")
+    assert yaml.safe_load(moved)["common"]["output_dir"] == str(folder / "output")
     (folder / "smoke.yaml").write_text(moved, encoding="utf-8")
     return folder / "smoke.yaml"
 

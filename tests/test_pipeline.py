@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from src import pipeline
+from src import params, pipeline
 from src.paths import ROOT, STAGES
 
 BODY = """import sys
@@ -106,8 +106,8 @@ def test_wrong_command_lines_are_refused(toy, capsys, arguments, message):
 
 def test_values_given_to_the_notebooks(toy):
     file = str(toy / "params.yaml")
-    params = pipeline.load_params(file, ["n=7", "common.rate=2", "03_cuml_knn_model_b.n=8", "truth=null", "train=[a, b]"])
-    values = pipeline.stage_params(params, file, toy / "notebooks")
+    given = params.load_params(file, ["n=7", "common.rate=2", "03_cuml_knn_model_b.n=8", "truth=null", "train=[a, b]"])
+    values = params.stage_params(given, file, toy / "notebooks")
     assert [values[stage]["n"] for stage in STAGES] == [7, 7, 8, 7, 7]
     assert values["01_dedup"]["rate"] == 2 and values["01_dedup"]["train"] == ["a", "b"] and values["01_dedup"]["truth"] is None
 
