@@ -375,7 +375,7 @@ def _report(output: Path, times: dict[str, float | None], total: float) -> None:
 
 
 def main(argv: list[str] | None = None, notebooks: Path = NOTEBOOKS) -> int:
-    """Entry point of run_all.sh: 0 done, 1 a stage failed, 2 the parameters or inputs are refused, 130 interrupted."""
+    """Entry point of run_all.sh: 0 done, 1 a stage failed, 2 parameters, inputs or packages are refused, 130 interrupted."""
     options = arguments(argv)
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel is this environment's Python
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -385,6 +385,10 @@ def main(argv: list[str] | None = None, notebooks: Path = NOTEBOOKS) -> int:
         return run(options, notebooks)
     except Problem as problem:
         print(problem, file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"the package {error.name} is not installed for {sys.executable}: run without SKIP_INSTALL=1, or install "
+              "requirements.txt into it", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

@@ -236,6 +236,15 @@ def test_executed_copy_keeps_a_progress_bar_s_last_state_and_asks_nothing_of_the
     assert '<script src="http' not in page and "cdnjs" not in page
 
 
+def test_missing_package_is_named_and_how_to_get_it(toy):
+    bare = {"PATH": os.environ["PATH"], "PYTHON": getattr(sys, "_base_executable", sys.executable), "SKIP_INSTALL": "1"}
+    arguments = ("--params", str(toy / "params.yaml"))
+    done = subprocess.run([ROOT / "run_all.sh", *arguments], env=bare, capture_output=True, text=True, timeout=60)
+    if done.returncode == 0:
+        pytest.skip("this interpreter has the packages without an environment")
+    assert done.returncode == 2 and "is not installed for" in done.stderr and "SKIP_INSTALL" in done.stderr, done.stderr
+
+
 def test_help_needs_no_package_and_no_environment():
     bare = {"PATH": os.environ["PATH"], "PYTHON": getattr(sys, "_base_executable", sys.executable)}
     done = subprocess.run([ROOT / "run_all.sh", "--help"], env=bare, capture_output=True, text=True, timeout=60)
