@@ -26,6 +26,7 @@ from src import paths
 from src.params import NOTEBOOKS, Problem, check_inputs, input_paths, load_params, stage_params
 from src.paths import ROOT, STAGES, resolve, shown
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 LOG = logging.getLogger("pipeline")
 LOG.setLevel(logging.INFO)
 LOG.propagate = False
@@ -188,6 +189,7 @@ def run_stage(stage: str, values: dict[str, object], output: Path, notebooks: Pa
     Returns seconds. Raises papermill's PapermillExecutionError when a cell fails, Problem when meta.json was not written.
     """
     import papermill
+    from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it does not know `x: str | list = ...`; stage_params has checked
     from src.artifacts import save_json
@@ -201,7 +203,8 @@ def run_stage(stage: str, values: dict[str, object], output: Path, notebooks: Pa
     began, clock = time.time(), time.perf_counter()
     try:
         papermill.execute_notebook(notebooks / f"{stage}.ipynb", executed, parameters=values, cwd=notebooks, kernel_name="python3",
-                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, **_step_hooks(stage))
+                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, **_step_hooks(stage),
+                                   config=Config(KernelManager={"transport": "ipc"}))  # not over TCP, which others can read
     finally:
         _tidy(executed)
     seconds = time.perf_counter() - clock
@@ -234,15 +237,17 @@ def _step_hooks(stage: str) -> dict[str, Callable]:
 
 
 def _tidy(executed: Path) -> None:
-    """Keep the last state of each progress bar in the executed copy, and write the copy as HTML."""
+    """Keep the last state of each progress bar in the executed copy, drop widgets (they need a kernel), and write it as HTML."""
     import nbformat
     from nbconvert import HTMLExporter
 
     if not executed.exists():
         return
     notebook = nbformat.read(executed, as_version=4)
-    for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "stream"):
-        output.text = re.sub(r"[^\n]*\r", "", output.text)
+    for cell in (c for c in notebook.cells if c.cell_type == "code"):
+        cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+        for output in (o for o in cell.outputs if o.output_type == "stream"):
+            output.text = re.sub(r"[^\n]*\r", "", output.text)
     nbformat.write(notebook, executed)
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="",
                             mermaid_layout_elk_js_url="")  # read without a network

@@ -29,6 +29,10 @@ if {number} == 4:
     (out / "table1.csv").write_text("model,score\\nEnsemble,0.5")
 if n != 99:
     artifacts.write_meta(out / "{stage}", rows=n)"""
+BARS = """
+print('10 %\\r90 %\\r100 %')
+from IPython.display import display
+display({"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "a bar " + "at 0 %"}, raw=True)"""
 PARAMETERS = """output_dir = "output"  # a folder
 n = 1  # a count
 rate: float = 0.5  # a share
@@ -229,10 +233,11 @@ def test_stage_without_meta_is_an_error(toy, capfd):
 
 
 def test_executed_copy_keeps_a_progress_bar_s_last_state_and_asks_nothing_of_the_network(toy):
-    write_notebook(toy, "01_dedup", BODY.format(root=str(ROOT), number=1, stage="01_dedup") + "\nprint('10 %\\r90 %\\r100 %')")
+    write_notebook(toy, "01_dedup", BODY.format(root=str(ROOT), number=1, stage="01_dedup") + BARS)
     assert run(toy, "--only", "01") == 0
     page = (toy / "out" / "executed" / "01_dedup.html").read_text()
     assert "100 %" in page.rsplit("<pre>", 1)[1] and "90 %" not in page.rsplit("<pre>", 1)[1]
+    assert "a bar at" not in page, "a widget is kept, which shows nothing without its kernel"
     assert '<script src="http' not in page and "cdnjs" not in page
 
 
