@@ -45,6 +45,9 @@ USAGE = """examples:
   ./run_all.sh --set 02_train_model_a.epochs=3 --set seed=1   change parameters for this run
   ./run_all.sh --status                                 what is up to date, what is not and why; runs nothing
 
+new pictures, with what such a run has trained:
+  ./run_all.sh predict --images FOLDER --out FILE.parquet      its own options: ./run_all.sh predict --help
+
 environment: PYTHON=... chooses the interpreter for .venv, SKIP_INSTALL=1 uses the packages that are there"""
 
 
