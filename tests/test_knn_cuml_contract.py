@@ -27,9 +27,20 @@ def cuml_class(monkeypatch):
     spec.side_effect = on_scikit_learn
     monkeypatch.setattr(cuml.neighbors, "NearestNeighbors", spec)
     monkeypatch.setattr(cupy.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cupy, "asarray", create_autospec(cupy.asarray, side_effect=to_device))
     knn._check_gpu.cache_clear()
     yield spec
     knn._check_gpu.cache_clear()
+
+
+def to_device(x, **_):
+    """A device array is a copy of NumPy's type that says where it is; its own class, so that a host array is told apart."""
+    assert isinstance(x, np.ndarray), f"{type(x)} would go to the device through a copy on the host"
+    return np.array(x).view(OnDevice)
+
+
+class OnDevice(np.ndarray):
+    pass
 
 
 def on_scikit_learn(*, n_neighbors, algorithm, metric, output_type):
@@ -40,13 +51,13 @@ def on_scikit_learn(*, n_neighbors, algorithm, metric, output_type):
     model = create_autospec(RealNearestNeighbors, instance=True)
 
     def fit(x, y=None):
-        assert x.dtype == np.float32 and x.flags.c_contiguous
-        reference.fit(x)
+        assert isinstance(x, OnDevice) and x.dtype == np.float32 and x.flags.c_contiguous
+        reference.fit(np.asarray(x))
         return model
 
     def kneighbors(X=None, n_neighbors=None, return_distance=True, *, two_pass_precision=False):
-        assert X is not None and not two_pass_precision and X.dtype == np.float32 and X.flags.c_contiguous
-        distance, index = reference.kneighbors(X, n_neighbors=n_neighbors)
+        assert isinstance(X, OnDevice) and not two_pass_precision and X.dtype == np.float32 and X.flags.c_contiguous
+        distance, index = reference.kneighbors(np.asarray(X), n_neighbors=n_neighbors)
         return distance.astype(np.float32) - np.float32(4e-7), index  # real distances run a little below 0
 
     model.fit.side_effect, model.kneighbors.side_effect = fit, kneighbors
@@ -60,6 +71,15 @@ def test_blocks_offsets_and_merging_equal_numpy(cuml_class, store_rows, query_ro
     np.testing.assert_array_equal(index, np.argsort(-exact, axis=1)[:, :9])
     np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :9], atol=1e-5)
     assert similarity.dtype == np.float32 and index.dtype == np.int64
+
+
+def test_half_precision_rows_go_to_the_device_as_they_are(cuml_class):
+    half = STORE.astype(np.float16)
+    similarity, index = knn.search([half[:120], half[120:]], QUERIES, 9, "cuml", store_rows=70)
+    expected = knn.search([half[:120], half[120:]], QUERIES, 9, "faiss")
+    np.testing.assert_array_equal(index, expected[1])
+    np.testing.assert_allclose(similarity, expected[0], atol=1e-5)
+    assert any(call.args[0].dtype == np.float16 for call in cupy.asarray.call_args_list)
 
 
 def test_auto_takes_cuml_where_a_gpu_is_usable(cuml_class):
@@ -86,12 +106,14 @@ def test_the_signatures_that_we_rely_on():
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("queries, n_neighbors=k", "queries, k=k"),
+        ("n_neighbors=k)\n        return", "k=k)\n        return"),
         ('metric="cosine"', 'metric="cosinus"'),
         ('metric="cosine"', 'metric="euclidean"'),
         ("n_neighbors=k, algorithm", "neighbors=k, algorithm"),
-        ("1 - np.asarray(distance)", "np.asarray(distance)"),
-        ("np.asarray(index)", "np.asarray(index) + 1"),
+        ("1 - cupy.asnumpy(distance)", "cupy.asnumpy(distance)"),
+        ("cupy.asnumpy(index)", "cupy.asnumpy(index) + 1"),
+        ("model.fit(x)", "model.fit(block)"),
+        ("model.kneighbors(cupy.asarray(queries)", "model.kneighbors(queries"),
     ],
 )
 def test_a_planted_error_in_the_backend_is_found(cuml_class, monkeypatch, right, wrong):
@@ -100,12 +122,12 @@ def test_a_planted_error_in_the_backend_is_found(cuml_class, monkeypatch, right,
     assert right in source
     exec(source.replace(right, wrong), namespace := dict(vars(knn)))
     monkeypatch.setattr(knn, "_cuml_index", namespace["_cuml_index"])
-    with pytest.raises((TypeError, ValueError, RuntimeError, IndexError)):
+    with pytest.raises((TypeError, ValueError, RuntimeError, IndexError, AssertionError)):
         knn.search(STORE, QUERIES, 9, "cuml")
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"), [("found[1] + start", "found[1] + start + 1"), ("found[1] + start", "found[1]")]
+    ("right", "wrong"), [(") + start)", ") + start + 1)"), (") + start)", "))")]
 )
 def test_a_planted_off_by_one_block_is_found(cuml_class, monkeypatch, right, wrong):
     source = inspect.getsource(knn._search_blocks)
