@@ -7,7 +7,7 @@ here, so memory is bounded by a block and the engines cannot differ in anything 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 
 import numpy as np
@@ -66,6 +66,7 @@ def search(
     *,
     rows: np.ndarray | None = None,
     cluster: object | None = None,
+    centre: np.ndarray | None = None,
     store_rows: int | None = None,
     query_rows: int = 8192,
 ) -> Lists:
@@ -73,6 +74,7 @@ def search(
 
     `store` is an array or a list of shards, (n, d) float32 or float16; `queries` (q, d) float32; unit rows (float16 rows are
     set to unit length again). `index` counts through the shards. `rows` (n,) bool leaves in only those rows of the store.
+    `centre` (d,) is taken from every row of the store, which is then set to unit length; queries come as they are to be.
     `cluster` is None, "local", "tcp://host:port" or a Dask client: the shards become tasks. At most `store_rows` rows are held
     in float32 at a time. Equal similarities stand in order of index; where a tie runs across place k, which of the tied rows
     are in the list is the engine's choice. Raises ValueError on other shapes, types, lengths, or k.
@@ -82,11 +84,12 @@ def search(
     queries = _unit_rows(queries, "queries", 0)
     store_rows = store_rows or max(1, BLOCK_BYTES // (4 * queries.shape[1]))
     if cluster is not None:
-        return _search_cluster(shards, queries, k, engine, rows, cluster, store_rows, query_rows)
+        return _search_cluster(shards, queries, k, engine, rows, cluster, centre, store_rows, query_rows)
     name, _ = resolve_engine(engine)
     if name == "cuml":
         _check_gpu()
-    return _search_blocks(_cuml_index if name == "cuml" else _faiss_index, shards, queries, k, rows, store_rows, query_rows)
+    build = partial(_cuml_index if name == "cuml" else _faiss_index, centre=centre)
+    return _search_blocks(build, shards, queries, k, rows, store_rows, query_rows)
 
 
 def _search_blocks(
@@ -98,7 +101,7 @@ def _search_blocks(
     store_rows: int,
     query_rows: int,
 ) -> Lists:
-    lists = _nothing(len(queries))
+    lists = nothing(len(queries))
     for start, block, inside in _blocks(shards, rows, store_rows):
         depth = min(k, len(block))
         similarity, where = _search_block(build(block, depth, start), queries, depth, query_rows)
@@ -132,7 +135,8 @@ def _search_block(search: Search, queries: np.ndarray, k: int, query_rows: int) 
     return similarity, index
 
 
-def _nothing(n: int) -> Lists:
+def nothing(n: int) -> Lists:
+    """Empty lists of `n` queries, to merge into."""
     return np.empty((n, 0), np.float32), np.empty((n, 0), np.int64)
 
 
@@ -144,18 +148,19 @@ def merge(one: Lists, other: Lists, k: int) -> Lists:
     return np.take_along_axis(similarity, order, axis=1), np.take_along_axis(index, order, axis=1)
 
 
-def _faiss_index(block: np.ndarray, k: int, first: int) -> Search:
+def _faiss_index(block: np.ndarray, k: int, first: int, centre: np.ndarray | None = None) -> Search:
     import faiss
 
-    x = _unit_rows(block, "store", first)
+    x = _centred(_unit_rows(block, "store", first), centre)
     return lambda queries, k: faiss.knn(queries, x, k, metric=faiss.METRIC_INNER_PRODUCT)  # unlike an index, it copies nothing
 
 
-def _cuml_index(block: np.ndarray, k: int, first: int) -> Search:
+def _cuml_index(block: np.ndarray, k: int, first: int, centre: np.ndarray | None = None) -> Search:
     import cupy
     from cuml.neighbors import NearestNeighbors
 
     x = _unit_rows(cupy.asarray(block), "store", first)  # float16 rows cross the bus as they are and widen on the device
+    x = _centred(x, None if centre is None else cupy.asarray(centre))
     # cosine, because cuML's Euclidean metrics on unit rows give 0 for any pair above similarity 0.9995
     model = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine", output_type="cupy")
     model.fit(x)
@@ -179,6 +184,13 @@ def _unit_rows(x: np.ndarray, name: str, first: int) -> np.ndarray:
         example = f"row {first + int(bad[0])} has length {float(length[bad[0]]):.4g}"
         raise ValueError(f"{name}: {len(bad)} of {len(x)} rows are not of unit length or not finite, e.g. {example}")
     return x / length[:, None]
+
+
+def _centred(x: np.ndarray, centre: np.ndarray | None) -> np.ndarray:
+    if centre is None:
+        return x
+    x = x - centre
+    return x / np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
 
 
 @cache
@@ -205,6 +217,7 @@ def _search_cluster(
     engine: str,
     rows: np.ndarray | None,
     cluster: object,
+    centre: np.ndarray | None,
     store_rows: int,
     query_rows: int,
 ) -> Lists:
@@ -219,9 +232,9 @@ def _search_cluster(
         warnings.filterwarnings("ignore", "Sending large graph")
         shared = client.submit(_itself, queries, pure=False)
         pieces = _pieces(shards, rows, _piece_rows(shards, len(client.nthreads()), store_rows))
-        settings = {"engine": engine, "store_rows": store_rows, "query_rows": query_rows, "pure": False}
+        settings = {"engine": engine, "centre": centre, "store_rows": store_rows, "query_rows": query_rows, "pure": False}
         starts = {client.submit(_search_piece, piece, shared, k, mask, **settings): start for start, piece, mask in pieces}
-        lists = _nothing(len(queries))
+        lists = nothing(len(queries))
         for future, (similarity, index) in as_completed(starts, with_results=True):
             lists = merge(lists, (similarity, index + starts[future]), k)
     return lists
