@@ -79,7 +79,7 @@ def test_the_paired_interval_is_narrower_than_the_models_are_apart():
 def test_table_1():
     rows = [Scored("Model A", 400, cosines(TRUTH, A), 12.5), Scored("Model B", 900, cosines(TRUTH, B), 3)]
     table = ensemble.table1(rows, groups=np.arange(400) // 2)
-    assert table.columns == ["model", "rows_trained", "avg_cos", "low", "high", "seconds"]
+    assert table.columns == ["model", "rows_trained", "avg_cos", "low", "high", "seconds", "paper"]
     assert table["model"].to_list() == ["Model A", "Model B"]
     assert table["avg_cos"][0] == pytest.approx(avg_cos(TRUTH, A))
     assert table.select((pl.col("low") < pl.col("avg_cos")) & (pl.col("avg_cos") < pl.col("high"))).to_series().all()
