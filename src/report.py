@@ -238,7 +238,8 @@ def _provenance(metas: dict) -> str:
     last = metas[STAGES[-1]]
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     return f"""<section><h2>Times and versions</h2><div class="scroll"><table class="plain"><tr><th>stage</th><th>time</th>
-<th>device</th><th>ended</th></tr>{times}</table></div><p class="soft">Together {_duration(sum(m.get('seconds', 0) for m in metas.values()))}; seed
+<th>device</th><th>ended</th></tr>{times}</table></div>
+<p class="soft">Together {_duration(sum(m.get('seconds', 0) for m in metas.values()))}; seed
 {escape(str(last.get('seed')))}; commit {escape(str(last.get('commit')))}; {escape(versions)}.</p></section>"""
 
 
@@ -284,8 +285,9 @@ def _conditions(outputs: Sequence[Path]) -> str:
     gained = [gain["mean"] for gain in gains(outputs)]
     named = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}; ± is the standard deviation over them"
     gain = f"{gained[0]:+.4f}" if len(gained) == 1 else f"{min(gained):+.4f} to {max(gained):+.4f}"
-    return (f"All rows are scored on the same {rows:,} out-of-fold rows, intervals by a bootstrap over groups; {named}. The ensemble "
-            f"gains {gain} over the better single model, paired. Written by `python -m src.report --readme` from `{paths.TABLE1}`.")
+    return (f"All rows are scored on the same {rows:,} out-of-fold rows, intervals by a bootstrap over groups; {named}. The "
+            f"ensemble gains {gain} over the better single model, paired. Written by `python -m src.report --readme` from "
+            f"`{paths.TABLE1}`.")
 
 
 def write_readme(outputs: Sequence[Path], readme: Path) -> bool:
