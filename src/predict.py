@@ -282,7 +282,7 @@ def _list_rejected(out: Path, rejected: pl.DataFrame) -> None:
 
 def harmless(text: pl.Expr) -> pl.Expr:
     """Text for a CSV: what a spreadsheet would take for a formula begins with an apostrophe instead."""
-    return pl.when(text.str.contains(r"^\s*[=+\-@\t\r]")).then(pl.concat_str(pl.lit("'"), text)).otherwise(text)
+    return text.str.replace(r"^(\s*[=+\-@\t\r])", "'${1}")
 
 
 def _assemble(parts: Path, count: int, out: Path) -> None:
@@ -331,9 +331,14 @@ def submit(predictor: Predictor, folder: Path, sample: Path, out: Path, *, batch
     ids = submission.sample_ids(sample)
     whole = out.with_name(out.stem + ".predicted.parquet")
     run(predictor, folder, whole, batch_size=batch_size)
-    table = pl.read_parquet(whole).with_columns(pl.col("id").map_elements(lambda name: Path(name).stem, return_dtype=pl.String))
+    table = pl.read_parquet(whole)
+    table = table.with_columns(id=pl.Series([Path(name).stem for name in table["id"]], dtype=pl.String))
+    doubled = table.filter(pl.col("id").is_duplicated() & pl.col("id").is_in(ids))["id"].unique(maintain_order=True)
+    if len(doubled):
+        raise Problem(f"{shown(folder)}: {len(doubled)} ids have more than one picture, e.g. {doubled[:3].to_list()}")
     listed = rejected_list(whole)
     broken = {Path(name).stem for name in pl.read_csv(listed)["id"]} if listed.exists() else set()
+    broken -= set(table["id"])
     missing = [i for i in ids if i not in set(table["id"]) | broken]
     if missing:
         raise Problem(f"{shown(sample)}: {len(missing)} of {len(ids)} ids have no picture in {shown(folder)}, e.g. {missing[:3]}")
