@@ -20,6 +20,7 @@ PAIRED = 3.0  # standard errors by which rows must fit their own partner better 
 
 PAPER = {"CLIP": 0.5642, "CLIP + data filter 1": 0.5684, "CLIP + data filter 2": 0.5721, "Model A": 0.5753, "Model B": 0.5531,
          "Ensemble": 0.5961}  # the paper's Table 1
+OF_ALL = "Ensemble of all members"  # the row beyond it, where there are more than two
 
 Members = Mapping[str, np.ndarray]  # name -> (n, d) float32, the same rows in the same order
 

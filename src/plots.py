@@ -131,7 +131,7 @@ def alpha_curve(alphas: np.ndarray, score: np.ndarray, best: float, flat: tuple[
         axes.annotate(f"{name} {score[end]:.4f}", (alphas[end], score[end]), xytext=(0, -14), textcoords="offset points", ha=side)
     axes.set(xlabel="alpha (weight of Model A)", ylabel="Avg-Cos, out-of-fold")
     axes.margins(y=0.2)
-    axes.legend(loc="lower center")
+    axes.legend(loc="lower right")
     return figure
 
 

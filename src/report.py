@@ -15,7 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
-from src import artifacts, images, paths
+from src import artifacts, ensemble, images, paths
 from src.paths import STAGES, resolve, shown
 
 BEGIN, END = "<!-- table1:begin -->", "<!-- table1:end -->"
@@ -68,6 +68,7 @@ code{font-size:.88em;overflow-wrap:anywhere}
 .plain td{overflow-wrap:anywhere}
 @media(max-width:520px) {
   main{padding:8px}
+  figure.wide img{min-width:640px}
   section,header{padding:14px 12px}
   th,td{padding:6px 6px}
   table{font-size:.86rem}
@@ -109,6 +110,10 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}".replace("0.", ".", 1)
 
 
+def _short(value: float) -> str:
+    return f"{value:.2f}".replace("0.", ".", 1)
+
+
 def _span(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{_number(low)} to {_number(high)}"
 
@@ -124,7 +129,8 @@ def _duration(seconds: float | None) -> str:
 
 def _answer(output: Path, scores: pl.DataFrame, blend: dict, metas: dict) -> str:
     """What the reader came for: the score, its interval, what the test says, and which file to upload."""
-    oof, gain, final = blend["oof"], blend["difference"], scores.row(-1, named=True)
+    oof, gain = blend["oof"], blend["difference"]
+    final = scores.filter(pl.col("model").is_in(["Ensemble", ensemble.OF_ALL])).row(-1, named=True)
     test, judged = "not known here", ""
     if final["test"] is not None:
         inside = oof["low"] <= final["test"] <= oof["high"]
@@ -147,18 +153,20 @@ def _table(scores: pl.DataFrame, metas: dict) -> str:
     body, best = [], scores.filter("table1")["avg_cos"].max()
     for row in scores.iter_rows(named=True):
         oof, test = _span(row["low"], row["high"]), _span(row["test_low"], row["test_high"])
-        cells = [escape(row["model"]), f"{row['rows_trained']:,}", f"{_number(row['avg_cos'])}<small>{oof}</small>",
-                 f"{_number(row['test'])}<small>{test}</small>", _number(row["paper"]), _duration(row["seconds"])]
+        effort = ", ".join(filter(None, [f"{row['rows_trained']:,} rows", _duration(row["seconds"])]))
+        cells = [f"{escape(row['model'])}<small>{effort}</small>", f"{_number(row['avg_cos'])}<small>{oof}</small>",
+                 f"{_number(row['test'])}<small>{test}</small>", _number(row["paper"])]
         flag = ' class="flag"' if row["table1"] and row["avg_cos"] == best else ""
         body.append(f"<tr{flag}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         if row["table1"] and row["model"] == "Ensemble":
-            body.append('<tr><td colspan="6" class="soft">beyond the paper\'s rows</td></tr>')
+            body.append('<tr><td colspan="4" class="soft">beyond the paper\'s rows</td></tr>')
     scored = metas["04_ensemble_oof"]["rows"]
-    return f"""<section><h2>Table 1</h2><div class="scroll"><table><thead><tr><th>model</th><th>rows</th><th>out-of-fold</th>
-<th>test</th><th>the paper</th><th>time</th></tr></thead><tbody>{''.join(body)}</tbody></table></div>
+    return f"""<section><h2>Table 1</h2><div class="scroll"><table><thead><tr><th>model</th><th>out-of-fold</th>
+<th>test</th><th>the paper</th></tr></thead><tbody>{''.join(body)}</tbody></table></div>
 <p class="soft">Mean cosine with the truth (equation 8). All rows are scored on the same {scored:,} pictures, none of which their
-model has seen; small print is the 95 % interval, a bootstrap over groups of near-duplicates. The paper's numbers belong to its own
-hidden test set: the steps compare, the levels do not. Time is training over all folds.</p></section>"""
+model has seen. Below a model: the rows it could learn from and the training time over all folds; below a score: its 95 % interval,
+a bootstrap over groups of near-duplicates. The paper's numbers belong to its own hidden test set: the steps compare, the levels do
+not.</p></section>"""
 
 
 def _figures(executed: Path) -> dict[str, list[str]]:
@@ -175,8 +183,14 @@ def _figures(executed: Path) -> dict[str, list[str]]:
 
 
 def _drawn(pictures: Iterable[tuple[str, str]]) -> str:
-    return "".join(f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{escape(picture)}">'
+    return "".join(f'<figure class="{"wide" if _width(picture) > 700 else "narrow"}"><div class="scroll">'
+                   f'<img alt="{escape(caption)}" src="data:image/png;base64,{escape(picture)}"></div>'
                    f"<figcaption>{escape(caption)}</figcaption></figure>" for picture, caption in pictures)
+
+
+def _width(picture: str) -> int:
+    """Pixels across, from a PNG's header."""
+    return int.from_bytes(base64.b64decode(picture[:32])[16:20], "big")
 
 
 def _curves(figures: dict[str, list[str]]) -> str:
@@ -200,9 +214,9 @@ def _gallery(output: Path) -> str:
     gallery, cards = artifacts.load_table(output / paths.GALLERY), []
     for row in gallery.iter_rows(named=True):
         truth = f"<br><b>{escape(row['truth'])}</b>" if row.get("truth") else ""
-        cosine = f", cosine {row['cosine']:.2f}" if row.get("cosine") is not None else ""
+        cosine = f" · cosine {_short(row['cosine'])}" if row.get("cosine") is not None else ""
         near = "".join(f"<li>{escape(prompt)}</li>" for prompt in row["prompts"][:3])
-        cards.append(f'<div class="card">{_thumbnail(row["image"])}<div>confidence {row["confidence"]:.2f}{cosine}{truth}'
+        cards.append(f'<div class="card">{_thumbnail(row["image"])}<div>confidence {_short(row["confidence"])}{cosine}{truth}'
                      f"<ul>{near}</ul></div></div>")
     return f"""<section><h2>Test pictures</h2><p class="soft">From the most to the least confident: the true prompt where it is
 known, and the nearest prompts that Model B found, with their similarity.</p><div class="cards">{''.join(cards)}</div></section>"""
@@ -214,8 +228,8 @@ def _failures(output: Path, figures: dict[str, list[str]]) -> str:
         low, high = part.row(0, named=True), part.row(-1, named=True)
         told.append(f"<li>{escape(by[0])}: hardest {escape(low['label'].strip())} ({_number(low['avg_cos'])}, {low['rows']} rows), "
                     f"easiest {escape(high['label'].strip())} ({_number(high['avg_cos'])}, {high['rows']} rows)</li>")
-    cards = [f'<div class="card">{_thumbnail(row["image"], 240)}<div>cosine {row["cosine"]:.2f}, confidence {row["confidence"]:.2f}'
-             f"<br><b>{escape(row['prompt'])}</b></div></div>" for row in worst.iter_rows(named=True)]
+    cards = [f'<div class="card">{_thumbnail(row["image"], 240)}<div>cosine {_short(row["cosine"])} · confidence '
+             f"{_short(row['confidence'])}<br><b>{escape(row['prompt'])}</b></div></div>" for row in worst.iter_rows(named=True)]
     caption = "Score by slice, 95 % intervals; the line is the mean of all rows."
     drawn = _drawn((picture, caption) for picture in figures.get("slices", []))
     return f"""<section><h2>Where it fails</h2><ul>{''.join(told)}</ul><div class="figures">{drawn}</div>
