@@ -49,6 +49,8 @@ th,td {
 th:first-child,td:first-child{text-align:left}
 th{color:var(--soft);font-weight:600;font-size:.82rem}
 td small{display:block;color:var(--soft);white-space:nowrap}
+td:first-child small{white-space:normal}
+.card span{white-space:nowrap}
 tr.flag td{font-weight:700;background:#eef3fa}
 tr.flag small{font-weight:400}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:18px}
@@ -70,7 +72,7 @@ code{font-size:.88em;overflow-wrap:anywhere}
   main{padding:8px}
   figure.wide img{min-width:640px}
   section,header{padding:14px 12px}
-  th,td{padding:6px 6px}
+  th,td{padding:6px 4px}
   table{font-size:.86rem}
   .cards{grid-template-columns:1fr 1fr;gap:8px}
   .plain td:first-child{white-space:normal}
@@ -98,7 +100,8 @@ def ladder(output: Path) -> pl.DataFrame:
     """Table 1's columns with test, test_low, test_high (null where the truth is not known), `table1` false for the rows beyond."""
     table = artifacts.load_table(output / paths.TABLE1).with_columns(table1=pl.lit(True))
     beyond = artifacts.load_table(output / paths.LADDER_TABLE).with_columns(table1=pl.lit(False))
-    joined = pl.concat([table, beyond], how="diagonal_relaxed")
+    numbers = ("avg_cos", "low", "high", "seconds", "paper")
+    joined = pl.concat([table, beyond], how="diagonal_relaxed").with_columns(pl.col(n).cast(pl.Float64) for n in numbers)
     if not (output / paths.TEST_SCORES).exists():
         return joined.with_columns(pl.lit(None, pl.Float64).alias(name) for name in ("test", "test_low", "test_high"))
     test = artifacts.load_table(output / paths.TEST_SCORES).rename({"avg_cos": "test", "low": "test_low", "high": "test_high"})
@@ -121,7 +124,8 @@ def _span(low: float | None, high: float | None) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    number, unit = (seconds, "s") if seconds < 100 else (seconds / 60, "min") if seconds < 6000 else (seconds / 3600, "h")
+    return f"{number:.{0 if unit == 's' else 1}f}\u00a0{unit}"
 
 
 # --- the page, part by part ---
@@ -162,7 +166,7 @@ def _table(scores: pl.DataFrame, metas: dict) -> str:
             body.append('<tr><td colspan="4" class="soft">beyond the paper\'s rows</td></tr>')
     scored = metas["04_ensemble_oof"]["rows"]
     return f"""<section><h2>Table 1</h2><div class="scroll"><table><thead><tr><th>model</th><th>out-of-fold</th>
-<th>test</th><th>the paper</th></tr></thead><tbody>{''.join(body)}</tbody></table></div>
+<th>test</th><th>paper</th></tr></thead><tbody>{''.join(body)}</tbody></table></div>
 <p class="soft">Mean cosine with the truth (equation 8). All rows are scored on the same {scored:,} pictures, none of which their
 model has seen. Below a model: the rows it could learn from and the training time over all folds; below a score: its 95 % interval,
 a bootstrap over groups of near-duplicates. The paper's numbers belong to its own hidden test set: the steps compare, the levels do
@@ -214,10 +218,10 @@ def _gallery(output: Path) -> str:
     gallery, cards = artifacts.load_table(output / paths.GALLERY), []
     for row in gallery.iter_rows(named=True):
         truth = f"<br><b>{escape(row['truth'])}</b>" if row.get("truth") else ""
-        cosine = f" · cosine {_short(row['cosine'])}" if row.get("cosine") is not None else ""
+        cosine = f" <span>cosine {_short(row['cosine'])}</span>" if row.get("cosine") is not None else ""
         near = "".join(f"<li>{escape(prompt)}</li>" for prompt in row["prompts"][:3])
-        cards.append(f'<div class="card">{_thumbnail(row["image"])}<div>confidence {_short(row["confidence"])}{cosine}{truth}'
-                     f"<ul>{near}</ul></div></div>")
+        cards.append(f'<div class="card">{_thumbnail(row["image"])}<div><span>confidence {_short(row["confidence"])}</span>'
+                     f"{cosine}{truth}<ul>{near}</ul></div></div>")
     return f"""<section><h2>Test pictures</h2><p class="soft">From the most to the least confident: the true prompt where it is
 known, and the nearest prompts that Model B found, with their similarity.</p><div class="cards">{''.join(cards)}</div></section>"""
 
@@ -228,8 +232,9 @@ def _failures(output: Path, figures: dict[str, list[str]]) -> str:
         low, high = part.row(0, named=True), part.row(-1, named=True)
         told.append(f"<li>{escape(by[0])}: hardest {escape(low['label'].strip())} ({_number(low['avg_cos'])}, {low['rows']} rows), "
                     f"easiest {escape(high['label'].strip())} ({_number(high['avg_cos'])}, {high['rows']} rows)</li>")
-    cards = [f'<div class="card">{_thumbnail(row["image"], 240)}<div>cosine {_short(row["cosine"])} · confidence '
-             f"{_short(row['confidence'])}<br><b>{escape(row['prompt'])}</b></div></div>" for row in worst.iter_rows(named=True)]
+    cards = [f'<div class="card">{_thumbnail(row["image"], 240)}<div><span>cosine {_short(row["cosine"])}</span> '
+             f"<span>confidence {_short(row['confidence'])}</span><br><b>{escape(row['prompt'])}</b></div></div>"
+             for row in worst.iter_rows(named=True)]
     caption = "Score by slice, 95 % intervals; the line is the mean of all rows."
     drawn = _drawn((picture, caption) for picture in figures.get("slices", []))
     return f"""<section><h2>Where it fails</h2><ul>{''.join(told)}</ul><div class="figures">{drawn}</div>
