@@ -9,8 +9,8 @@ from src import artifacts, encoder, paths
 from src.paths import shown
 from src.predict import Problem, clip_names, fold_bases
 
-PACKED = (paths.MEMBERS_A, paths.MEMBERS_B, paths.BLEND, paths.CHOICE_B, f"{paths.STAGES[1]}/{paths.META}",
-          f"{paths.STAGES[2]}/{paths.META}")
+FILES = (paths.MEMBERS_A, paths.MEMBERS_B, paths.BLEND, paths.CHOICE_B, f"{paths.STAGES[1]}/{paths.META}",
+         f"{paths.STAGES[2]}/{paths.META}")
 CARRIED = ("open_clip", "ftfy", "wcwidth")  # pure Python, and not on every hosted image: copied from this environment
 
 RUN = '''"""Predict a folder of pictures with the models packed beside this file. python run.py --help"""
@@ -47,7 +47,7 @@ def write(output: Path, folder: Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise Problem(f"--pack: {shown(folder)} is not empty")
     clips, clip_b = clip_names(output)
-    files = [output / name for name in PACKED if (output / name).exists()]
+    files = [output / name for name in FILES if (output / name).exists()]
     files += sorted((output / paths.STORE).parent.glob("store*"))
     bases = [base for name in clips for base in fold_bases(output, name)]
     files += [base.with_name(base.name + suffix) for base in bases for suffix in (".safetensors", ".json")]
@@ -74,10 +74,10 @@ def _pack_clips(folder: Path, clips: dict[str, str], clip_b: str) -> None:
     members = folder / "output" / paths.MEMBERS_A
     known = artifacts.load_json(members) if members.exists() else {"members": list(clips)}
     artifacts.save_json(members, {**known, "clip": {name: places[clip] for name, clip in clips.items()}})
-    meta = folder / "output" / paths.STAGES[2] / paths.META
-    state = artifacts.load_json(meta)
-    state["state"]["parameter"]["clip"] = places[clip_b]
-    artifacts.save_json(meta, state)
+    fingerprints = {place: encoder.load(clip, device="cpu").fingerprint for clip, place in places.items()}
+    artifacts.save_json(folder / "output" / paths.PACKED, {"clips": fingerprints})
+    blend = folder / "output" / paths.BLEND
+    artifacts.save_json(blend, {**artifacts.load_json(blend), "clip": places[clip_b]})
 
 
 def _carry(name: str, vendor: Path) -> str:

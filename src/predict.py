@@ -15,13 +15,15 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from src import artifacts, encoder, ensemble, images, model_a, model_b, paths, submission
@@ -61,7 +63,7 @@ class Predictor:
         self.sides = ensemble.member_names(self.output)
         clips, self.clip_b = clip_names(self.output)
         used = [name for name in self.sides[0] if self._is_used(name, self.sides[0])]
-        self.encoders = {clip: encoder.load(clip, device=device) for clip in {self.clip_b, *(clips[name] for name in used)}}
+        self.encoders = {clip: load_clip(self.output, clip, device) for clip in {self.clip_b, *(clips[name] for name in used)}}
         self.folds = {name: [(self.encoders[clips[name]], model_a.load_fold(base, self.encoders[clips[name]]))
                              for base in fold_bases(self.output, name)] for name in used}
         self.b = model_b.load(self.output, engine=engine)
@@ -90,8 +92,7 @@ class Predictor:
         members = {name: unit(sum(model_a.predict_pixels(fitted, clip, pixels[clip.geometry]) for clip, fitted in folds))
                    for name, folds in self.folds.items()}
         clip = self.encoders[self.clip_b]
-        queries = encoder.embed_images(clip, pixels[clip.geometry], batch_size=len(pixels[clip.geometry]))
-        prediction, similarity, index = self.b.predict(queries)
+        prediction, similarity, index = self.b.predict(image_embeddings(clip, pixels[clip.geometry]))
         members |= {name: prediction for name in self.sides[1] if self._is_used(name, self.sides[1])}
         weights = {name: self.weights[name] for name in members}
         sides = tuple([name for name in side if name in members] for side in self.sides)
@@ -103,12 +104,27 @@ class Predictor:
                      similarity[:, :self.neighbours].astype(np.float32))
 
 
+def load_clip(output: Path, clip: str, device: str) -> encoder.Encoder:
+    """The CLIP; in a packed output with the fingerprint that it had where the models were trained: moving changed its dates."""
+    loaded = encoder.load(clip, device=device)
+    if not (output / paths.PACKED).exists():
+        return loaded
+    return replace(loaded, fingerprint=artifacts.load_json(output / paths.PACKED)["clips"][clip])
+
+
+@torch.inference_mode()
+def image_embeddings(clip: encoder.Encoder, pixels: np.ndarray) -> np.ndarray:
+    """One batch (n, s, s, 3) uint8 -> (n, d) float32 unit rows, as `encoder.embed_images` but without a bar of its own."""
+    with encoder.autocast(clip.device):
+        x = clip.normalise(pixels).contiguous(memory_format=torch.channels_last)
+        return F.normalize(clip.model.encode_image(x).float(), dim=-1).cpu().numpy()
+
+
 def clip_names(output: Path) -> tuple[dict[str, str], str]:
     """The CLIP behind each member of Model A, and that of Model B's store."""
     members = artifacts.load_json(output / paths.MEMBERS_A) if (output / paths.MEMBERS_A).exists() else {}
-    in_stage = [artifacts.load_json(output / stage / paths.META)["state"]["parameter"]["clip"] for stage in paths.STAGES[1:3]]
-    names = ensemble.member_names(output)[0]
-    return {name: members.get("clip", {}).get(name, in_stage[0]) for name in names}, in_stage[1]
+    clip_b = artifacts.load_json(output / paths.BLEND)["clip"]
+    return {name: members.get("clip", {}).get(name, clip_b) for name in ensemble.member_names(output)[0]}, clip_b
 
 
 def fold_bases(output: Path, member: str) -> list[Path]:
