@@ -16,6 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src import encoder, predict  # noqa: E402
 from src.paths import resolve  # noqa: E402
+from src.trunk import Trunk  # noqa: E402
 
 
 def linked(sources: list[Path], count: int, folder: Path) -> None:
@@ -42,7 +43,8 @@ def main() -> None:
         decoded = list(predictor.pool.map(predictor.decode, sources[: options.batch_size]))
         batch = predict.stack([decoded[i % len(decoded)] for i in range(options.batch_size)])
         steps = -(-options.pictures // options.batch_size)
-        clip = predictor.encoders[predictor.clip_b]
+        clip = predictor.trunks[predictor.clip_b].clip
+        bare = Trunk(clip, {})
         found = []
         for _ in range(options.runs):
             start = time.perf_counter()
@@ -54,12 +56,12 @@ def main() -> None:
             models = time.perf_counter() - start
             start = time.perf_counter()
             for _ in range(steps):
-                predict.image_embeddings(clip, batch[clip.geometry])
-            bare = time.perf_counter() - start
+                bare(batch[clip.geometry])
+            encoding = time.perf_counter() - start
             start = time.perf_counter()
             list(predictor.pool.map(predictor.decode, (sources * 10)[: options.pictures // 4]))
             decoding = (time.perf_counter() - start) * 4
-            found.append((whole, models, bare, decoding))
+            found.append((whole, models, encoding, decoding))
     seconds = np.array(found)
     rates = options.pictures / seconds
     names = ("files to result", "models on decoded pictures", "bare CLIP encoder", "decoding alone")
@@ -70,8 +72,11 @@ def main() -> None:
                         ("of models and decoding one after the other", seconds[:, [1, 3]].sum(axis=1) / seconds[:, 0]),
                         ("of the bare encoder's rate", seconds[:, 2] / seconds[:, 0])):
         print(f"files to result reaches {ratio.mean():.2f} {name} ({ratio.min():.2f} to {ratio.max():.2f})")
-    print(f"{predictor.b.store.height:,} prompts in the store, {sum(map(len, predictor.folds.values()))} folds, on {clip.device}, "
-          f"{encoder.describe(clip)}; 16,000 pictures at this rate: {16000 / rates[:, 0].mean() / 3600:.2f} h")
+    folds = sum(len(folds) for trunk in predictor.trunks.values() for folds in trunk.members.values())
+    shared = [trunk.plain is not None for trunk in predictor.trunks.values()]
+    print(f"{predictor.b.store.height:,} prompts in the store, {folds} folds, blocks shared: {shared}, "
+          f"{encoder.describe(clip)}; "
+          f"16,000 pictures at this rate: {16000 / rates[:, 0].mean() / 3600:.2f} h")
 
 
 if __name__ == "__main__":

@@ -20,11 +20,32 @@ from pathlib import Path
 
 here = Path(__file__).resolve().parent
 sys.path[:0] = [str(here), str(here / "vendor")]
+sys.path.append(str(here / "fallback"))  # last: what is installed wins
 
 from src.predict import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main(["--output", str(here / "output"), *sys.argv[1:]]))
+'''
+
+FAISS = '''"""The one class of faiss that the search needs, over torch: for an image with neither a GPU for cuML nor faiss."""
+
+import numpy as np
+import torch
+
+
+class IndexFlatIP:
+    """Exact search by inner product."""
+
+    def __init__(self, width: int):
+        self.store = torch.empty(0, width)
+
+    def add(self, store: np.ndarray) -> None:
+        self.store = torch.cat([self.store, torch.from_numpy(store)])
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        found = (torch.from_numpy(queries) @ self.store.T).topk(k)
+        return found.values.numpy(), found.indices.numpy()
 '''
 
 README = """Predicts the sentence embedding of a picture's prompt. Nothing to install, no network.
@@ -34,11 +55,12 @@ README = """Predicts the sentence embedding of a picture's prompt. Nothing to in
 
 On Kaggle: upload this folder as a data set, attach it to a notebook with the internet switched off, and let its only cell be
 
-    !python /kaggle/input/THIS-FOLDER/run.py --images /kaggle/input/stable-diffusion-image-to-prompts/images \\\\
+    !python /kaggle/input/THIS-FOLDER/run.py --images /kaggle/input/stable-diffusion-image-to-prompts/images \\
         --sample /kaggle/input/stable-diffusion-image-to-prompts/sample_submission.csv --out /kaggle/working/submission.csv
 
 Taken from the image: Python 3.11 or newer, torch, torchvision, timm, transformers, safetensors, numpy, scipy, scikit-learn, polars,
-pyarrow, pillow, tqdm; cuML where there is a GPU. Carried in vendor/: {carried}. Stopped half-way it goes on when started again.
+pyarrow, pillow, tqdm; cuML where there is a GPU. Carried in vendor/: {carried}. Where neither cuML nor faiss can
+search, fallback/faiss.py does, with torch. Stopped half-way it goes on when started again.
 """
 
 
@@ -58,6 +80,8 @@ def write(output: Path, folder: Path) -> Path:
     shutil.copytree(paths.ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     _pack_clips(folder, clips, clip_b)
     carried = [_carry(name, folder / "vendor") for name in CARRIED]
+    (folder / "fallback").mkdir()
+    (folder / "fallback" / "faiss.py").write_text(FAISS, encoding="utf-8")
     (folder / "run.py").write_text(RUN, encoding="utf-8")
     (folder / "README.txt").write_text(README.format(carried=", ".join(carried)), encoding="utf-8")
     return folder

@@ -16,20 +16,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from src import artifacts, encoder, ensemble, images, model_a, model_b, paths, submission
 from src.images import Geometry
 from src.metrics import unit
 from src.paths import resolve, shown
+from src.trunk import Trunk
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = (".parquet", ".csv", ".npy")
@@ -63,12 +63,16 @@ class Predictor:
         self.sides = ensemble.member_names(self.output)
         clips, self.clip_b = clip_names(self.output)
         used = [name for name in self.sides[0] if self._is_used(name, self.sides[0])]
-        self.encoders = {clip: load_clip(self.output, clip, device) for clip in {self.clip_b, *(clips[name] for name in used)}}
-        self.folds = {name: [(self.encoders[clips[name]], model_a.load_fold(base, self.encoders[clips[name]]))
-                             for base in fold_bases(self.output, name)] for name in used}
+        self.trunks = {}
+        for clip in {self.clip_b, *(clips[name] for name in used)}:
+            loaded = load_clip(self.output, clip, device)
+            self.trunks[clip] = Trunk(loaded, {name: [model_a.load_fold(base, loaded) for base in fold_bases(self.output, name)]
+                                               for name in used if clips[name] == clip})
         self.b = model_b.load(self.output, engine=engine)
-        self.geometries = {e.geometry for e in self.encoders.values()}
+        self.geometries = {trunk.clip.geometry for trunk in self.trunks.values()}
         self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")  # Pillow decodes without Python's lock
+        # on a GPU the next batches are decoded while it works; on a CPU both would only fight for the same cores
+        self.ahead = 2 if any(trunk.clip.device.type == "cuda" for trunk in self.trunks.values()) else 0
 
     def _is_used(self, name: str, side: Sequence[str]) -> bool:
         # a side whose weights are all zero still takes part in the agreement, in equal shares
@@ -89,13 +93,16 @@ class Predictor:
 
     def predict(self, pixels: Pixels) -> Found:
         """Predict a batch of decoded pictures."""
-        members = {name: unit(sum(model_a.predict_pixels(fitted, clip, pixels[clip.geometry]) for clip, fitted in folds))
-                   for name, folds in self.folds.items()}
-        clip = self.encoders[self.clip_b]
-        prediction, similarity, index = self.b.predict(image_embeddings(clip, pixels[clip.geometry]))
+        members = {}
+        for name, trunk in self.trunks.items():
+            embedding, predictions = trunk(pixels[trunk.clip.geometry])
+            members |= predictions
+            if name == self.clip_b:
+                prediction, similarity, index = self.b.predict(embedding)
         members |= {name: prediction for name in self.sides[1] if self._is_used(name, self.sides[1])}
-        weights = {name: self.weights[name] for name in members}
         sides = tuple([name for name in side if name in members] for side in self.sides)
+        members = {name: members[name] for side in sides for name in side}
+        weights = {name: self.weights[name] for name in members}
         agreement = ensemble.agreement(members, weights, sides)
         near = index[:, :self.neighbours]
         prompts = self.b.store["prompt"].gather(near.ravel()).to_list()
@@ -110,14 +117,6 @@ def load_clip(output: Path, clip: str, device: str) -> encoder.Encoder:
     if not (output / paths.PACKED).exists():
         return loaded
     return replace(loaded, fingerprint=artifacts.load_json(output / paths.PACKED)["clips"][clip])
-
-
-@torch.inference_mode()
-def image_embeddings(clip: encoder.Encoder, pixels: np.ndarray) -> np.ndarray:
-    """One batch (n, s, s, 3) uint8 -> (n, d) float32 unit rows, as `encoder.embed_images` but without a bar of its own."""
-    with encoder.autocast(clip.device):
-        x = clip.normalise(pixels).contiguous(memory_format=torch.channels_last)
-        return F.normalize(clip.model.encode_image(x).float(), dim=-1).cpu().numpy()
 
 
 def clip_names(output: Path) -> tuple[dict[str, str], str]:
@@ -208,8 +207,10 @@ def _stamps(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
 def fingerprint(predictor: Predictor) -> str:
     """Changes with the blend, the weights of the folds, the CLIPs and the store."""
     output = predictor.output
-    folds = [base.with_name(base.name + ".safetensors") for name in predictor.folds for base in fold_bases(output, name)]
-    return artifacts.fingerprint(sorted(e.fingerprint for e in predictor.encoders.values()), *folds, *(
+    trunks = predictor.trunks.values()
+    folds = [base.with_name(base.name + ".safetensors") for trunk in trunks for name in trunk.members
+             for base in fold_bases(output, name)]
+    return artifacts.fingerprint(sorted(trunk.clip.fingerprint for trunk in trunks), *folds, *(
         output / file for file in (paths.BLEND, paths.CHOICE_B, paths.STORE)))
 
 
@@ -225,7 +226,7 @@ def _begin(parts: Path, key: dict) -> None:
 
 def _decoded(predictor: Predictor, folder: Path, parts: Iterable[Sequence[str]], batch_size: int
              ) -> Iterator[Iterator[list[tuple[str, Pixels | str]]]]:
-    """For each part, its batches of (name, pixels or reason); decoding runs two batches ahead of the caller, across parts."""
+    """For each part, its batches of (name, pixels or reason); decoding runs ahead of the caller, across parts."""
     def attempt(name: str) -> Pixels | str:
         try:
             return predictor.decode(folder / name)
@@ -236,22 +237,21 @@ def _decoded(predictor: Predictor, folder: Path, parts: Iterable[Sequence[str]],
     waiting: deque[tuple[int, Sequence[str], list[Future]]] = deque()
 
     def submit() -> None:
-        for n, names in jobs:
-            waiting.append((n, names, [predictor.pool.submit(attempt, name) for name in names]))
-            if len(waiting) > 2:
-                return
+        while len(waiting) <= predictor.ahead and (job := next(jobs, None)) is not None:
+            waiting.append((*job, [predictor.pool.submit(attempt, name) for name in job[1]]))
 
     def batches(part: int) -> Iterator[list[tuple[str, Pixels | str]]]:
+        submit()
         while waiting and waiting[0][0] == part:
             _, names, futures = waiting.popleft()
-            submit()
             yield [(name, future.result()) for name, future in zip(names, futures, strict=True)]
+            submit()
 
     submit()
-    part = 0
-    while waiting:
+    for part in count():
+        if not waiting:
+            return
         yield batches(part)
-        part += 1
 
 
 def _predicted(predictor: Predictor, batches: Iterable[list[tuple[str, Pixels | str]]], bar: tqdm
@@ -301,9 +301,9 @@ def harmless(text: pl.Expr) -> pl.Expr:
     return text.str.replace(r"^(\s*[=+\-@\t\r])", "'${1}")
 
 
-def _assemble(parts: Path, count: int, out: Path) -> None:
+def _assemble(parts: Path, number: int, out: Path) -> None:
     """One file from the parts, one part in memory at a time."""
-    files = [_part_file(parts, n) for n in range(count)]
+    files = [_part_file(parts, n) for n in range(number)]
     with artifacts.atomic(out) as temporary:
         if out.suffix == ".parquet":
             with pq.ParquetWriter(temporary, pq.read_schema(files[0])) as writer:

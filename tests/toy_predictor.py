@@ -21,7 +21,7 @@ GEOMETRY = Geometry(12)
 class Toy(predict.Predictor):
     def __init__(self, output: Path, *, slow: float = 0):
         self.output, self.neighbours, self.slow = output, 2, slow
-        self.encoders, self.folds, self.geometries = {}, {}, {GEOMETRY}
+        self.trunks, self.ahead, self.geometries = {}, 2, {GEOMETRY}
         self.pool = ThreadPoolExecutor(2)
 
     def predict(self, pixels: predict.Pixels) -> predict.Found:
