@@ -20,12 +20,13 @@ GEOMETRY = Geometry(12)
 
 class Toy(predict.Predictor):
     def __init__(self, output: Path, *, slow: float = 0):
-        self.output, self.neighbours, self.slow = output, 2, slow
+        self.output, self.neighbours, self.slow, self.count = output, 2, slow, 0
         self.trunks, self.ahead, self.geometries = {}, 2, {GEOMETRY}
         self.pool = ThreadPoolExecutor(2)
 
     def predict(self, pixels: predict.Pixels) -> predict.Found:
         time.sleep(self.slow)
+        self.count += len(pixels[GEOMETRY])
         x = pixels[GEOMETRY].reshape(len(pixels[GEOMETRY]), -1)[:, :384].astype(np.float32)
         prompts = [["=1+1 fox", "owl"] if row[0] % 2 else ["an owl", "-fox"] for row in x]
         return predict.Found(unit(x + 1), x.mean(axis=1) / 255, prompts, np.full((len(x), 2), 0.5, np.float32))
