@@ -275,11 +275,12 @@ def over_runs(outputs: Sequence[Path]) -> pl.DataFrame:
 
 
 def gains(outputs: Sequence[Path]) -> list[dict]:
-    """The paired gain of the ensemble over the better single member in each run: output, better_single, mean, low, high."""
+    """Each run's paired gain over its better single member, and its blend: output, better_single, mean, low, high, weights."""
     found = []
     for output in outputs:
         blend = artifacts.load_json(output / paths.BLEND)
-        found.append({"output": shown(output), "better_single": blend["better_single"], **blend["difference"]})
+        facts = {name: blend[name] for name in ("better_single", "weights")}
+        found.append({"output": shown(output), **facts, **blend["difference"]})
     return found
 
 
@@ -338,7 +339,8 @@ def main(argv: list[str] | None = None) -> int:
             print(markdown(outputs))
             for gain in gains(outputs):
                 span = f"[{gain['low']:+.4f}, {gain['high']:+.4f}]"
-                print(f"{gain['output']}: {gain['mean']:+.4f} {span} over {gain['better_single']}")
+                weights = ", ".join(f"{name} {weight:.3f}" for name, weight in gain["weights"].items())
+                print(f"{gain['output']}: {gain['mean']:+.4f} {span} over {gain['better_single']}; weights {weights}")
         else:
             print(shown(write(outputs[0])))
     except (FileNotFoundError, ValueError) as error:
