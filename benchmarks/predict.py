@@ -73,8 +73,8 @@ def main() -> None:
                         ("of the bare encoder's rate", seconds[:, 2] / seconds[:, 0])):
         print(f"files to result reaches {ratio.mean():.2f} {name} ({ratio.min():.2f} to {ratio.max():.2f})")
     folds = sum(len(folds) for trunk in predictor.trunks.values() for folds in trunk.members.values())
-    shared = [trunk.plain is not None for trunk in predictor.trunks.values()]
-    print(f"{predictor.b.store.height:,} prompts in the store, {folds} folds, blocks shared: {shared}, "
+    shared = [sorted(trunk.shared) for trunk in predictor.trunks.values()]
+    print(f"{predictor.b.store.height:,} prompts in the store, {folds} folds, blocks shared by {shared}, "
           f"{encoder.describe(clip)}; "
           f"16,000 pictures at this rate: {16000 / rates[:, 0].mean() / 3600:.2f} h")
 
