@@ -7,7 +7,7 @@ from pathlib import Path
 
 from src import artifacts, encoder, paths
 from src.paths import shown
-from src.predict import Problem, clip_names, fold_bases
+from src.predict import Problem, clip_names, fold_bases, used_members
 
 FILES = (paths.MEMBERS_A, paths.MEMBERS_B, paths.BLEND, paths.CHOICE_B, f"{paths.STAGES[1]}/{paths.META}",
          f"{paths.STAGES[2]}/{paths.META}")
@@ -69,6 +69,8 @@ def write(output: Path, folder: Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise Problem(f"--pack: {shown(folder)} is not empty")
     clips, clip_b = clip_names(output)
+    used = used_members(artifacts.load_json(output / paths.BLEND)["weights"], list(clips))
+    clips = {name: clips[name] for name in used}
     files = [output / name for name in FILES if (output / name).exists()]
     files += sorted((output / paths.STORE).parent.glob("store*"))
     bases = [base for name in clips for base in fold_bases(output, name)]

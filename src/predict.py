@@ -62,7 +62,7 @@ class Predictor:
         self.weights, self.calibration = blend["weights"], ensemble.Calibration(**blend["calibration"])
         self.sides = ensemble.member_names(self.output)
         clips, self.clip_b = clip_names(self.output)
-        used = [name for name in self.sides[0] if self._is_used(name, self.sides[0])]
+        used = used_members(self.weights, self.sides[0])
         self.trunks = {}
         for clip in {self.clip_b, *(clips[name] for name in used)}:
             loaded = load_clip(self.output, clip, device)
@@ -73,10 +73,6 @@ class Predictor:
         self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")  # Pillow decodes without Python's lock
         # on a GPU the next batches are decoded while it works; on a CPU both would only fight for the same cores
         self.ahead = 2 if any(trunk.clip.device.type == "cuda" for trunk in self.trunks.values()) else 0
-
-    def _is_used(self, name: str, side: Sequence[str]) -> bool:
-        # a side whose weights are all zero still takes part in the agreement, in equal shares
-        return self.weights[name] > 0 or all(self.weights[other] == 0 for other in side)
 
     def __call__(self, pictures: Sequence[str | Path | Image.Image], *, batch_size: int = 64) -> Found:
         """Predict pictures (paths or PIL) in order; raises what `images.decode` raises on a broken one."""
@@ -99,7 +95,7 @@ class Predictor:
             members |= predictions
             if name == self.clip_b:
                 prediction, similarity, index = self.b.predict(embedding)
-        members |= {name: prediction for name in self.sides[1] if self._is_used(name, self.sides[1])}
+        members |= dict.fromkeys(used_members(self.weights, self.sides[1]), prediction)
         sides = tuple([name for name in side if name in members] for side in self.sides)
         members = {name: members[name] for side in sides for name in side}
         weights = {name: self.weights[name] for name in members}
@@ -109,6 +105,11 @@ class Predictor:
         return Found(ensemble.combine(members, weights), self.calibration(agreement),
                      [prompts[i:i + near.shape[1]] for i in range(0, len(prompts), near.shape[1])],
                      similarity[:, :self.neighbours].astype(np.float32))
+
+
+def used_members(weights: dict[str, float], side: Sequence[str]) -> list[str]:
+    """The members of a side that the blend uses; all of them where none has a weight: they still take part in the agreement."""
+    return [name for name in side if weights[name] > 0] or list(side)
 
 
 def load_clip(output: Path, clip: str, device: str) -> encoder.Encoder:
