@@ -156,7 +156,7 @@ def test_several_seeds_become_a_mean_and_a_spread(tmp_path, capsys):
     assert (final["runs"], final["avg_cos"], final["spread"]) == (3, pytest.approx(0.71), pytest.approx(0.01))
     assert report.main(["--runs", *map(str, runs)]) == 0
     said = capsys.readouterr().out
-    assert "**.7100 ± .0100**" in said and "seeds 1, 2, 3" in said and "+0.0200 to +0.0400" in said
+    assert "**.7100 ± .0100**" in said and "seeds 1, 2, 3" in said and "+0.0200 [+0.0190, +0.0210], +0.0300" in said
     assert said.count("over model_a") == 3
 
 
