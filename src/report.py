@@ -309,8 +309,8 @@ def _conditions(outputs: Sequence[Path]) -> str:
     named = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}; ± is the standard deviation over them"
     each = [f"{gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]" for gain in gained]
     return (f"All rows are scored on the same {rows:,} out-of-fold rows, intervals by a bootstrap over groups; {named}. The "
-            f"ensemble gains {', '.join(each)} over the better single model, paired. Written by `python -m src.report --readme` from "
-            f"`{paths.TABLE1}`.")
+            f"ensemble gains {', '.join(each)} over the better single model, paired. Written by `python -m src.report --readme` "
+            f"from `{paths.TABLE1}`.")
 
 
 def write_readme(outputs: Sequence[Path], readme: Path) -> bool:
