@@ -201,8 +201,13 @@ def rejected_list(out: Path) -> Path:
 
 
 def _stamps(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
-    stats = ((name, (folder / name).stat()) for name in names)
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    def stamp(file: Path) -> tuple[int, int]:
+        try:
+            return file.stat().st_size, file.stat().st_mtime_ns
+        except OSError:  # a link to nowhere; reading it will say so
+            return -1, -1
+
+    return [(name, *stamp(folder / name)) for name in names]
 
 
 def fingerprint(predictor: Predictor) -> str:
@@ -259,13 +264,18 @@ def _predicted(predictor: Predictor, batches: Iterable[list[tuple[str, Pixels | 
                ) -> tuple[list[str], list[Found], list[tuple[str, str]]]:
     names, found, rejected = [], [], []
     for batch in batches:
-        good = [(name, pixels) for name, pixels in batch if not isinstance(pixels, str)]
-        rejected += [(name, reason) for name, reason in batch if isinstance(reason, str)]
+        good = [(as_text(name), pixels) for name, pixels in batch if not isinstance(pixels, str)]
+        rejected += [(as_text(name), as_text(reason)) for name, reason in batch if isinstance(reason, str)]
         if good:
             found.append(predictor.predict(stack([pixels for _, pixels in good])))
             names += [name for name, _ in good]
         bar.update(len(batch))
     return names, found, rejected
+
+
+def as_text(name: str) -> str:
+    """A file's name as text that can be stored: bytes that are no UTF-8 are spelt out."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _part_file(parts: Path, n: int) -> Path:

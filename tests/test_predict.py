@@ -1,3 +1,5 @@
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -117,6 +119,19 @@ def test_two_pictures_of_one_id_are_refused(tmp_path):
     submission.write(["fox"], np.ones((1, 384), np.float32), tmp_path / "any")
     with pytest.raises(predict.Problem, match="1 ids have more than one picture, e.g. .'fox'"):
         predict.submit(Toy(tmp_path), tmp_path, tmp_path / "any.csv", tmp_path / "submission.csv")
+
+
+def test_odd_names_and_links_to_nowhere(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    good = folder / "fox.png"
+    Image.new("RGB", (20, 20)).save(good)
+    shutil.copyfile(good, os.fsencode(folder) + b"/caf\xe9.png")
+    shutil.copyfile(good, folder / "a#b::c, d.PNG")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    assert predicted(folder, tmp_path / "found.csv") == (3, 1)
+    assert pl.read_csv(tmp_path / "found.csv")["id"].to_list() == ["a#b::c, d.PNG", "caf\\udce9.png", "fox.png"]
+    assert pl.read_csv(tmp_path / "found.csv.rejected.csv")["reason"][0].startswith("FileNotFoundError")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
