@@ -47,7 +47,10 @@ SUBMISSION = "submission"  # .csv, .parquet, .npy + .ids.parquet
 
 # the runner
 EXECUTED = "executed"  # the notebooks as they ran, .ipynb and .html
+LOGS = "logs"  # one file a run: a line for each step
 META = "meta.json"  # in each stage's folder
+FAILED = "failed.txt"  # in a stage's folder after it failed: when and where
+LOCK = ".lock"  # held while a run is at work
 
 
 def resolve(path: str | Path) -> Path:
