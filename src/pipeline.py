@@ -101,7 +101,7 @@ def state_of(stage: str, values: dict[str, object], output: Path, notebooks: Pat
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = {f"notebooks/{stage}.ipynb": fingerprint([(c["cell_type"], "".join(c["source"])) for c in cells])}
     code |= {f"src/{name}.py": _checksum(ROOT / "src" / f"{name}.py") for name in modules_of(notebook)}
-    earlier = {s: fingerprint({name: entry["checksum"] for name, entry in ((_meta(output, s) or {}).get("files") or {}).items()})
+    earlier = {s: fingerprint({name: entry["checksum"] for name, entry in (_meta(output, s) or {"files": {}})["files"].items()})
                for s in NEEDS[stage]}
     inputs = {name: fingerprint(path) for name, path in input_paths(values).items()}
     return {"parameter": values, "input": inputs, "code": code, "earlier stage": earlier}
@@ -115,10 +115,8 @@ def _checksum(file: Path) -> str:
 def reasons_to_run(stage: str, state: dict[str, dict], output: Path) -> list[str]:
     """Why a stage must run, in words; empty when it is up to date."""
     meta = _meta(output, stage)
-    if meta is None or "state" not in meta:
+    if meta is None:
         return ["it has not run to its end here"]
-    if not all(isinstance(entry, dict) for entry in meta["files"].values()):
-        return ["it was run by an earlier version of this runner"]
     gone = [name for name, entry in meta["files"].items() if not _is_whole(output / name, entry)]
     reasons = [f"{len(gone)} of its files are missing or changed, e.g. {gone[0]}"] if gone else []
     for kind, now in json.loads(json.dumps(state)).items():
@@ -138,8 +136,11 @@ def _is_whole(file: Path, entry: dict) -> bool:
 
 
 def _meta(output: Path, stage: str) -> dict | None:
+    """A stage's meta.json; None where it has not ended, or was run by a runner that kept no checksums."""
     file = output / stage / paths.META
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    meta = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    whole = "state" in meta and all(isinstance(entry, dict) for entry in meta["files"].values())
+    return meta if whole else None
 
 
 def _files(output: Path, stage: str, since: float) -> dict[str, dict]:
