@@ -36,7 +36,8 @@ def test_targets_are_unit_rows_in_order_and_those_of_the_known_model():
 
 
 @pytest.mark.parametrize(("prompt", "tells"), [
-    ("a cat left of a dog", True), ("leftovers on a bright table", False), ("a right-handed knight", True), ("an upright piano", False),
+    ("a cat left of a dog", True),
+    ("leftovers on a bright table", False), ("a right-handed knight", True), ("an upright piano", False),
 ])
 def test_prompts_that_tell_sides(prompt, tells):
     assert prompts.tells_sides(prompt) == tells

@@ -61,7 +61,8 @@ def test_losses_are_1_minus_cosine_and_a_share_of_the_other():
 
 def test_tower_and_head_have_their_own_rates_and_the_layers_decay(clip):
     tower, head = Tower(clip.model.visual, 2), model_a.Head(32)
-    groups = training.parameter_groups(tower, head, Recipe(lr_vision=1e-4, lr_fc=1e-2, lr_fc2=1e-1, layer_decay=0.5, weight_decay=0.1))
+    recipe = Recipe(lr_vision=1e-4, lr_fc=1e-2, lr_fc2=1e-1, layer_decay=0.5, weight_decay=0.1)
+    groups = training.parameter_groups(tower, head, recipe)
     assert {g["lr"] for g in groups if g["name"] == "tower"} == {1e-4, 5e-5, 2.5e-5}
     assert {g["lr"] for g in groups if g["name"] == "head"} == {1e-2, 1e-1}
     assert all(g["weight_decay"] == (0.1 if g["params"][0].ndim > 1 else 0) for g in groups)
@@ -75,7 +76,8 @@ def test_between_goes_from_the_start_to_the_end():
 
 def test_each_epoch_draws_one_of_the_pictures_that_stand_for_a_row():
     stands_for = np.array([0, 1, 0, 0, 4, 1])
-    data = TrainingSet(list("abcdef"), np.zeros(6), np.zeros(6), np.zeros((2, 6, 384), np.float32), np.arange(6), stands_for=stands_for)
+    none = np.zeros(6)
+    data = TrainingSet(list("abcdef"), none, none, np.zeros((2, 6, 384), np.float32), np.arange(6), stands_for=stands_for)
     recipe = Recipe(batch_size=2, several_pictures=True, augment_text=True)
     plans = [training.plan(data, np.array([0, 1, 4]), recipe, seed=1, epoch=epoch) for epoch in range(40)]
     assert all(sorted(stands_for[p.pictures]) == [0, 1, 4] for p in plans)
@@ -87,7 +89,8 @@ def test_each_epoch_draws_one_of_the_pictures_that_stand_for_a_row():
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"head": "deep"}, "head must be one of linear, paper, wide, got 'deep'"), ({"epochs": -1}, "epochs must be at least 0, got -1"),
+    ({"head": "deep"}, "head must be one of linear, paper, wide, got 'deep'"),
+    ({"epochs": -1}, "epochs must be at least 0, got -1"),
     ({"layer_decay": 1.5}, "layer_decay must be within 0.001..1"), ({"loss": "l2"}, "loss must be one of"),
 ])
 def test_a_wrong_recipe_is_refused(change, message):
@@ -102,7 +105,8 @@ def test_parts_of_other_lengths_are_refused():
 
 @pytest.mark.parametrize("change", [
     {}, {"head": "wide"}, {"head": "linear", "ema": 0.9}, {"loss": "contrastive", "accumulate": 2}, {"augment_images": True},
-    {"lora_rank": 2}, {"tower": "frozen"}, {"start": "random", "layer_decay": 0.5}, {"grad_checkpointing": True, "activation": "gelu"},
+    {"lora_rank": 2}, {"tower": "frozen"}, {"start": "random", "layer_decay": 0.5},
+    {"grad_checkpointing": True, "activation": "gelu"},
 ], ids=lambda change: ", ".join(map(str, change)) or "default")
 def test_a_fit_ends_at_or_above_its_start_on_the_inner_split_and_moves_what_it_should(clip, change):
     data, rows = toy_set(clip), np.arange(48)
@@ -167,8 +171,8 @@ model_a.CHECKPOINT_STEPS = 2
 clip = encoder.load({clip!r}, device="cpu")
 data = t.toy_set(clip)
 print("begun", flush=True)
-model_a.train_fold(clip, data, data, rows=np.arange(48), scored=np.arange(48, 60), recipe=replace(t.SHORT, epochs=12, patience=99), seed=1,
-                   base=Path({base!r}))
+recipe = replace(t.SHORT, epochs=12, patience=99)
+model_a.train_fold(clip, data, data, rows=np.arange(48), scored=np.arange(48, 60), recipe=recipe, seed=1, base=Path({base!r}))
 print("done", flush=True)
 """
 
@@ -180,17 +184,15 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(clip, tmp_path)
     whole, killed = tmp_path / "whole" / "fold", tmp_path / "killed" / "fold"
     subprocess.run(command(whole), check=True, capture_output=True)
     random, kills = np.random.default_rng(0), 0
-    for attempt in range(30):
+    for attempt in range(4):
         process = subprocess.Popen(command(killed), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert process.stdout.readline() == "begun\n"
-        time.sleep(random.uniform(0.05, 0.6) if attempt < 3 else 60 if process.poll() is None and process.wait(60) is None else 0)
-        if process.poll() is None:
+        if attempt < 3:
+            time.sleep(random.uniform(0.05, 0.6))
             os.kill(process.pid, signal.SIGKILL)
             kills += 1
-        process.wait()
-        if process.returncode == 0:
-            break
-    assert kills >= 1 and process.returncode == 0
+        process.wait(120)
+    assert kills == 3 and process.returncode == 0
     first, second = (load_file(base.with_name("fold.safetensors")) for base in (whole, killed))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
