@@ -58,7 +58,7 @@ def learning_curves(history: list[dict]) -> Figure:
     """Training loss and inner validation score by epoch, one line a fold; `history` rows have row, fold, epoch, loss, score."""
     names = list(dict.fromkeys(entry["row"] for entry in history))
     figure, axes = plt.subplots(1, 2, figsize=(9, 3))
-    for name, colour in zip(names, (GREY, GREEN, ORANGE, BLUE), strict=False):
+    for name, colour in zip(names, (GREY, GREEN, ORANGE, BLUE, *plt.cm.tab10.colors), strict=False):
         for fold in sorted({e["fold"] for e in history}):
             line = sorted((e for e in history if e["row"] == name and e["fold"] == fold), key=lambda e: e["epoch"])
             label = name if fold == 0 else None
@@ -67,6 +67,23 @@ def learning_curves(history: list[dict]) -> Figure:
     axes[0].set(xlabel="epoch", ylabel="1 - cosine", title="training loss")
     axes[1].set(xlabel="epoch (0 is the linear probe)", ylabel="Avg-Cos", title="inner validation")
     axes[1].legend()
+    return figure
+
+
+def factor_curves(found: list[dict]) -> Figure:
+    """Inner validation score over the probe's against the way from the probe (0) to the best epoch (1); one line a fit.
+
+    The choice is ringed. `found` rows have row, fold, factors {factor: score} and the chosen factor.
+    """
+    figure, axes = plt.subplots(figsize=(6, 2.8))
+    for entry, colour in zip(found, (BLUE, ORANGE, GREEN, GREY, *plt.cm.tab10.colors), strict=False):
+        factors = {float(factor): score for factor, score in entry["factors"].items()}
+        gain = [score - factors[0.0] for score in factors.values()]
+        axes.plot(list(factors), gain, "o-", color=colour, label=f"{entry['row']}, fold {entry['fold']}")
+        axes.plot(entry["factor"], factors[entry["factor"]] - factors[0.0], "o", ms=11, mfc="none", color=colour)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="0: the probe, 1: the best epoch", ylabel="Avg-Cos over the probe", title="inner validation")
+    axes.legend()
     return figure
 
 

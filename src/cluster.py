@@ -1,0 +1,53 @@
+"""Independent pieces of work, here one after another or on Dask workers, with the same results in the same order."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from tqdm.auto import tqdm
+
+LOCAL_WORKERS = 2  # on a machine without a GPU
+
+
+@contextmanager
+def connect(cluster: str | None) -> Iterator[object | None]:
+    """A Dask client: `local` starts one worker a GPU (two without one), `tcp://host:port` joins a scheduler, None gives None.
+
+    Workers of a scheduler elsewhere must see the same folders under the same paths. Raises ValueError for another `cluster`.
+    """
+    if cluster is None:
+        yield None
+        return
+    if cluster != "local" and not cluster.startswith(("tcp://", "tls://")):
+        raise ValueError(f"cluster must be null, local or tcp://host:port, got {cluster!r}")
+    from distributed import Client
+
+    with Client(_local() if cluster == "local" else cluster, timeout="30s") as client:
+        yield client
+
+
+def _local() -> object:
+    if torch.cuda.is_available():
+        from dask_cuda import LocalCUDACluster
+
+        return LocalCUDACluster()
+    from distributed import LocalCluster
+
+    return LocalCluster(n_workers=LOCAL_WORKERS, threads_per_worker=1, dashboard_address=None)
+
+
+def run(function: Callable, tasks: Sequence[dict], *, shared: dict[str, object], cluster: str | None = None) -> list:
+    """`function(**task, **shared)` for each task, in order. `shared` is sent to each worker once.
+
+    A task that fails stops the rest and raises its own error here.
+    """
+    with connect(cluster) as client:
+        if client is None:
+            return [function(**task, **shared) for task in tasks]
+        sent = client.scatter(shared, broadcast=True)
+        futures = [client.submit(_call, function, task, sent, pure=False) for task in tasks]
+        return [future.result() for future in tqdm(futures, desc=f"{len(client.nthreads())} workers", unit="task")]
+
+
+def _call(function: Callable, task: dict, shared: dict) -> object:
+    return function(**task, **shared)
