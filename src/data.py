@@ -53,6 +53,12 @@ def bad_share(n_pairs: int, rejected: pl.DataFrame) -> float:
     return bad / max(n_pairs + bad, 1)
 
 
+def tally(rejected: pl.DataFrame) -> pl.DataFrame:
+    """How many rows were set aside for each `reason`; what differs from picture to picture is left out of it."""
+    return rejected.group_by(pl.col("reason").str.replace(r"(unreadable picture: \w+).*", "$1")).len("rows").sort(
+        "rows", "reason", descending=[True, False])
+
+
 def read_test(folder: str | Path) -> tuple[pl.DataFrame, Path | None]:
     """Test pictures as a table `id, image` sorted by id, and the path of sample_submission.csv (None without one).
 

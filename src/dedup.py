@@ -81,6 +81,13 @@ def walk_order(prompts: pl.Series, keep: str = "first") -> np.ndarray:
     return np.argsort(-rank.to_numpy().astype(np.int64), kind="stable")
 
 
+def keeps_one(cosine_keep: str) -> bool:
+    """Whether one row of a cluster stays (`one`) or none, the public recipe's rule (`none`). Raises ValueError otherwise."""
+    if cosine_keep not in ("one", "none"):
+        raise ValueError(f"cosine_keep must be one or none, got {cosine_keep!r}")
+    return cosine_keep == "one"
+
+
 def cosine_filter(embeddings: np.ndarray, threshold: float, *, block: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Data filter 2 over (n, d) float32 unit rows, keeping one: in order, a row stays unless above `threshold` with a kept one.
 
@@ -249,5 +256,5 @@ def _distinct(folder: Path, file: Path, known: pl.Series) -> Counter:
             once = frame.unique("text", keep="first", maintain_order=True)
             fresh = once.filter(~pl.col("text").is_in(known.implode()))
             tally.update({"exact duplicate": len(frame) - len(once), "already known": len(once) - len(fresh), "kept": len(fresh)})
-            writer.write_table(fresh.select(schema).cast(schema).to_arrow())
+            writer.write_table(fresh.select(*schema).cast(schema).to_arrow())
     return tally

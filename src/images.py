@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from tqdm.auto import tqdm
 
 from src import references
@@ -92,6 +92,23 @@ def decode(reference: str | Path) -> Image.Image:
     """
     with Image.open(io.BytesIO(references.read(reference))) as picture:
         return _upright_rgb(picture)
+
+
+def examples(rows: pl.DataFrame, n: int, *, size: int = 256) -> list[tuple[Image.Image, dict]]:
+    """Up to `n` of `rows` (image, ...) whose picture can be shown, as (thumbnail, row); of a cut one, what is whole of it."""
+    found = []
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        for row in rows.iter_rows(named=True):
+            with suppress(Exception), Image.open(io.BytesIO(references.read(row["image"]))) as picture:
+                thumbnail = picture.convert("RGB")
+                thumbnail.thumbnail((size, size))
+                found.append((thumbnail, row))
+            if len(found) == n:
+                break
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+    return found
 
 
 def _upright_rgb(picture: Image.Image) -> Image.Image:

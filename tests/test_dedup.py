@@ -133,7 +133,7 @@ def test_a_given_fold_file_is_honoured(tmp_path):
         dedup.given_folds(tmp_path / "folds.parquet", ["a", "b"], np.array([0, 1]))
 
 
-ODD = ["A  red\tFOX ", "a ｒed fox", "ÉCOLE  d'été", "赤い狐が 眠る", "", " ", "fox", "a b c", "x" * 50, "a red fox"]
+ODD = ["A  red\tFOX ", "a ｒed fox", "ÉCOLE  d'été", "赤い狐が 眠る", "", " ", "fox", "a b c", "x " * 50, "a red fox"]
 
 
 def test_the_rules_of_the_text_store_are_the_same_on_every_frame_library():
@@ -146,7 +146,8 @@ def test_the_rules_of_the_text_store_are_the_same_on_every_frame_library():
     assert texts[0][:4] == ["a red fox", "a red fox", "école d'été", "赤い狐が 眠る"]
     plain = [[None if r != r else r for r in reason] for reason in reasons]  # pandas writes NaN
     assert plain[0] == plain[1] == plain[2]
-    assert plain[0][2:] == ["fewer than 3 words"] * 2 + ["empty"] * 2 + ["fewer than 3 words", None, "more than 40 characters", None]
+    short, long = "fewer than 3 words", "more than 40 characters"
+    assert plain[0] == [None, None, short, short, "empty", "empty", short, None, long, None]
 
 
 def test_a_text_store_keeps_the_first_of_equal_prompts_across_batches(tmp_path):
