@@ -150,13 +150,14 @@ def _steps(geometry: Geometry) -> list[Callable]:
 
     config = PreprocessCfg(size=geometry.size, interpolation=geometry.interpolation, resize_mode=geometry.resize_mode)
     steps = image_transform_v2(config, is_train=False).transforms
-    return steps[:next(i for i, s in enumerate(steps) if type(s).__name__ in ("MaybeToTensor", "ToTensor"))]
+    steps = steps[:next(i for i, s in enumerate(steps) if type(s).__name__ in ("MaybeToTensor", "ToTensor"))]
+    return [step for step in steps if type(step).__name__ != "MaybeConvertMode"]  # they are RGB already
 
 
 def from_bytes(content: bytes, geometry: Geometry) -> np.ndarray:
     """(size, size, 3) uint8 of an encoded picture: `resized(decode(...))`, faster.
 
-    torch resizes with the processor's vector instructions (within one grey level of Pillow), torchvision decodes an ordinary
+    torch resizes with the processor's vector instructions (within two grey levels of Pillow), torchvision decodes an ordinary
     JPEG, and a much too large JPEG is decoded at a fraction of its size.
     """
     import torch
@@ -184,11 +185,9 @@ def _resized_by_torch(pixels, geometry: Geometry) -> np.ndarray:
     from torchvision import transforms
     from torchvision.transforms.v2 import functional
 
-    steps = [s for s in _steps(geometry) if isinstance(s, transforms.Resize | transforms.CenterCrop)]
-    others = [s for s in _steps(geometry) if s not in steps and getattr(s, "__name__", "") != "_convert_to_rgb"]
-    if others:
+    if not all(isinstance(step, transforms.Resize | transforms.CenterCrop) for step in _steps(geometry)):
         return resized(Image.fromarray(pixels.permute(1, 2, 0).numpy()), geometry)
-    for step in steps:
+    for step in _steps(geometry):
         if isinstance(step, transforms.Resize):
             size = [step.size] if isinstance(step.size, int) else list(step.size)
             pixels = functional.resize(pixels, size, interpolation=step.interpolation, antialias=True)
