@@ -15,6 +15,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,27 +87,24 @@ def header(n: int, x: np.ndarray) -> None:
 def compare_with_product(n: int, repeats: int) -> None:
     x = clustered(n)
     header(n, x)
-    before = peak_mib()
-    ours(x)
-    above = peak_mib() - before
+    ours(x[:2000])  # libraries loaded, threads started
     seconds = in_turns({"product": product, "one pass": ours}, x, repeats)
     ratios = [a / b for a, b in zip(seconds["one pass"], seconds["product"], strict=True)]
-    found = ours(x)
     print(f"{'':>10} {'seconds, median':>16} {'lowest - highest':>18}")
     for name, times in seconds.items():
         print(f"{name:>10} {statistics.median(times):16.2f} {min(times):9.2f} - {max(times):.2f}")
-    print(f"\nratio to the product: median {statistics.median(ratios):.3f} ({min(ratios):.3f} - {max(ratios):.3f}, {repeats} turns)")
-    print(f"memory above the input: {above:.0f} MiB at the most; the pass keeps {found.stays.sum():,} of {n:,} rows")
+    spread = f"{min(ratios):.3f} - {max(ratios):.3f}, {repeats} turns"
+    print(f"\nratio to the product: median {statistics.median(ratios):.3f} ({spread})", flush=True)
+    _, above, kept = alone(x)
+    print(f"memory above the input: {above:.0f} MiB; the pass keeps {int(kept):,} of {n:,} rows")
 
 
 def growth(sizes: list[int]) -> None:
-    """Each size in a process of its own, for its peak of memory."""
     header(sizes[-1], clustered(10))
     print(f"{'rows':>8} {'seconds':>9} {'MiB above input':>16} {'kept':>9}")
     points = []
     for n in sizes:
-        run = subprocess.run([sys.executable, __file__, "one", "--rows", str(n)], capture_output=True, text=True, check=True)
-        seconds, above, kept = map(float, run.stdout.split())
+        seconds, above, kept = alone(clustered(n))
         points.append((n, seconds))
         print(f"{n:8,} {seconds:9.2f} {above:16.0f} {int(kept):9,}", flush=True)
     if len(points) > 1:
@@ -114,9 +112,18 @@ def growth(sizes: list[int]) -> None:
         print(f"\ntime grows as rows to the power of {slope:.2f}")
 
 
-def one(n: int) -> None:
-    x = clustered(n)
-    similarity.one_pass(x[:2000], THRESHOLD, curve=dedup.CURVE, link=LINK)  # libraries loaded, threads started
+def alone(x: np.ndarray) -> list[float]:
+    """Seconds, MiB of memory above the input, and rows kept, of a pass in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/x.npy", x)
+        command = [sys.executable, __file__, "one", "--file", f"{folder}/x.npy"]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [float(number) for number in run.stdout.split()]
+
+
+def one(file: str) -> None:
+    x = np.load(file)
+    ours(x[:2000])  # libraries loaded, threads started
     before = peak_mib()
     seconds, found = timed(ours, x)
     print(seconds, peak_mib() - before, found.stays.sum())
@@ -221,6 +228,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=["product", "peers", "growth", "large", "one"])
     parser.add_argument("--rows", type=int, help="other than the table's own size")
+    parser.add_argument("--file", help=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if options.table == "product":
@@ -228,6 +236,6 @@ if __name__ == "__main__":
     elif options.table == "peers":
         compare_with_peers(options.rows or 20_000, options.repeats)
     elif options.table == "one":
-        one(options.rows)
+        one(options.file)
     else:
         growth([options.rows or 300_000] if options.table == "large" else [15_000, 30_000, 60_000, 120_000])

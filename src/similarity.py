@@ -5,12 +5,16 @@ lowest threshold survive it. A tile's numbers depend on its size, on threads and
 that lies within the proven rounding error of a threshold is computed again in float64: the answer does not depend on any of them.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
+from threading import local
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 import torch
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
@@ -72,7 +76,7 @@ def check_unit(embeddings: np.ndarray, *thresholds: float) -> None:
     wrong = [t for t in thresholds if not -1 <= t <= 1]
     if wrong:
         raise ValueError(f"threshold must be a cosine in [-1, 1], got {wrong[0]}")
-    off = np.flatnonzero(~(np.abs(np.linalg.norm(embeddings, axis=1) - 1) < UNIT))
+    off = np.flatnonzero(~(np.abs(np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings)) - 1) < UNIT))
     if len(off):
         raise ValueError(f"{len(off)} of {len(embeddings)} rows are not of unit length, e.g. row {off[0]}")
 
@@ -178,7 +182,9 @@ def _first_equal(embeddings: np.ndarray, order: np.ndarray, eligible: np.ndarray
     """(n,) int64: of rows with the same bytes, scope and eligibility, the first in `order`."""
     seen: dict[tuple, int] = {}
     first = np.arange(len(embeddings))
-    for row in order.tolist():
+    beginning = pl.Series(np.ascontiguousarray(embeddings[:, :2]).view(np.uint64)[:, 0] if embeddings.shape[1] > 1 else first * 0)
+    alike = beginning.is_duplicated().to_numpy()  # no other row can be equal to one whose beginning is its own
+    for row in order[alike[order]].tolist():
         content = blake2b(np.ascontiguousarray(embeddings[row]), digest_size=16).digest()
         first[row] = seen.setdefault((content, scope[row], eligible[row]), row)
     return first
@@ -194,9 +200,6 @@ class _Hits(NamedTuple):
 
     def where(self, mask: np.ndarray) -> "_Hits":
         return _Hits(*(part[mask] for part in self))
-
-
-_NONE = _Hits(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
 
 
 class _Search:
@@ -223,58 +226,72 @@ class _Search:
         self.eligible, self.scope, self.scopes = eligible, scope, len(np.unique(scope))
         self.keep_one = keep_one
         self.kept = np.where(eligible, self.bits[-1], np.uint64(0))
-        self.nearest = torch.full((len(walk),), -1.0, device=self.x.device)
+        self.nearest, self.buffers = np.full(len(walk), -1, np.float32), local()
         self.best, self.keeper = np.full(len(walk), -np.inf, np.float32), np.arange(len(walk))
         self.pairs, self.n_pairs = [(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint8))], 0
 
     def run(self, block: int, progress: bool) -> None:
-        """Walk the upper triangle, block of rows by block of rows: all earlier rows are settled when a block comes."""
-        n = len(self.x)
-        self.buffer = torch.empty(min(block, n) ** 2, device=self.x.device)
-        with tqdm(total=n * (n + 1) // 2, desc="similarities", unit=" pairs", unit_scale=True, disable=not progress) as bar:
-            for start in range(0, n, block):
-                rows = slice(start, min(start + block, n))
-                for earlier in range(0, start, block):
-                    self._remove(self._hits(rows, slice(earlier, earlier + block)))
-                    bar.update((rows.stop - start) * block)
-                self._settle(self._hits(rows, rows))
-                bar.update((rows.stop - start) * (rows.stop - start + 1) // 2)
+        """Walk the upper triangle, block of rows by block of rows: all earlier rows are settled when a block comes.
+
+        Tiles are computed ahead, a processor's thread each (no thread waits for another within a product), and used in order.
+        """
+        n, ahead = len(self.x), deque()
+        workers = torch.get_num_threads() if self.x.device.type == "cpu" else 1
+        before = torch.backends.cuda.matmul.allow_tf32, torch.get_num_threads()
+        torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
+        torch.set_num_threads(1)  # of this thread, which shares the processor with the tiles' threads
+        try:
+            with (ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+                  tqdm(total=n * (n + 1) // 2, desc="similarities", unit=" pairs", unit_scale=True, disable=not progress) as bar):
+                for later, earlier in _upper_tiles(n, block):
+                    ahead.append((later, earlier, pool.submit(self._look, later, earlier)))
+                    if len(ahead) > 2 * workers:
+                        bar.update(self._use(*ahead.popleft()))
+                while ahead:
+                    bar.update(self._use(*ahead.popleft()))
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before[0]
+            torch.set_num_threads(before[1])
         self._reduce_pairs()
 
     def _tile(self, later: slice, earlier: slice) -> torch.Tensor:
+        """The similarities of two blocks, in this thread's buffer."""
         a, b = self.x[later], self.x[earlier]
         if self.precision == "bfloat16":
             return a.bfloat16() @ b.bfloat16().T
-        tile = self.buffer[:len(a) * len(b)].view(len(a), len(b))
-        if self.precision == "float32":
-            return torch.mm(a, b.T, out=tile)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        try:
-            return torch.mm(a, b.T, out=tile)
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = False
+        if getattr(self.buffers, "tile", None) is None or self.buffers.tile.numel() < len(a) * len(b):
+            self.buffers.tile = torch.empty(len(a) * len(b), device=self.x.device)
+        return torch.mm(a, b.T, out=self.buffers.tile[:len(a) * len(b)].view(len(a), len(b)))
 
-    def _hits(self, later: slice, earlier: slice) -> _Hits:
-        """The pairs of a tile above the lowest watched threshold; on the way the rows' highest similarities are noted."""
+    def _look(self, later: slice, earlier: slice) -> tuple[np.ndarray, ...]:
+        """A tile's highest similarity by row and by column, and `j`, `i`, similarity of its pairs near or above the lowest
+        threshold, sorted by `j`, then `i`.
+        """
         tile = self._tile(later, earlier)
         if later == earlier:
             tile.fill_diagonal_(-1)  # a row is no neighbour of itself
-        by_row = tile.amax(1)
-        for rows, highest in ((later, by_row), (earlier, tile.amax(0))):
-            torch.maximum(self.nearest[rows], highest.float(), out=self.nearest[rows])
+        by_row, by_column = tile.amax(1), tile.amax(0)
         cut = float(self.watched[0]) - self.margin
         rows = torch.nonzero(by_row > cut)[:, 0]
-        if not len(rows):
-            return _NONE
         part = tile[rows]
         j, i = torch.nonzero(part > cut, as_tuple=True)
-        hits = self._levelled((rows[j] + later.start).cpu().numpy(), (i + earlier.start).cpu().numpy(),
-                              part[j, i].float().cpu().numpy())
-        hits = hits.where(hits.i < hits.j) if later == earlier else hits
+        found = by_row.float(), by_column.float(), rows[j] + later.start, i + earlier.start, part[j, i].float()
+        return tuple(values.cpu().numpy() for values in found)
+
+    def _use(self, later: slice, earlier: slice, looked: Future) -> int:
+        """Let a tile's pairs remove rows and link them, and note the rows' highest similarities; how many pairs it had."""
+        by_row, by_column, j, i, similarity = looked.result()
+        for rows, highest in ((later, by_row), (earlier, by_column)):
+            np.maximum(self.nearest[rows], highest, out=self.nearest[rows])
+        hits, own = self._levelled(j, i, similarity), later == earlier
+        hits = hits.where(hits.i < hits.j) if own else hits
         self._link(hits)
         if self.scopes > 1:
             hits = hits.where(self.scope[hits.i] == self.scope[hits.j])
-        return hits
+        if len(hits.j):
+            (self._settle if own else self._remove)(hits)
+        n = len(by_row)
+        return n * (n + 1) // 2 if own else n * len(by_column)
 
     def _levelled(self, j: np.ndarray, i: np.ndarray, similarity: np.ndarray) -> _Hits:
         """Pairs with their level; what lies within the margin of a threshold is computed again."""
@@ -290,8 +307,6 @@ class _Search:
 
     def _remove(self, hits: _Hits) -> None:
         """What settled rows `i` do to the later rows `j`."""
-        if not len(hits.j):
-            return
         above = self.bits[hits.level]
         if not self.keep_one:
             return self._remove_both(hits, above)
@@ -302,8 +317,6 @@ class _Search:
 
     def _settle(self, hits: _Hits) -> None:
         """A block's own pairs, in order: a row that stays is at once a keeper for the later rows of its block."""
-        if not len(hits.j):
-            return
         above = self.bits[hits.level]
         if not self.keep_one:
             return self._remove_both(hits, above)
@@ -375,7 +388,7 @@ class _Search:
         keeper[stays], similarity[stays] = np.flatnonzero(stays), 1
         unremoved = np.isneginf(similarity)  # dropped by a rule, and near no row that stays
         keeper[unremoved], similarity[unremoved] = np.flatnonzero(unremoved), 1
-        nearest = self.nearest.cpu().numpy()[position]
+        nearest = self.nearest[position]
         for rows in (doubled, first[doubled]):
             nearest[rows] = np.maximum(nearest[rows], itself)
         counts = np.array([((kept >> np.uint64(b)) & np.uint64(1)).sum() for b in range(len(self.thresholds))], np.int64)
@@ -384,6 +397,14 @@ class _Search:
         forest = Forest(n, np.concatenate([walk[i], first[doubled]]), np.concatenate([walk[j], doubled]),
                         np.concatenate([levels, level]), self.links)
         return Pass(keeper, similarity, stays, nearest, self.thresholds, counts, forest)
+
+
+def _upper_tiles(n: int, block: int) -> Iterator[tuple[slice, slice]]:
+    """(later, earlier) blocks of rows; a block's tile with itself comes after those with all earlier blocks."""
+    for start in range(0, n, block):
+        for earlier in range(0, start, block):
+            yield slice(start, min(start + block, n)), slice(earlier, earlier + block)
+        yield (slice(start, min(start + block, n)),) * 2
 
 
 def _starts(ordered: np.ndarray) -> np.ndarray:
