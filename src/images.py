@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache as remembered
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -251,42 +251,53 @@ class _Store:
         return pixels[slots[0]:slots[-1] + 1] if in_one_run else Rows(pixels, slots)
 
     def add(self, new: pl.DataFrame, name: str) -> None:
-        """Decode the pictures of `new` (image, stamp) in parallel, chunk by chunk."""
+        """Decode the pictures of `new` (image, stamp) in parallel, chunk by chunk; a chunk is saved while the next is decoded."""
         if new.is_empty():
             return
         import torch
 
-        known = {content: (slot, reason) for content, slot, reason in self.index.select("content", "slot", "reason").rows()}
-        with (tqdm(total=len(new), desc=f"decoding {name}", unit="picture") as bar,
-              ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool):  # one picture a thread
-            for chunk in new.iter_slices(CHUNK):
-                self._add_chunk(chunk, known, pool, bar)
-        os.truncate(self.file, self.n_slots * int(np.prod(self.shape)))
-
-    def _add_chunk(self, chunk: pl.DataFrame, known: dict, pool: ThreadPoolExecutor, bar: tqdm) -> None:
+        seen = self.index.filter(pl.col("content") != "")  # empty where a file could not even be read
+        known = {content: (slot, reason) for content, slot, reason in seen.select("content", "slot", "reason").rows()}
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.touch()
-        os.truncate(self.file, (self.n_slots + len(chunk)) * int(np.prod(self.shape)))
-        pixels = np.memmap(self.file, np.uint8, mode="r+", shape=(self.n_slots + len(chunk), *self.shape))
-        found = []
-        for content, result in pool.map(lambda image: self._attempt(image, known), chunk["image"]):
-            if content not in known and isinstance(result, np.ndarray):
-                pixels[self.n_slots] = result
-                known[content] = (self.n_slots, None)
-                self.n_slots += 1
-            found.append((content, *known.get(content, (None, result))))
-            bar.update()
-        pixels.flush()
-        found = pl.DataFrame(found, schema={k: INDEX[k] for k in ("content", "slot", "reason")}, orient="row")
-        self.index = pl.concat([self.index, pl.concat([chunk.select("image", "stamp"), found], how="horizontal")])
-        save_table(self.index_file, self.index)
+        with (open(self.file, "r+b" if self.file.exists() else "w+b", buffering=0) as file,
+              tqdm(total=len(new), desc=f"decoding {name}", unit="picture") as bar,
+              ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool):  # one picture a thread
+            saving = None
+            for chunk in new.iter_slices(CHUNK):
+                found = [self._put(file, *attempt, known, bar)
+                         for attempt in pool.map(lambda image: self._attempt(image, known), chunk["image"])]
+                found = pl.DataFrame(found, schema={k: INDEX[k] for k in ("content", "slot", "reason")}, orient="row")
+                self.index = pl.concat([self.index, pl.concat([chunk.select("image", "stamp"), found], how="horizontal")])
+                if saving:
+                    saving.result()
+                saving = pool.submit(self._save, file, self.index)
+            saving.result()
+            file.truncate(self.n_slots * self.n_bytes)  # what a killed run left behind
+
+    @property
+    def n_bytes(self) -> int:
+        return int(np.prod(self.shape))
+
+    def _put(self, file, content: str, result: np.ndarray | str | None, known: dict, bar: tqdm
+             ) -> tuple[str, int | None, str | None]:
+        """Write the pixels of one attempt into the next slot, unless their content has one; its content, slot and reason."""
+        bar.update()
+        if isinstance(result, np.ndarray) and content not in known:
+            os.pwrite(file.fileno(), np.ascontiguousarray(result), self.n_slots * self.n_bytes)
+            known[content] = (self.n_slots, None)
+            self.n_slots += 1
+        return content, *known.get(content, (None, result))
+
+    def _save(self, file, index: pl.DataFrame) -> None:
+        os.fsync(file.fileno())  # pixels first: an index never names a slot that is not on the disk
+        save_table(self.index_file, index)
 
     def _attempt(self, image: str, known: dict) -> tuple[str, np.ndarray | str | None]:
         """The digest of a picture's file, and its pixels, or why there are none; nothing for a known one."""
         content = ""
         try:
             encoded = references.read(image)
-            content = blake2b(encoded, digest_size=16).hexdigest()
+            content = sha256(encoded).hexdigest()
             return content, None if content in known else from_bytes(encoded, self.geometry)
         except Exception as error:  # decoders raise what they like on broken input, and none of it may stop a run
             return content, f"unreadable picture: {type(error).__name__}: {error}".split("\n")[0][:200]
