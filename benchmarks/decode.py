@@ -114,7 +114,7 @@ def compare(n: int, side: int, size: int, repeats: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=3000)
+    parser.add_argument("--pictures", type=int, default=6000)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, torch {torch.__version__}, Pillow {Image.__version__}")
