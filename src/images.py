@@ -276,7 +276,7 @@ class _Store:
         self.file, self.index_file, self.geometry = file, index_file, geometry
         whole = file.exists() and index_file.exists()
         self.index = load_table(index_file) if whole else pl.DataFrame(schema=INDEX)
-        self.n_slots = int(self.index["slot"].max() or -1) + 1 if len(self.index) else 0
+        self.n_slots = int(self.index["slot"].fill_null(-1).max()) + 1 if len(self.index) else 0
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -321,6 +321,7 @@ def test_the_cache_decodes_only_what_is_new_and_keeps_the_order_asked_for(tmp_pa
         assert [tuple(row[0, 0]) for row in np.asarray(pixels.array)] == [colours[name] for name in names]
         return pixels
 
+    colours_of(["a"])
     first = colours_of(["a", "b", "c"])
     assert len(decoded) == 3 and isinstance(first.array, np.memmap)
     assert colours_of(["a", "b", "c"]).key == first.key and len(decoded) == 3, "unchanged: nothing is decoded"
