@@ -177,11 +177,10 @@ def sentence_transformers_filter(x: np.ndarray) -> np.ndarray:
 
 
 def paraphrase_mining(x: np.ndarray) -> np.ndarray:
-    """sentence-transformers' mining of pairs, then the greedy walk over what it found."""
+    """sentence-transformers' mining of pairs at its own settings (100 neighbours a row), then the greedy walk over the pairs."""
     from sentence_transformers.util import paraphrase_mining_embeddings
 
-    pairs = paraphrase_mining_embeddings(torch.from_numpy(x), query_chunk_size=2000, corpus_chunk_size=20_000, top_k=1000,
-                                         max_pairs=5_000_000)
+    pairs = paraphrase_mining_embeddings(torch.from_numpy(x))
     near: dict[int, list[int]] = {}
     for score, i, j in pairs:
         if score > THRESHOLD:
