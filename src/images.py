@@ -17,7 +17,7 @@ from types import ModuleType
 import numpy as np
 import polars as pl
 from PIL import Image, ImageFile, ImageOps
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from src import references
 from src.artifacts import fingerprint, load_table, positions, save_table

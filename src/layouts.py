@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path, PureWindowsPath
 
 import polars as pl
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from src import references
 from src.paths import resolve, shown

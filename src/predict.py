@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from src import artifacts, encoder, ensemble, images, model_a, model_b, paths, submission
 from src.images import Geometry

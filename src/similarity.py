@@ -18,7 +18,7 @@ import polars as pl
 import torch
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 BLOCK = {"cpu": 1024, "cuda": 8192}  # a tile of 1024 x 1024 float32 is 4 MB: it is scanned while it is in the cache
 PAIRS = 4_000_000  # linked pairs held before they are reduced to a spanning forest: 9 bytes each
