@@ -27,10 +27,10 @@ from src.head import N_OUT, Head
 from src.metrics import avg_cos
 from src.paths import CACHE
 from src.tower import Tower
-from src.training import Fitted, Recipe, Run, TrainingSet, between, inputs, restore, snapshot, weights
+from src.training import Fitted, Recipe, Run, TrainingSet, between, inputs, parameter_groups, restore, snapshot, weights
 
-__all__ = ["N_OUT", "Fitted", "Head", "Recipe", "TrainingSet", "fit", "gather", "load_fold", "predict", "predict_pixels",
-           "train_fold", "training_set"]
+__all__ = ["N_OUT", "Fitted", "Head", "Recipe", "TrainingSet", "fit", "gather", "load_fold", "parameter_groups", "predict",
+           "predict_pixels", "train_fold", "training_set"]
 
 ACTIVATION_BYTES = 4 << 30  # above this the frozen blocks run again in every epoch
 HELD_OUT = 0.1  # of a fold's training rows, whole groups: the inner validation split
