@@ -27,14 +27,15 @@ from src.head import N_OUT, Head
 from src.metrics import avg_cos
 from src.paths import CACHE
 from src.tower import Tower
-from src.training import Fitted, Recipe, Run, TrainingSet, between, inputs, restore, snapshot, weights
+from src.training import Fitted, Recipe, Run, TrainingSet, between, inputs, parameter_groups, restore, snapshot, weights
 
-__all__ = ["N_OUT", "Fitted", "Head", "Recipe", "TrainingSet", "fit", "gather", "load_fold", "predict", "predict_pixels",
-           "train_fold", "training_set"]
+__all__ = ["N_OUT", "Fitted", "Head", "Recipe", "TrainingSet", "fit", "gather", "load_fold", "parameter_groups", "predict",
+           "predict_pixels", "train_fold", "training_set"]
 
 ACTIVATION_BYTES = 4 << 30  # above this the frozen blocks run again in every epoch
 HELD_OUT = 0.1  # of a fold's training rows, whole groups: the inner validation split
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the way from the probe to the best epoch
+ALIKE = 0.85  # a removed row stands in for its keeper from this similarity on; what filter 1 removed may be less alike
 CHECKPOINT_STEPS = 200  # batches between checkpoints inside an epoch
 
 
@@ -86,7 +87,7 @@ def _write_activations(tower: Tower, encoder: Encoder, pixels: np.ndarray, file:
 
 def training_set(encoder: Encoder, frame: pl.DataFrame, out: Path, *, name: str, recipe: Recipe, targets: np.ndarray | None = None
                  ) -> TrainingSet:
-    """The pictures of `frame` (id, image; for training also group, keeper and prompt) as `encoder` and `recipe` need them.
+    """The pictures of `frame` (id, image; for training also group, keeper, similarity, prompt) as `encoder` and `recipe` need them.
 
     Pixels, frozen embeddings and frozen activations are kept in the cache as `name`. Without `targets` (v, n, 384) these are zero:
     a test set.
@@ -98,7 +99,8 @@ def training_set(encoder: Encoder, frame: pl.DataFrame, out: Path, *, name: str,
     if targets is None:
         none = np.zeros(len(frame), dtype=np.int64)
         return TrainingSet(pixels.ids, pixels.array, embeddings, np.zeros((1, len(frame), N_OUT), np.float32), none, activations)
-    stands_for = positions(pixels.ids, frame["keeper"].to_list(), "keepers")
+    keepers, alike = positions(pixels.ids, frame["keeper"].to_list(), "keepers"), frame["similarity"].to_numpy() >= ALIKE
+    stands_for = np.where(alike, keepers, np.arange(len(frame)))
     may_flip = np.array([not prompts.tells_sides(prompt) for prompt in frame["prompt"]])
     return TrainingSet(pixels.ids, pixels.array, embeddings, targets, frame["group"].to_numpy(), activations, stands_for,
                        may_flip=may_flip)
