@@ -5,12 +5,12 @@ store larger than memory is read shard by shard. What one run searches is a sele
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from src import knn
 from src.artifacts import atomic, load_json, load_table, save_json, save_table
@@ -30,6 +30,7 @@ class Datastore:
 
     folder: Path
     dtype: str
+    sentence_model: str
     shards: tuple[dict, ...]  # name, rows, and for a shard that lies elsewhere its files by column
 
     def __len__(self) -> int:
@@ -52,16 +53,20 @@ class Datastore:
         return Path(elsewhere[name]) if name in elsewhere else self.folder / f"{shard['name']}.{name}.npy"
 
 
-def open_store(folder: Path, *, dtype: str = "float16") -> Datastore:
-    """The store in `folder`, or an empty one. ValueError when it was begun with another `dtype`."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not one of {DTYPES}")
-    if not (folder / INDEX).exists():
-        return Datastore(folder, dtype, ())
+def open_store(folder: Path, *, dtype: str | None = None, sentence_model: str | None = None) -> Datastore:
+    """The store in `folder`; where there is none, an empty one of `dtype` whose values are by `sentence_model`.
+
+    FileNotFoundError when there is none and these are not given; ValueError when it was begun with others.
+    """
+    if not (folder / INDEX).exists() and dtype and sentence_model:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r} is not one of {DTYPES}")
+        return Datastore(folder, dtype, sentence_model, ())
     kept = load_json(folder / INDEX)
-    if kept["dtype"] != dtype:
-        raise ValueError(f"{shown(folder)} holds {kept['dtype']}, {dtype} is asked for: use another folder, or remove this one")
-    return Datastore(folder, dtype, tuple(kept["shards"]))
+    for name, wanted in (("dtype", dtype), ("sentence_model", sentence_model)):
+        if wanted not in (None, kept[name]):
+            raise ValueError(f"{shown(folder)} was begun with {name} {kept[name]}, {wanted} is asked for: remove it to begin anew")
+    return Datastore(folder, kept["dtype"], kept["sentence_model"], tuple(kept["shards"]))
 
 
 def add(store: Datastore, prompts: Sequence[str], encoders: dict[str, Encode], *, shard_rows: int = 50_000) -> Datastore:
@@ -85,15 +90,13 @@ def add(store: Datastore, prompts: Sequence[str], encoders: dict[str, Encode], *
     return store
 
 
-def add_precomputed(store: Datastore, keys: Sequence[Path], values: Sequence[Path], *, clip: str) -> Datastore:
+def add_precomputed(store: Datastore, pairs: Sequence[tuple[Path, Path]], *, clip: str) -> Datastore:
     """The store with pairs of row-aligned .npy shards (CLIP text, sentence embeddings) as they lie: nothing is copied.
 
-    A pair that is there is left out. ValueError names the pair whose rows or types do not fit.
+    A pair that is there is not added again. ValueError names the pair whose rows or types do not fit.
     """
-    if len(keys) != len(values):
-        raise ValueError(f"{len(keys)} shards of keys, {len(values)} of values")
     there = {shard["files"][VALUES] for shard in store.shards if "files" in shard}
-    for key_file, value_file in zip(keys, values, strict=True):
+    for key_file, value_file in pairs:
         if str(value_file) in there:
             continue
         key, value = np.load(key_file, mmap_mode="r"), np.load(value_file, mmap_mode="r")
@@ -106,6 +109,20 @@ def add_precomputed(store: Datastore, keys: Sequence[Path], values: Sequence[Pat
         files = {clip: str(key_file), VALUES: str(value_file)}
         store = _append(store, {"name": name, "rows": len(key), "files": files})
     return store
+
+
+def precomputed_rows(store: Datastore, pairs: Sequence[tuple[Path, Path]]) -> pl.DataFrame:
+    """The rows of precomputed shards as a table `id, prompt, source, row`; they have no text, so `prompt` is null."""
+    wanted, parts, offset = {str(values) for _, values in pairs}, [], 0
+    for shard in store.shards:
+        file = shard.get("files", {}).get(VALUES)
+        if file in wanted:
+            table = pl.DataFrame({"row": np.arange(offset, offset + shard["rows"])})
+            source = Path(file).stem
+            parts.append(table.select(id=pl.format("{}/{}/{}", pl.lit(source), pl.lit(shard["name"]), pl.col("row") - offset),
+                                      prompt=pl.lit(None, pl.String), source=pl.lit(source), row="row"))
+        offset += shard["rows"]
+    return pl.concat(parts)
 
 
 def _complete(store: Datastore, name: str, encode: Encode) -> None:
@@ -127,8 +144,8 @@ def _write(file: Path, x: np.ndarray, rows: int, dtype: str) -> None:
 
 
 def _append(store: Datastore, shard: dict) -> Datastore:
-    grown = Datastore(store.folder, store.dtype, (*store.shards, shard))
-    save_json(grown.folder / INDEX, {"dtype": grown.dtype, "shards": list(grown.shards)})
+    grown = replace(store, shards=(*store.shards, shard))
+    save_json(grown.folder / INDEX, {k: v for k, v in vars(grown).items() if k != "folder"})
     return grown
 
 
@@ -140,16 +157,15 @@ def places(store: Datastore, prompts: Sequence[str]) -> np.ndarray:
 
 def take(shards: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Rows of sharded embeddings, `rows` of any shape (...,) -> (..., d) float32 unit rows; one shard open at a time."""
-    flat = rows.ravel()
-    found = np.empty((len(flat), shards[0].shape[1]), np.float32)
+    wanted, where = np.unique(rows, return_inverse=True)
     bounds = np.cumsum([0, *map(len, shards)])
-    if len(flat) and not 0 <= flat.min() <= flat.max() < bounds[-1]:
-        raise ValueError(f"rows {flat.min()}..{flat.max()} are not within the {bounds[-1]} of the store")
-    shard_of = np.searchsorted(bounds, flat, side="right") - 1
-    for s in np.unique(shard_of):
-        mine = shard_of == s
-        found[mine] = shards[s][flat[mine] - bounds[s]]
-    return unit(found).reshape(*rows.shape, -1)
+    if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < bounds[-1]:
+        raise ValueError(f"rows {wanted[0]}..{wanted[-1]} are not within the {bounds[-1]} of the store")
+    found = np.empty((len(wanted), shards[0].shape[1]), np.float32)
+    for s, shard in enumerate(shards):
+        mine = slice(*np.searchsorted(wanted, bounds[s : s + 2]))
+        found[mine] = shard[wanted[mine] - bounds[s]]
+    return unit(found)[where.reshape(rows.shape)]
 
 
 @dataclass(frozen=True)

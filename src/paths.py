@@ -27,14 +27,16 @@ TRAINED = "02_train_model_a/trained.parquet"  # row, fold, rows_trained, seconds
 MEMBERS_A = "02_train_model_a/members.json"  # members: the rows that are predictions of Model A; clip: what each was trained from
 
 # 03_cuml_knn_model_b
-STORE = "03_cuml_knn_model_b/store.parquet"  # id, prompt, source; row i belongs to row i of STORE_KEYS and STORE_VALUES
-STORE_KEYS = "03_cuml_knn_model_b/store_keys"  # CLIP text embeddings
-STORE_VALUES = "03_cuml_knn_model_b/store_values"  # sentence embeddings
+STORE = "03_cuml_knn_model_b/store.parquet"  # id, prompt, source, row: the row of STORE_SHARDS that holds the prompt
+TEXT_STORE = "03_cuml_knn_model_b/text.parquet"  # row, prompt, source: the text-only prompts that the rules leave
+STORE_SHARDS = "cache/store"  # the prompts' keys and values, appended to and never encoded twice (src/datastore.py)
+STORE_PICTURES = "03_cuml_knn_model_b/pictures_{clip}"  # embeddings of the training pictures: the image keys
+ROUTE_B = "03_cuml_knn_model_b/route_{n}.npz"  # what a route of CHOICE_B learnt from the training rows
 OOF_B = "03_cuml_knn_model_b/oof_{member}"
 TEST_B = "03_cuml_knn_model_b/test_{member}"
 MEMBERS_B = "03_cuml_knn_model_b/members.json"  # members: the predictions of Model B
 NEIGHBOURS = "03_cuml_knn_model_b/neighbours.parquet"  # query, rank, neighbour, prompt, similarity, weight (test queries)
-CHOICE_B = "03_cuml_knn_model_b/choice.json"  # the tuned k, dim, ... and what they scored
+CHOICE_B = "03_cuml_knn_model_b/choice.json"  # the routes with their K, weights and shares
 
 # 04_ensemble_oof
 OOF_ENSEMBLE = "04_ensemble_oof/oof_ensemble"

@@ -122,7 +122,8 @@ def client():
     from distributed import Client, LocalCluster
 
     quick = {"distributed.comm.timeouts.connect": "3s"}  # how long a dead worker is waited for
-    with dask.config.set(quick), LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    two = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with dask.config.set(quick), LocalCluster(**two) as cluster, Client(cluster) as client:
         yield client
 
 

@@ -2,19 +2,23 @@ import numpy as np
 import polars as pl
 import pytest
 
-from src import artifacts, model_b, paths
+from src import artifacts, bridge, datastore, model_b, paths
 from src.metrics import avg_cos, unit
-from src.model_b import TEXT_ONLY
+from src.model_b import TEXT_ONLY, Library, Route, Weighting
 
 rng = np.random.default_rng(0)
 VALUES = unit(rng.standard_normal((40, 6)).astype(np.float32))
-SETTINGS = {"delta": 1e-4, "coef": 1e-3}
+OUTSIDE = Weighting(dim=4, delta=1e-4, coef=1e-3)
+take = VALUES.__getitem__
 
 
 def lists(q, k, seed=1):
     draw = np.random.default_rng(seed)
     similarity = -np.sort(-draw.uniform(0.1, 0.9, (q, k)), axis=1).astype(np.float32)
     return similarity, np.stack([draw.permutation(len(VALUES))[:k] for _ in range(q)])
+
+
+# --- equations 4 and 5 ---
 
 
 def test_distances_by_hand():
@@ -26,11 +30,39 @@ def test_distances_by_hand():
 def test_equation_4_by_hand():
     weight = model_b.weights(np.array([0, 1, 2]), dim=2, delta=0.25, coef=0.5)
     np.testing.assert_allclose(weight, [2, 0.4, 0.5 / 4.25])
+    inside = model_b.weights(np.array([0, 1, 2]), dim=2, delta=0.5, coef=0.5, inside=True)
+    np.testing.assert_allclose(inside, [np.inf, 0.5, 0.5 / 2**2.5])
 
 
 def test_an_exact_match_weighs_most_and_stays_finite():
-    weight = model_b.weights(np.array([0, 1e-6, 0.01, 0.5]), dim=6, **SETTINGS)
+    weight = model_b.weights(np.array([0, 1e-6, 0.01, 0.5]), dim=6, delta=1e-4, coef=1e-3)
     assert np.isfinite(weight).all() and (np.diff(weight) <= 0).all() and weight[0] == pytest.approx(10)
+
+
+def test_the_public_formula_on_a_hand_made_case():
+    """K = 3, 1 - cos = 0.5, 0.6, 0.8: 0.001 / (0.015625 + 0.0001), / (0.046656 + 0.0001), / (0.262144 + 0.0001)."""
+    fox, owl, boat = np.eye(3, dtype=np.float32)
+    expected = np.array([0.0635930048, 0.0213876294, 0.0038132427])
+    _, public = model_b.PRESETS["public"]
+    similarity = np.array([[0.5, 0.4, 0.2]])
+    np.testing.assert_allclose(public(similarity), [expected], rtol=1e-6)
+    fused = model_b.fuse_neighbours(similarity, np.array([[0, 1, 2]]), np.stack([fox, owl, boat]).__getitem__, public, k=3)
+    np.testing.assert_allclose(fused[0], expected / np.sqrt((expected**2).sum()), atol=1e-6)
+
+
+def test_delta_inside_gives_an_exact_match_everything_and_outside_does_not():
+    similarity, index, values = np.array([[1.0, 1.0, 0.5]]), np.array([[0, 1, 2]]), np.eye(3, dtype=np.float32)
+    _, paper = model_b.PRESETS["paper"]
+    assert np.isinf(paper(similarity)[0, :2]).all()
+    fused = model_b.fuse_neighbours(similarity, index, values.__getitem__, paper, k=3)
+    np.testing.assert_allclose(fused, [[np.sqrt(0.5), np.sqrt(0.5), 0]], atol=1e-7)
+    outside = model_b.fuse_neighbours(similarity, index, values.__getitem__, Weighting(), k=3)
+    assert 0 < outside[0, 2] < 1e-3
+
+
+def test_temperature_by_hand():
+    weight = Weighting(tau=0.1)(np.array([[0.5, 0.4]]))
+    np.testing.assert_allclose(weight / weight.sum(), [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))]])
 
 
 def test_equation_5_by_hand():
@@ -40,34 +72,41 @@ def test_equation_5_by_hand():
     assert fused.dtype == np.float32
 
 
-def test_neither_coef_nor_the_mean_matters_after_unit_length():
-    similarity, index = lists(5, 8)
-    one = model_b.fuse_neighbours(similarity, index, VALUES, k=8, dim=4, delta=1e-4, coef=1e-3)
-    other = model_b.fuse_neighbours(similarity, index, VALUES, k=8, dim=4, delta=1e-4, coef=50)
+def test_coef_does_not_matter_after_unit_length():
+    one, other = (model_b.fuse_neighbours(*lists(5, 8), take, Weighting(dim=4, coef=coef), k=8) for coef in (1e-3, 50))
     np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", model_b.KINDS)
+@pytest.mark.parametrize("weighting", [OUTSIDE, Weighting(kind="cosine"), Weighting(inside=True), Weighting(tau=0.1)], ids=str)
 @pytest.mark.parametrize("k", [1, 5, 8])
-def test_blocked_fusion_equals_naive(kind, k):
+def test_blocked_fusion_equals_naive(weighting, k):
     similarity, index = lists(11, 8)
-    naive = model_b.fuse(model_b.weights(model_b.distance(similarity[:, :k], kind), 4, **SETTINGS), VALUES[index[:, :k]])
-    blocked = model_b.fuse_neighbours(similarity, index, VALUES, k=k, dim=4, kind=kind, rows=3, **SETTINGS)
-    np.testing.assert_allclose(blocked, naive, atol=1e-7)
+    weight = weighting(similarity[:, :k])
+    naive = unit(sum(weight[:, [j]] * VALUES[index[:, j]] for j in range(k)))
+    np.testing.assert_allclose(model_b.fuse_neighbours(similarity, index, take, weighting, k=k, rows=3), naive, atol=1e-6)
+
+
+# --- tuning ---
 
 
 def test_the_grid_scores_what_fusing_scores_and_a_fold_does_not_choose_for_itself():
     similarity, index = lists(300, 8)
     fold = np.arange(300) % 3
     truth = np.where((fold == 0)[:, None], VALUES[index[:, 0]], unit(VALUES[index].sum(axis=1)))  # fold 0 wants k = 1
-    tuned = model_b.tune(similarity, index, VALUES, truth, fold, k_grid=[1, 4, 8], dim_grid=[0, 2, 6], **SETTINGS)
-    for k, dim, score in tuned.grid.iter_rows():
-        predicted = model_b.fuse_neighbours(similarity, index, VALUES, k=k, dim=dim, **SETTINGS)
+    weightings = [Weighting(dim=0), Weighting(dim=2), Weighting(dim=6), Weighting(tau=0.1)]
+    tuned = model_b.tune(similarity, index, take, truth, fold, k_grid=[8, 1, 4], weightings=weightings)
+    by_name = {str(w): w for w in weightings}
+    for k, name, score in tuned.grid.iter_rows():
+        predicted = model_b.fuse_neighbours(similarity, index, take, by_name[name], k=k)
         assert score == pytest.approx(avg_cos(truth, predicted), abs=1e-5)
-    assert (tuned.k, tuned.dim) == tuned.grid.sort("avg_cos")[-1].select("k", "dim").row(0)
-    assert tuned.choices.row(0) == (0, 8, 0.0)
-    own = model_b.fuse_neighbours(similarity, index, VALUES, k=8, dim=0, **SETTINGS)
-    np.testing.assert_array_equal(tuned.prediction[fold == 0], own[fold == 0])
+    assert (tuned.k, str(tuned.weighting)) == tuned.grid.sort("avg_cos")[-1].select("k", "weighting").row(0)
+    assert tuned.choices.row(0) == (0, 8, "dim 0")
+    own = model_b.fuse_neighbours(similarity, index, take, Weighting(dim=0), k=8)
+    np.testing.assert_allclose(tuned.prediction[fold == 0], own[fold == 0], atol=1e-6)
+    assert model_b.at_edge(tuned, [8, 1, 4], weightings)[0] == f"K = {tuned.k}"
+
+
+# --- what a query may see ---
 
 
 def test_a_fold_sees_neither_itself_nor_text_like_it():
@@ -77,29 +116,137 @@ def test_a_fold_sees_neither_itself_nor_text_like_it():
     assert model_b.allowed(store_fold, conflicts, 1).tolist() == [True, True, False, True, True]
 
 
-def test_text_conflicts_equal_naive():
-    text, train, fold = VALUES[:25], VALUES[20:], np.arange(20) % 3
-    found = model_b.text_conflicts(text, train, fold, 0.5, rows=4)
-    naive = np.array([[(t @ train[fold == f].T).max() > 0.5 for f in range(3)] for t in text])
-    np.testing.assert_array_equal(found, naive)
-    assert found[20:].any(axis=1).all()  # these five prompts are training rows themselves
-    assert not found.all()
+def library(n_train=30):
+    """Keys and values of 40 prompts in two shards, in another order than the run's; pictures near their prompts' keys."""
+    draw = np.random.default_rng(3)
+    keys = unit(draw.standard_normal((40, 8)).astype(np.float32))
+    place = draw.permutation(40)
+    shards = [np.split(x[np.argsort(place)], [25]) for x in (keys, VALUES)]
+    pictures = unit(keys[:n_train] + 0.3 * draw.standard_normal((n_train, 8)).astype(np.float32) + 1)
+    return Library(datastore.Selection(shards[0], place), datastore.Selection(shards[1], place), pictures), keys
 
 
-def test_out_of_fold_search_finds_no_row_of_its_own_fold():
+def test_conflicts_of_the_store_equal_naive():
+    found_library, _ = library(25)
+    train, fold = VALUES[20:], np.arange(20) % 3
+    found = model_b.store_conflicts(found_library, train, fold, 0.5, rows=4)
+    naive = np.array([[(t @ train[fold == f].T).max() > 0.5 for f in range(3)] for t in VALUES[25:]])
+    assert not found[:25].any() and naive.any() and not naive.all()
+    np.testing.assert_array_equal(found[25:], naive)
+
+
+ROUTES = [Route("text"), Route("mapped", linear=True, centre=True), Route("hubs", hubs=0.5), Route("image", keys="image")]
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda r: r.name)
+def test_out_of_fold_search_finds_no_row_of_its_own_fold(route):
+    found_library, _ = library()
     fold = np.arange(30) % 3
-    keys, store_fold = VALUES, np.concatenate([fold, np.full(10, TEXT_ONLY)])
-    conflicts = np.zeros((40, 3), bool)
+    store_fold, conflicts = np.concatenate([fold, np.full(10, TEXT_ONLY)]), np.zeros((40, 3), bool)
     conflicts[35, 0] = True
-    similarity, index = model_b.search_out_of_fold(keys, VALUES[:30], fold, store_fold, conflicts, 12, "faiss")
+    _, index = model_b.search_out_of_fold(route, found_library, fold, np.arange(30), conflicts, 12, "faiss")
     assert (store_fold[index] != fold[:, None]).all()
-    assert 35 not in index[fold == 0] and 35 in index[fold == 1]
-    np.testing.assert_allclose(similarity, np.take_along_axis(VALUES[:30] @ keys.T, index, axis=1), atol=1e-6)
+    assert 35 not in index[fold == 0] and (route.keys == "image" or 35 in index[fold == 1])
 
 
-def test_clean_text_drops_empty_doubled_and_known():
-    prompts = pl.DataFrame({"prompt": ["A  fox", " ", None, "a fox", "An owl", "a boat"], "source": list("abcdef")})
-    assert model_b.clean_text(prompts, pl.Series(["an OWL "]))["source"].to_list() == ["a", "f"]
+def test_a_route_learns_nothing_from_the_fold_that_it_is_scored_on():
+    one, _ = library()
+    fold = np.arange(30) % 3
+    changed = Library(one.texts, one.values, np.where((fold == 0)[:, None], unit(-one.pictures + 0.1), one.pictures))
+    rows = np.flatnonzero(fold != 0)
+    for route in ROUTES:
+        before, after = (model_b.fit_route(route, x, rows, np.arange(30)).bridge(one.pictures) for x in (one, changed))
+        np.testing.assert_array_equal(before, after)
+
+
+def test_the_zero_shot_route_is_a_plain_search_by_text_keys():
+    found_library, keys = library()
+    fold, conflicts = np.arange(30) % 3, np.zeros((40, 3), bool)
+    similarity, index = model_b.search_out_of_fold(Route("text"), found_library, fold, fold, conflicts, 5, "faiss")
+    exact = found_library.pictures @ keys.T
+    exact[:, :30][fold[:, None] == fold] = -np.inf
+    np.testing.assert_array_equal(index, np.argsort(-exact, axis=1)[:, :5])
+    np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :5], atol=1e-6)
+
+
+# --- the model ---
+
+
+def test_lists_of_routes_as_one_by_hand():
+    index, weight = model_b.heaviest([np.array([[3, 1]]), np.array([[1, 7]])], [np.array([[0.4, 0.2]]), np.array([[0.3, 0.1]])], 9)
+    assert index.tolist() == [[1, 3, 7]] and weight[0] == pytest.approx([0.5, 0.4, 0.1])
+
+
+def test_what_is_stored_predicts_what_was_stored(tmp_path):
+    draw = np.random.default_rng(5)
+    texts = [f"prompt {i}" for i in range(40)]
+    keys = unit(draw.standard_normal((40, 8)).astype(np.float32))
+    number = {text: i for i, text in enumerate(texts)}
+    encoders = {"values": lambda t: VALUES[[number[x] for x in t]], "clip": lambda t: keys[[number[x] for x in t]]}
+    empty = datastore.open_store(tmp_path / paths.STORE_SHARDS, dtype="float16", sentence_model="toy")
+    disk = datastore.add(empty, texts[::-1], encoders, shard_rows=15)
+    store = pl.DataFrame({"id": texts, "prompt": texts, "source": "toy", "row": datastore.places(disk, texts)})
+    place, pictures = store["row"].to_numpy(), unit(keys[:30] + 0.5)
+    lib = Library(datastore.Selection(disk.column("clip"), place), datastore.Selection(disk.column("values"), place), pictures)
+    shares, rows, group = (0.3, 0.4, 0.2, 0.1), np.arange(30), np.arange(30)
+    parts = tuple(model_b.Part(model_b.fit_route(route, lib, rows, group), 5, Weighting(tau=0.1), share)
+                  for route, share in zip(ROUTES, shares, strict=True))
+    parts = tuple(model_b.Part(model_b.Fitted(Route(**{**vars(p.fitted.route), "clip": "clip"}), p.fitted.bridge, rows), p.k, p.weighting,
+                               p.share) for p in parts)
+    model = model_b.ModelB(store.drop("row"), {"clip": lib}, parts, "faiss", depth=8)
+    queries = unit(draw.standard_normal((5, 8)).astype(np.float32))
+    prediction, similarity, index, weight = model.explain(queries)
+
+    artifacts.save_table(tmp_path / paths.STORE, store)
+    artifacts.save_embeddings(tmp_path / paths.STORE_PICTURES.format(clip="clip"), texts[:30], pictures)
+    model.save(tmp_path, 0.5)
+    again, similar, near = model_b.load(tmp_path, "faiss").predict(queries)
+    np.testing.assert_allclose(again, prediction, atol=1e-6)
+    np.testing.assert_array_equal(near[:, :8], index)
+    np.testing.assert_allclose(similar[:, :8], np.take_along_axis(queries @ keys.T, index, axis=1), atol=1e-3)
+    assert (np.diff(weight, axis=1) <= 0).all() and (weight.sum(axis=1) <= 1 + 1e-6).all()
+    table = model_b.neighbours(["a", "b", "c", "d", "e"], model.store, similarity, index, weight)
+    assert table.columns == ["query", "rank", "neighbour", "prompt", "similarity", "weight"] and len(table) == 40
+    assert table.row(8)[:3] == ("b", 0, texts[index[1, 0]])
+    with pytest.raises(FileNotFoundError, match="run ./run_all.sh --only 03 first"):
+        model_b.load(tmp_path / "none")
+
+
+def test_each_failure_has_its_reason():
+    truth = VALUES[:4]
+    index = np.array([[0, 1, 2], [9, 1, 8], [9, 8, 2], [9, 8, 7]])
+    best_value, best_row = np.array([0.2, 0.9, 0.9, 0.9], np.float32), np.array([0, 1, 2, 3])
+    said = model_b.reasons((np.zeros((4, 3)), index), take, truth, best_value, best_row, [0, 1, 3], near=2)
+    assert said[0].startswith("nothing near in the store") and said[1].startswith("outvoted") and said[2].startswith("ranked low")
+    many = np.concatenate([np.tile([9, 8, 7], (40, 1)), 10 + np.arange(30).reshape(10, 3)])
+    said = model_b.reasons((np.zeros((50, 3)), many), take, VALUES[np.zeros(50, int)], np.full(50, 0.9), np.full(50, 7), [0], near=1)
+    assert said[0].startswith("a hub: the first neighbour is among the first 1 of 40 queries")
+
+
+# --- from pictures to prompts ---
+
+
+def test_a_linear_map_and_centres_bring_pictures_to_their_prompts():
+    draw = np.random.default_rng(7)
+    texts = unit(draw.standard_normal((400, 8)).astype(np.float32) + 0.5)
+    pictures = unit(texts @ draw.standard_normal((8, 8)).astype(np.float32) + 0.3)
+    learnt = bridge.learn(pictures[:300], texts[:300], np.arange(300), linear=True, centre=True)
+    moved = learnt(pictures[300:])
+    assert avg_cos(unit(texts[300:] - learnt.key_centre), moved) > 0.9 > avg_cos(texts[300:], pictures[300:])
+    centred = bridge.learn(pictures, texts, np.arange(400), linear=False, centre=True)
+    np.testing.assert_allclose(centred(pictures), unit(pictures - pictures.mean(axis=0)), atol=1e-6)
+    np.testing.assert_allclose(bridge.Bridge()(pictures), pictures, atol=1e-6)
+
+
+def test_hubs_and_a_second_clip_reorder_the_same_candidates():
+    bank = unit(np.array([[1, 0.1], [1, -0.1], [0, 1]], np.float32))
+    hub = bridge.hubness(np.array([[1, 0], [0, 1]], np.float32), bank, "faiss", depth=2)
+    np.testing.assert_allclose(hub, [bank[0, 0], (bank[2, 1] + bank[0, 1]) / 2], atol=1e-6)
+    similarity, index = np.array([[0.9, 0.8, 0.7]], np.float32), np.array([[4, 2, 6]])
+    found = bridge.reorder(similarity, index, np.array([[-0.3, 0, 0]]))
+    assert found[1].tolist() == [[2, 6, 4]] and found[0][0] == pytest.approx([0.8, 0.7, 0.6])
+    assert bridge.rerank(similarity, index, np.array([[0.1, 0.2, 0.3]]), 0.0)[1].tolist() == [[4, 2, 6]]
+    assert bridge.rerank(similarity, index, np.array([[0.1, 0.2, 0.3]]), 1.0)[1].tolist() == [[6, 2, 4]]
 
 
 @pytest.mark.parametrize(
@@ -108,12 +255,15 @@ def test_clean_text_drops_empty_doubled_and_known():
         (lambda: model_b.distance(np.ones(2), "manhattan"), "'manhattan' is not one of"),
         (lambda: model_b.weights(np.ones(2), 2, 0, 1), "delta = 0"),
         (lambda: model_b.weights(np.array([1, -1]), 2, 1, 1), "1 of 2 distances are negative"),
+        (lambda: Weighting(tau=0)(np.ones((1, 2))), "tau = 0 must be positive"),
         (lambda: model_b.fuse(np.ones((2, 3)), np.ones((2, 4, 5))), r"\(2, 3\) do not fit values of shape \(2, 4, 5\)"),
         (lambda: model_b.fuse(np.ones((1, 2)), np.array([[[1, 0], [-1, 0]]])), "1 of 1 rows are zero"),
-        (lambda: model_b.fuse_neighbours(*lists(3, 4), VALUES, k=5, dim=2, **SETTINGS), "k = 5 is not within 1..4"),
+        (lambda: model_b.fuse_neighbours(*lists(3, 4), take, OUTSIDE, k=5), "k = 5 is not within 1..4"),
         (lambda: model_b.allowed(np.zeros(3), np.zeros((4, 2), bool), 0), r"3 store rows, conflicts of shape \(4, 2\)"),
         (lambda: model_b.allowed(np.zeros(3), np.zeros((3, 2), bool), 2), "fold 2"),
         (lambda: model_b.text_conflicts(VALUES, VALUES, np.zeros(3, int), 0.7), "3 folds for 40 training rows"),
+        (lambda: Route("odd", keys="sound"), "route odd: keys 'sound' is not one of"),
+        (lambda: bridge.rerank(*lists(3, 4), np.ones((3, 4)), 2), "share = 2 is not within"),
     ],
 )
 def test_refuses(call, message):
@@ -123,25 +273,6 @@ def test_refuses(call, message):
 
 def test_refuses_one_fold_and_a_store_too_small():
     with pytest.raises(ValueError, match=r"at least 2 folds, got \[0\]"):
-        grids = {"k_grid": [1], "dim_grid": [2]}
-        model_b.tune(*lists(4, 3), VALUES, VALUES[:4], np.zeros(4, int), **grids, **SETTINGS)
-    with pytest.raises(ValueError, match="fold 0 may see 1 rows of the store, fewer than k = 2"):
-        model_b.search_out_of_fold(VALUES[:2], VALUES[:2], np.array([0, 1]), np.array([0, 1]), np.zeros((2, 2), bool), 2)
-
-
-def test_the_stored_model_predicts_as_the_search_and_fusion_it_was_stored_from(tmp_path):
-    rng = np.random.default_rng(0)
-    keys, values, queries = (unit(rng.standard_normal((n, d)).astype(np.float32)) for n, d in ((30, 8), (30, 384), (5, 8)))
-    store = pl.DataFrame({"id": [f"s{i}" for i in range(30)], "prompt": [f"prompt {i}" for i in range(30)], "source": "toy"})
-    artifacts.save_table(tmp_path / paths.STORE, store)
-    artifacts.save_embeddings(tmp_path / paths.STORE_KEYS, store["id"].to_list(), keys)
-    artifacts.save_embeddings(tmp_path / paths.STORE_VALUES, store["id"].to_list()[::-1], values[::-1])
-    settings = {"k": 7, "dim": 4, "delta": 1e-4, "coef": 1e-3, "kind": "cosine"}
-    artifacts.save_json(tmp_path / paths.CHOICE_B, {**settings, "avg_cos": 0.5})
-    prediction, similarity, index = model_b.load(tmp_path).predict(queries)
-    best = np.argsort(-(queries @ keys.T), axis=1)[:, :7]
-    assert (index == best).all() and similarity == pytest.approx(np.take_along_axis(queries @ keys.T, best, 1), abs=1e-6)
-    expected = model_b.fuse_neighbours(similarity, index, values, **settings)
-    assert (prediction == expected).all() and model_b.load(tmp_path).store["prompt"][int(index[0, 0])] == f"prompt {best[0, 0]}"
-    with pytest.raises(FileNotFoundError, match="run ./run_all.sh --only 03 first"):
-        model_b.load(tmp_path / "none")
+        model_b.tune(*lists(4, 3), take, VALUES[:4], np.zeros(4, int), k_grid=[1], weightings=[OUTSIDE])
+    with pytest.raises(ValueError, match="fold 0 may see 30 rows of the store by text keys, fewer than k = 35"):
+        model_b.search_out_of_fold(Route("text"), library()[0], np.arange(30) % 3, np.arange(30), np.zeros((40, 3), bool), 35)
