@@ -15,7 +15,7 @@ from src import knn
 from src.metrics import avg_cos, unit
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the ridge; unit rows, so of the order of 1
-HUB_DEPTH = 10  # pictures whose mean similarity says how much of a hub a prompt is
+HUB_DEPTH = 50  # pictures whose mean similarity says how much of a hub a prompt is
 
 
 @dataclass(frozen=True)

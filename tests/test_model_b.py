@@ -189,10 +189,8 @@ def test_what_is_stored_predicts_what_was_stored(tmp_path):
     place, pictures = store["row"].to_numpy(), unit(keys[:30] + 0.5)
     lib = Library(datastore.Selection(disk.column("clip"), place), datastore.Selection(disk.column("values"), place), pictures)
     shares, rows, group = (0.3, 0.4, 0.2, 0.1), np.arange(30), np.arange(30)
-    parts = tuple(model_b.Part(model_b.fit_route(route, lib, rows, group), 5, Weighting(tau=0.1), share)
-                  for route, share in zip(ROUTES, shares, strict=True))
-    parts = tuple(model_b.Part(model_b.Fitted(Route(**{**vars(p.fitted.route), "clip": "clip"}), p.fitted.bridge, rows), p.k, p.weighting,
-                               p.share) for p in parts)
+    fitted = [model_b.fit_route(route, lib, rows, group) for route in ROUTES]
+    parts = tuple(model_b.Part(f, 5, Weighting(tau=0.1), share) for f, share in zip(fitted, shares, strict=True))
     model = model_b.ModelB(store.drop("row"), {"clip": lib}, parts, "faiss", depth=8)
     queries = unit(draw.standard_normal((5, 8)).astype(np.float32))
     prediction, similarity, index, weight = model.explain(queries)
@@ -219,7 +217,8 @@ def test_each_failure_has_its_reason():
     said = model_b.reasons((np.zeros((4, 3)), index), take, truth, best_value, best_row, [0, 1, 3], near=2)
     assert said[0].startswith("nothing near in the store") and said[1].startswith("outvoted") and said[2].startswith("ranked low")
     many = np.concatenate([np.tile([9, 8, 7], (40, 1)), 10 + np.arange(30).reshape(10, 3)])
-    said = model_b.reasons((np.zeros((50, 3)), many), take, VALUES[np.zeros(50, int)], np.full(50, 0.9), np.full(50, 7), [0], near=1)
+    alike = VALUES[np.zeros(50, int)], np.full(50, 0.9), np.full(50, 7)
+    said = model_b.reasons((np.zeros((50, 3)), many), take, *alike, [0], near=1)
     assert said[0].startswith("a hub: the first neighbour is among the first 1 of 40 queries")
 
 
