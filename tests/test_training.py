@@ -1,0 +1,182 @@
+"""The engine: plans, losses, rates, the average, weights between two states, and runs that are killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from src import encoder, head, model_a, training
+from tests import toy
+
+FAST = training.Recipe(epochs=3, batch_size=16, lr_vision=1e-3, patience=9)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return encoder.load(toy.write_clip(tmp_path_factory.mktemp("clip") / "vit"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def data(clip):
+    return toy.data_for(clip)
+
+
+def fit(clip, data, recipe, **options):
+    return model_a.fit(clip, data, np.arange(len(data.ids)), recipe=recipe, seed=3, **options)
+
+
+@pytest.mark.parametrize(("change", "message"), [({"head": "tall"}, "head must be one of linear, paper, wide, got 'tall'"),
+                                                 ({"loss": "l1"}, "loss must be one of"), ({"ema": 1.0}, "ema must be within"),
+                                                 ({"batch_size": 0}, "batch_size must be at least 1, got 0")])
+def test_a_recipe_refuses_values_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(FAST, **change)
+
+
+def test_rates_rise_then_fall_to_nearly_nothing():
+    rates = [training.warmup_cosine(step, n_steps=20, warmup=0.2) for step in range(20)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1]) and np.all(np.diff(rates[3:]) < 0) and 0 < rates[-1] < 0.02
+
+
+def test_groups_have_two_rates_layer_decay_and_no_decay_on_norms(clip):
+    recipe = replace(FAST, lr_vision=1.0, lr_fc=5.0, lr_fc2=7.0, layer_decay=0.5, trainable_blocks=2, weight_decay=0.1)
+    groups = training.parameter_groups(model_a.make_tower(clip, recipe), head.Head(24), recipe)
+    assert {(g["name"], g["lr"]) for g in groups} == {("tower", 1.0), ("tower", 0.5), ("tower", 0.25), ("head", 5.0), ("head", 7.0)}
+    assert all(g["weight_decay"] == (0.1 if p.ndim > 1 else 0) for g in groups for p in g["params"])
+
+
+def test_losses_by_hand():
+    prediction, target = torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert training.losses(prediction, target, FAST).tolist() == [0, 1]
+    huber = training.losses(prediction, target, replace(FAST, loss="huber", loss_mix=1.0))
+    assert huber[0] == 0 and huber[1].item() == pytest.approx(1 + np.sqrt(2) - 0.5)
+    own = torch.eye(2)
+    contrastive = training.losses(own, own, replace(FAST, loss="contrastive", loss_mix=1.0))
+    assert contrastive[0].item() == pytest.approx(np.log(1 + np.exp(-20)), abs=1e-6)
+
+
+def test_several_pictures_of_a_prompt_take_turns(data):
+    stands_for = np.arange(60)
+    stands_for[50:] = 7
+    several = replace(data, stands_for=stands_for)
+    recipe = replace(FAST, several_pictures=True)
+    drawn = [set(training.plan(several, np.arange(50), recipe, seed=1, epoch=e).pictures) for e in range(40)]
+    assert all(len(d) == 50 and len(d & {7, *range(50, 60)}) == 1 for d in drawn)
+    assert len(set.union(*drawn)) == 60, "every picture has its turn"
+    plain = training.plan(several, np.arange(50), FAST, seed=1, epoch=1)
+    assert sorted(plain.pictures) == list(range(50)) and np.diff(plain.bounds).max() - np.diff(plain.bounds).min() <= 1
+
+
+def test_accumulated_batches_are_one_large_batch(clip, data):
+    whole = fit(clip, data, replace(FAST, epochs=1, batch_size=54, clip_norm=0))
+    parts = fit(clip, data, replace(FAST, epochs=1, batch_size=14, accumulate=4, clip_norm=0))
+    assert parts.history[1]["score"] == pytest.approx(whole.history[1]["score"], abs=2e-3)
+
+
+def test_kept_activations_train_the_same_model(clip, data):
+    tower = model_a.make_tower(clip, FAST)
+    kept = replace(data, activations=tower.frozen(clip.normalise(data.pixels)).numpy())
+    assert fit(clip, kept, FAST).history[-1]["score"] == pytest.approx(fit(clip, data, FAST).history[-1]["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"head": "linear"}, {"head": "wide", "ema": 0.9}, {"ema": 0.9}, {"tower": "frozen"},
+                                    {"loss": "huber"}, {"loss": "contrastive"}, {"lora_rank": 2}, {"augment_images": True}, {"activation": "gelu"},
+                                    {"start": "random"}, {"grad_checkpointing": True}, {"weigh_by_agreement": True}])
+def test_every_option_trains_and_never_ends_below_its_start(clip, data, change):
+    fitted = fit(clip, replace(data, agreement=np.linspace(0.5, 1.5, 60, dtype=np.float32)), replace(FAST, epochs=2, **change))
+    assert len(fitted.history) == 3 and fitted.history[1]["loss"] > 0
+    assert max(fitted.factors.values()) >= fitted.history[0]["score"] - 1e-6
+    assert fitted.factors[fitted.factor] == max(fitted.factors.values())
+
+
+def test_a_fine_tune_that_only_loses_ends_as_its_probe(clip, data):
+    ruined = fit(clip, data, replace(FAST, lr_vision=3.0, lr_fc=3.0, interpolate=False))
+    assert ruined.factor == 0 or max(e["score"] for e in ruined.history[1:]) > ruined.history[0]["score"]
+    assert ruined.factors[ruined.factor] >= ruined.history[0]["score"] - 1e-6
+
+
+def test_the_average_lags_behind_and_between_is_linear():
+    start, end = {"a": torch.zeros(2), "n": torch.tensor(0)}, {"a": torch.ones(2), "n": torch.tensor(5)}
+    middle = training.between(start, end, 0.25)
+    assert middle["a"].tolist() == [0.25, 0.25] and middle["n"] == 5
+
+
+def test_a_loss_that_is_nan_stops_with_epoch_rate_and_ids(clip, data):
+    broken = data.targets.copy()
+    broken[0, 5] = np.nan
+    inner, _ = model_a.inner_split(data.group, np.arange(60), 3)
+    broken[0, [i for i in range(60) if i not in inner]] = data.targets[0, 0]
+    fitted, _ = model_a.begin(clip, data, inner, inner[:5], FAST, 3)
+    run = training.Run(fitted, clip, replace(data, targets=broken), inner, recipe=FAST, seed=3, label="fold 0")
+    with pytest.raises(FloatingPointError, match=r"fold 0: the loss is nan in epoch 1, batch \d, at learning rates .*'p5'"):
+        list(run.steps())
+
+
+def test_out_of_memory_says_what_to_lower(clip, data, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "losses", full)
+    with pytest.raises(torch.OutOfMemoryError, match="batch_size 16. Halve it and double accumulate"):
+        fit(clip, data, FAST)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_stopped_inside_an_epoch_and_resumed_it_ends_with_the_same_weights(clip, data, tmp_path, monkeypatch, ema):
+    recipe = replace(FAST, ema=ema, augment_images=True)
+    undisturbed = training.snapshot(fit(clip, data, recipe))
+    monkeypatch.setattr(model_a, "CHECKPOINT_STEPS", 1)
+    batches = iter(range(100))
+
+    def stop(self, rows, versions, go_on=training.Run._batch):
+        if next(batches) in (2, 6):
+            raise KeyboardInterrupt
+        return go_on(self, rows, versions)
+
+    monkeypatch.setattr(training.Run, "_batch", stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            fit(clip, data, recipe, checkpoint=tmp_path / "run")
+    resumed = training.snapshot(fit(clip, data, recipe, checkpoint=tmp_path / "run"))
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+    torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+
+
+SCRIPT = """
+import sys, numpy as np, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from src import encoder, model_a, training
+from tests import toy
+model_a.CHECKPOINT_STEPS = 1
+clip = encoder.load(sys.argv[1], device="cpu")
+data, folder = toy.data_for(clip), Path(sys.argv[2])
+recipe = training.Recipe(epochs=6, batch_size=8, lr_vision=1e-3, patience=9, ema=0.9, augment_images=True)
+print("ready", flush=True)
+model_a.train_fold(clip, data, data, rows=np.arange(50), scored=np.arange(50, 60), recipe=recipe, seed=0, base=folder / "fold")
+"""
+
+
+def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path):
+    name = toy.write_clip(tmp_path / "clip")
+    kills, rng = int(os.environ.get("KILLS", 2)), np.random.default_rng(int(os.environ.get("KILL_SEED", 0)))
+
+    def process(folder):
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, name, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    assert process(tmp_path / "calm").wait(120) == 0
+    for _ in range(kills):
+        victim = process(tmp_path / "killed")
+        victim.stdout.readline()
+        time.sleep(rng.uniform(0.05, 1.0))
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+    assert process(tmp_path / "killed").wait(120) == 0
+    for file in ("fold.safetensors", "fold_oof.npy"):
+        assert (tmp_path / "calm" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
