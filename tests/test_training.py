@@ -168,7 +168,8 @@ def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path):
     kills, rng = int(os.environ.get("KILLS", 2)), np.random.default_rng(int(os.environ.get("KILL_SEED", 0)))
 
     def process(folder):
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, name, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-c", SCRIPT, name, str(folder)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
     assert process(tmp_path / "calm").wait(120) == 0
     for _ in range(kills):
