@@ -7,7 +7,8 @@ import pytest
 
 from src import prompts
 
-WORDNET = {"data": "00000001 00 n 02 fox 0 reynard 0 000 | a clever animal\n", "index": "fox n 1 0 1 0 00000001\nreynard n 1 0 1 0 00000001\n"}
+WORDNET = {"data": "00000001 00 n 02 fox 0 reynard 0 000 | a clever animal\n",
+           "index": "fox n 1 0 1 0 00000001\nreynard n 1 0 1 0 00000001\n"}
 
 
 def test_synonyms_and_shuffling_change_prompts_the_same_way_for_a_seed():

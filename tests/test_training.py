@@ -85,9 +85,12 @@ def test_kept_activations_train_the_same_model(clip, data):
     assert fit(clip, kept, FAST).history[-1]["score"] == pytest.approx(fit(clip, data, FAST).history[-1]["score"], abs=1e-4)
 
 
-@pytest.mark.parametrize("change", [{"head": "linear"}, {"head": "wide", "ema": 0.9}, {"ema": 0.9}, {"tower": "frozen"},
-                                    {"loss": "huber"}, {"loss": "contrastive"}, {"lora_rank": 2}, {"augment_images": True}, {"activation": "gelu"},
-                                    {"start": "random"}, {"grad_checkpointing": True}, {"weigh_by_agreement": True}])
+OPTIONS = [{"head": "linear"}, {"head": "wide", "ema": 0.9}, {"ema": 0.9}, {"tower": "frozen"}, {"loss": "huber"},
+           {"loss": "contrastive"}, {"lora_rank": 2}, {"augment_images": True}, {"activation": "gelu"}, {"start": "random"},
+           {"grad_checkpointing": True}, {"weigh_by_agreement": True}, {"trainable_blocks": -1}]
+
+
+@pytest.mark.parametrize("change", OPTIONS, ids=str)
 def test_every_option_trains_and_never_ends_below_its_start(clip, data, change):
     fitted = fit(clip, replace(data, agreement=np.linspace(0.5, 1.5, 60, dtype=np.float32)), replace(FAST, epochs=2, **change))
     assert len(fitted.history) == 3 and fitted.history[1]["loss"] > 0
