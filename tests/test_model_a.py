@@ -69,7 +69,7 @@ def test_an_unknown_cluster_is_refused():
 def test_frozen_activations_are_kept_for_the_same_pictures_alone(tmp_path, monkeypatch):
     clip = encoder.load(toy.write_clip(tmp_path / "clip"), device="cpu")
     data, tower = toy.data_for(clip), model_a.make_tower(clip, RECIPE)
-    pixels = images.Pixels(data.ids, data.pixels, "key")
+    pixels = images.Pixels(data.ids, data.pixels, "key", content=data.ids)
     kept = model_a.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy")
     torch.testing.assert_close(torch.from_numpy(np.array(kept)), tower.frozen(clip.normalise(data.pixels)))
     monkeypatch.setattr(model_a, "_write_activations", lambda *args: False)
