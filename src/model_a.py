@@ -22,7 +22,7 @@ from tqdm import tqdm
 from src import head as heads
 from src import images, prompts
 from src.artifacts import atomic, fingerprint, load_embeddings, load_json, positions, save_embeddings, save_json
-from src.encoder import Encoder, autocast, image_embeddings
+from src.encoder import Encoder, autocast, image_embeddings, text_embeddings
 from src.head import N_OUT, Head
 from src.metrics import avg_cos
 from src.paths import CACHE
@@ -102,8 +102,15 @@ def training_set(encoder: Encoder, frame: pl.DataFrame, out: Path, *, name: str,
     keepers, alike = positions(pixels.ids, frame["keeper"].to_list(), "keepers"), frame["similarity"].to_numpy() >= ALIKE
     stands_for = np.where(alike, keepers, np.arange(len(frame)))
     may_flip = np.array([not prompts.tells_sides(prompt) for prompt in frame["prompt"]])
+    weight = agreement(encoder, embeddings, frame["prompt"].to_list(), folder, name) if recipe.weigh_by_agreement else None
     return TrainingSet(pixels.ids, pixels.array, embeddings, targets, frame["group"].to_numpy(), activations, stands_for,
-                       may_flip=may_flip)
+                       agreement=weight, may_flip=may_flip)
+
+
+def agreement(encoder: Encoder, embeddings: np.ndarray, texts: Sequence[str], folder: Path, name: str) -> np.ndarray:
+    """(n,) float32 weights from 0.5 to 1.5 by the rank of CLIP's own cosine between picture and prompt, whatever its scale."""
+    cosine = np.einsum("nd,nd->n", embeddings, text_embeddings(encoder, texts, folder, name=name))
+    return (0.5 + cosine.argsort().argsort() / max(1, len(cosine) - 1)).astype(np.float32)
 
 
 @torch.no_grad()

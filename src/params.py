@@ -7,11 +7,13 @@ import ast
 import difflib
 import inspect
 import json
+import re
 from pathlib import Path
 
 from src.paths import ROOT, STAGES, resolve, shown
 
 NOTEBOOKS = ROOT / "notebooks"
+FILES = ("train", "test", "text", "test_truth", "held_out", "fold_file", "attributes")  # parameters that name files or folders
 
 
 class Problem(Exception):
@@ -127,15 +129,16 @@ def _demo_problems(demo: dict | None) -> list[str]:
 
 
 def input_paths(values: dict[str, object]) -> dict[str, Path]:
-    """Parameter -> the user's file or folder it names: train, test, text, test_truth, and a `local-dir:` CLIP."""
+    """Parameter -> the user's file or folder it names: each of FILES, and a `local-dir:` CLIP (without its @size)."""
     found = {}
     for name, value in values.items():
         entries = value if isinstance(value, list) else [value]
         for n, entry in enumerate(entries):
             entry = entry.get("path") if isinstance(entry, dict) else entry
             local = isinstance(entry, str) and entry.startswith("local-dir:")
-            if isinstance(entry, str) and (local or name in ("train", "test", "text", "test_truth")):
-                found[f"{name}[{n}]" if len(entries) > 1 else name] = resolve(entry.removeprefix("local-dir:"))
+            if isinstance(entry, str) and (local or name in FILES):
+                plain = re.sub(r"@\d+$", "", entry.removeprefix("local-dir:")) if local else entry
+                found[f"{name}[{n}]" if len(entries) > 1 else name] = resolve(plain)
     return found
 
 

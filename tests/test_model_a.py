@@ -1,0 +1,108 @@
+"""Folds on disk: trained, kept, loaded again, on three families of towers, here and on Dask workers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from src import cluster, encoder, images, model_a
+from src.artifacts import load_embeddings
+from tests import toy
+
+RECIPE = model_a.Recipe(epochs=2, batch_size=16, lr_vision=1e-3)
+CONVNEXT = {"timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
+TIMM = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 160}
+
+
+def tasks(folder):
+    folds = np.arange(60) % 2
+    return [{"rows": np.flatnonzero(folds != f), "scored": np.flatnonzero(folds == f), "recipe": RECIPE, "seed": f,
+             "base": folder / f"model_a_fold{f}", "label": f"fold {f}"} for f in (0, 1)]
+
+
+@pytest.mark.parametrize("vision", [toy.VISION, CONVNEXT, TIMM], ids=["openai_vit", "convnext", "timm_vit"])
+def test_a_tower_is_trained_kept_loaded_and_predicts_the_same(tmp_path, vision):
+    clip = encoder.load(toy.write_clip(tmp_path / "clip", vision), device="cpu")
+    data = toy.data_for(clip, 24)
+    rows = np.arange(24)
+    found = model_a.train_fold(clip, data, data, rows=rows, scored=rows[:6], recipe=replace(RECIPE, head="paper"), seed=0,
+                               base=tmp_path / "fold")
+    _, stored = load_embeddings(tmp_path / "fold_test")
+    fitted = model_a.load_fold(tmp_path / "fold", clip)
+    assert model_a.predict_pixels(fitted, clip, data.pixels) == pytest.approx(stored, abs=1e-5)
+    assert found["rows_trained"] == 24 and len(found["history"]) == 3 and not (tmp_path / "fold.checkpoint").exists()
+
+
+def test_a_fold_is_not_trained_twice_and_not_loaded_with_another_clip(tmp_path, monkeypatch):
+    clip = encoder.load(toy.write_clip(tmp_path / "clip"), device="cpu")
+    data = toy.data_for(clip)
+    first = model_a.train_fold(clip, data, data, **tasks(tmp_path)[0])
+    monkeypatch.setattr(model_a, "fit", None)
+    assert model_a.train_fold(clip, data, data, **tasks(tmp_path)[0]) == first
+    with pytest.raises(ValueError, match="model_a_fold0 was trained from another CLIP"):
+        model_a.load_fold(tmp_path / "model_a_fold0", replace(clip, fingerprint="other"))
+
+
+def test_two_dask_workers_give_what_one_process_gives(tmp_path):
+    name = toy.write_clip(tmp_path / "clip")
+    clip = encoder.load(name, device="cpu")
+    data = toy.data_for(clip)
+    np.save(tmp_path / "pixels.npy", data.pixels)
+    data = replace(data, pixels=np.load(tmp_path / "pixels.npy", mmap_mode="r"))  # goes to the workers as its file
+    shared, threads = {"encoder": clip, "data": data, "test": data}, torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker has: another number adds in another order
+    here = cluster.run(model_a.train_fold, tasks(tmp_path / "here"), shared=shared)
+    torch.set_num_threads(threads)
+    there = cluster.run(model_a.train_fold, tasks(tmp_path / "there"), shared=shared, cluster="local")
+    assert [f["score"] for f in here] == [f["score"] for f in there]
+    for f in (0, 1):
+        a, b = (load_embeddings(tmp_path / place / f"model_a_fold{f}_test")[1] for place in ("here", "there"))
+        assert (a == b).all()
+
+
+def test_an_unknown_cluster_is_refused():
+    with pytest.raises(ValueError, match="cluster must be null, local or tcp://host:port, got 'slurm'"):
+        cluster.run(print, [], shared={}, cluster="slurm")
+
+
+def test_frozen_activations_are_kept_for_the_same_pictures_alone(tmp_path, monkeypatch):
+    clip = encoder.load(toy.write_clip(tmp_path / "clip"), device="cpu")
+    data, tower = toy.data_for(clip), model_a.make_tower(clip, RECIPE)
+    pixels = images.Pixels(data.ids, data.pixels, "key", content=data.ids)
+    kept = model_a.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy")
+    torch.testing.assert_close(torch.from_numpy(np.array(kept)), tower.frozen(clip.normalise(data.pixels)))
+    monkeypatch.setattr(model_a, "_write_activations", lambda *args: False)
+    assert model_a.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy") is not None
+    assert model_a.frozen_activations(tower, clip, replace(pixels, key="other"), tmp_path / "kept.npy") is None
+
+
+def test_another_size_interpolates_position_embeddings(tmp_path):
+    name = toy.write_clip(tmp_path / "clip")
+    small, large = encoder.load(name, device="cpu"), encoder.load(f"{name}@64", device="cpu")
+    assert large.geometry.size == 64 and small.fingerprint != large.fingerprint
+    assert large.model.visual.positional_embedding.shape[0] == 17 and small.model.visual.positional_embedding.shape[0] == 5
+    pixels = np.full((2, 64, 64, 3), 90, np.uint8)  # one colour: the size makes little difference
+    a, b = encoder.embed_images(small, pixels[:, :32, :32]), encoder.embed_images(large, pixels)
+    assert (a * b).sum(axis=1).min() > 0.5
+
+
+def test_agreement_ranks_pictures_by_their_own_prompt(tmp_path):
+    clip = encoder.load(toy.write_clip(tmp_path / "clip"), device="cpu")
+    texts = ["a fox", "two boats", "a red house"]
+    own = encoder.embed_texts(clip, texts)
+    embeddings = np.stack([own[0], -own[1], np.ones(24) / np.sqrt(24)]).astype(np.float32)
+    weight = model_a.agreement(clip, embeddings, texts, tmp_path, "pairs")
+    assert weight[0] == 1.5 and weight[1] == 0.5 and weight[2] == 1.0
+
+
+def test_gather_joins_folds_and_averages_test_rows(tmp_path):
+    from src.artifacts import save_embeddings
+
+    for f, angle in enumerate((0.0, 1.0)):
+        rows = np.array([[np.cos(angle), np.sin(angle)]], dtype=np.float32)
+        save_embeddings(tmp_path / f"f{f}_oof", [f"p{f}"], rows)
+        save_embeddings(tmp_path / f"f{f}_test", ["t"], rows)
+    bases = [tmp_path / "f0", tmp_path / "f1"]
+    assert model_a.gather(bases, "oof")[0] == ["p0", "p1"]
+    assert model_a.gather(bases, "test")[1] == pytest.approx(np.array([[np.cos(0.5), np.sin(0.5)]]), abs=1e-6)

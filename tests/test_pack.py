@@ -1,0 +1,88 @@
+"""Real models, small and hardly trained: what the stages wrote is what new pictures get, here and on a hosted image."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+
+from src import artifacts, ensemble, pack, paths, predict, submission
+from src.paths import ROOT
+from tests.tiny_output import write_output
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return write_output(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def packed(trained, tmp_path_factory):
+    return pack.write(trained / "output", tmp_path_factory.mktemp("packed"))
+
+
+def expected(output):
+    """The blend of the test predictions that the stages left."""
+    ids = artifacts.load_table(output / paths.TEST_IMAGES)["id"].to_list()
+    members = ensemble.load_members(output, ids, "test")
+    return ids, ensemble.combine(members, artifacts.load_json(output / paths.BLEND)["weights"])
+
+
+def test_new_pictures_get_what_the_test_pictures_got(trained):
+    output = trained / "output"
+    ids, blend = expected(output)
+    found = predict.Predictor(output, device="cpu")([trained / "test" / f"{i}.png" for i in ids])
+    np.testing.assert_allclose(found.embedding, blend, atol=1e-5)
+    assert all(len(prompts) == 5 for prompts in found.prompts) and (np.diff(found.similarity) <= 0).all()
+
+
+def test_the_command_line_gives_the_same(trained, tmp_path):
+    output, out = trained / "output", tmp_path / "found.parquet"
+    assert predict.main(["--images", str(trained / "test"), "--out", str(out), "--output", str(output), "--device", "cpu"]) == 0
+    found, (ids, blend) = pl.read_parquet(out), expected(output)
+    assert [name.removesuffix(".png") for name in found["id"]] == ids
+    np.testing.assert_allclose(found["embedding"].to_numpy(), blend, atol=1e-5)
+
+
+def test_a_member_of_weight_zero_is_not_loaded(trained, tmp_path):
+    output = tmp_path / "output"
+    shutil.copytree(trained / "output", output)
+    blend = artifacts.load_json(output / paths.BLEND)
+    artifacts.save_json(output / paths.MEMBERS_A, {**artifacts.load_json(output / paths.MEMBERS_A), "members": ["model_a", "gone"]})
+    artifacts.save_json(output / paths.BLEND, {**blend, "weights": {**blend["weights"], "gone": 0.0}})
+    found = predict.Predictor(output, device="cpu")([trained / "test" / "red_flag.png"])
+    ids, whole = expected(trained / "output")
+    np.testing.assert_allclose(found.embedding[0], whole[ids.index("red_flag")], atol=1e-5)
+
+
+def test_on_a_hosted_image_the_pack_writes_the_same_submission(trained, packed, tmp_path):
+    ids, blend = expected(trained / "output")
+    submission.write(ids, blend, tmp_path / "sample_submission")
+    command = [sys.executable, str(ROOT / "tests" / "hosted_image.py"), str(packed), "--images", str(trained / "test"), "--sample",
+               str(tmp_path / "sample_submission.csv"), "--out", str(tmp_path / "submission.csv"), "--device", "cpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(ids)} pictures, checked" in done.stdout
+    table = pl.read_parquet(tmp_path / "submission.parquet")
+    places = artifacts.positions(ids, table["id"].to_list(), "ids")
+    np.testing.assert_allclose(table["embedding"].to_numpy(), blend[places], atol=1e-5)
+    assert table["confidence"].is_between(0, 1).all()
+
+
+def test_the_pack_says_what_it_is(packed):
+    told = (packed / "README.txt").read_text(encoding="utf-8")
+    assert "python run.py --images FOLDER --sample" in told and "open_clip 3" in told
+
+
+def test_a_pack_needs_an_empty_folder_and_a_local_clip(trained, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("x")
+    assert predict.main(["--pack", str(tmp_path), "--output", str(trained / "output")]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    output = tmp_path / "output"
+    shutil.copytree(trained / "output", output)
+    members = artifacts.load_json(output / paths.MEMBERS_A)
+    artifacts.save_json(output / paths.MEMBERS_A, {**members, "clip": {"model_a": "ViT-L-14/openai"}})
+    assert predict.main(["--pack", str(tmp_path / "pack"), "--output", str(output)]) == 2
+    assert "'ViT-L-14/openai' is read from a hub" in capsys.readouterr().err

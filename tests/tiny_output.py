@@ -1,0 +1,71 @@
+"""A trained output in seconds: real models, small and hardly trained, on pictures of plain colours."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from PIL import Image
+
+from src import artifacts, encoder, ensemble, knn, model_a, model_b, paths, prompts
+from src.metrics import cosines
+from tests.tiny_clip import write_clip
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40), "black": (10, 10, 10),
+           "white": (245, 245, 245)}
+THINGS = ("square", "wall", "flag", "door")
+CHOICE = {"k": 5, "dim": 4, "delta": 1e-4, "coef": 1e-3, "kind": "euclidean"}
+
+
+def write_output(folder: Path) -> Path:
+    """Write clip/, train/, test/ and output/ as the five stages would; returns `folder`."""
+    clip_name, output = f"local-dir:{folder / 'clip'}", folder / "output"
+    write_clip(folder / "clip")
+    clip = encoder.load(clip_name, device="cpu")
+    train, test = (_pictures(folder / part, seed) for seed, part in enumerate(("train", "test")))
+    targets = prompts.encode(train["prompt"].to_list())
+    recipe = model_a.Recipe(epochs=1, batch_size=8)
+    data = model_a.training_set(clip, train, output, name="pairs", recipe=recipe, targets=targets[None])
+    blind = model_a.training_set(clip, test, output, name="test", recipe=recipe)
+    fold = np.arange(len(train)) % 2
+    bases = [output / paths.FOLD.format(row="model_a", fold=f) for f in (0, 1)]
+    for f, base in enumerate(bases):
+        model_a.train_fold(clip, data, blind, rows=np.flatnonzero(fold != f), scored=np.flatnonzero(fold == f), recipe=recipe,
+                           seed=f, base=base)
+    for what, name in (("oof", paths.OOF), ("test", paths.TEST)):
+        artifacts.save_embeddings(output / name.format(row="model_a"), *model_a.gather(bases, what))
+    artifacts.save_json(output / paths.MEMBERS_A, {"members": ["model_a"], "clip": {"model_a": clip_name}})
+    artifacts.save_table(output / paths.TEST_IMAGES, test.select("id", "image"))
+    _write_b(output, clip, train, targets, data.embeddings, blind)
+    _write_blend(output, clip_name, train["id"].to_list(), targets)
+    return folder
+
+
+def _pictures(folder: Path, seed: int) -> pl.DataFrame:
+    folder.mkdir()
+    random, rows = np.random.default_rng(seed), []
+    for colour, rgb in COLOURS.items():
+        for thing in THINGS:
+            file = folder / f"{colour}_{thing}.png"
+            noise = random.integers(-9, 10, (80, 80, 3))
+            Image.fromarray((np.array(rgb) + noise).clip(0, 255).astype(np.uint8)).save(file)
+            rows.append((file.stem, str(file), f"a {colour} {thing}"))
+    table = pl.DataFrame(rows, schema=["id", "image", "prompt"], orient="row").sort("id")
+    return table.with_columns(group=pl.int_range(pl.len()), keeper="id", similarity=pl.lit(1.0, pl.Float32))
+
+
+def _write_b(output: Path, clip: encoder.Encoder, train: pl.DataFrame, targets: np.ndarray, queries: np.ndarray, blind) -> None:
+    keys, ids = encoder.embed_texts(clip, train["prompt"].to_list()), train["id"].to_list()
+    artifacts.save_table(output / paths.STORE, train.select("id", "prompt", source=pl.lit("tiny")))
+    artifacts.save_embeddings(output / paths.STORE_KEYS, ids, keys)
+    artifacts.save_embeddings(output / paths.STORE_VALUES, ids, targets)
+    artifacts.save_json(output / paths.CHOICE_B, CHOICE)
+    for name, names, x in ((paths.OOF_B, ids, queries), (paths.TEST_B, blind.ids, blind.embeddings)):
+        prediction = model_b.fuse_neighbours(*knn.search(keys, x, CHOICE["k"], "faiss"), targets, **CHOICE)
+        artifacts.save_embeddings(output / name.format(member="model_b"), names, prediction)
+
+
+def _write_blend(output: Path, clip_name: str, ids: list[str], targets: np.ndarray) -> None:
+    members, sides = ensemble.load_members(output, ids, "oof"), (["model_a"], ["model_b"])
+    weights = {"model_a": 0.7, "model_b": 0.3}
+    curve = ensemble.calibrate(ensemble.agreement(members, weights, sides), cosines(targets, ensemble.combine(members, weights)))
+    artifacts.save_json(output / paths.BLEND, {"weights": weights, "clip": clip_name, "calibration": vars(curve)})
