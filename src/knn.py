@@ -4,6 +4,7 @@ The store is any number of shards, arrays or memory maps. They are read in block
 here, so memory is bounded by a block and the engines cannot differ in anything but the last bits of a similarity.
 """
 
+import mmap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -122,7 +123,19 @@ def _blocks(
                 yield offset + start, block, None
             elif len(inside):
                 yield offset + start, block[inside], inside
+            _release(shard)
         offset += len(shard)
+
+
+def _release(shard: np.ndarray) -> None:
+    """Let go of a read-only memory map's pages, which would otherwise count as this process's memory until the end."""
+    if not isinstance(shard, np.memmap) or shard.mode != "r":
+        return
+    base = shard
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _search_block(search: Search, queries: np.ndarray, k: int, query_rows: int) -> Lists:
@@ -174,7 +187,7 @@ def _cuml_index(block: np.ndarray, k: int, first: int, centre: np.ndarray | None
 
 def _unit_rows(x: np.ndarray, name: str, first: int) -> np.ndarray:
     """`x` in float32, C order, unit rows; a NumPy or CuPy array (NumPy's functions pass on to CuPy's for the latter)."""
-    x = x.astype(np.float32, order="C", copy=False)
+    given, x = x, x.astype(np.float32, order="C", copy=False)
     length = np.sqrt(np.einsum("nd,nd->n", x, x))
     off = np.abs(length - 1)
     if not len(x) or float(off.max()) <= ROUNDING:
@@ -183,14 +196,15 @@ def _unit_rows(x: np.ndarray, name: str, first: int) -> np.ndarray:
     if len(bad):
         example = f"row {first + int(bad[0])} has length {float(length[bad[0]]):.4g}"
         raise ValueError(f"{name}: {len(bad)} of {len(x)} rows are not of unit length or not finite, e.g. {example}")
-    return x / length[:, None]
+    return np.divide(x, length[:, None], out=None if x is given else x)
 
 
 def _centred(x: np.ndarray, centre: np.ndarray | None) -> np.ndarray:
     if centre is None:
         return x
     x = x - centre
-    return x / np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
+    x /= np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
+    return x
 
 
 @cache

@@ -65,6 +65,26 @@ def test_shards_half_precision_and_left_out_rows_equal_naive():
     np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :9], atol=1e-6)
 
 
+def test_the_store_is_left_as_it_was_and_memory_maps_too(tmp_path):
+    store = random_rows(60).astype(np.float16)
+    np.save(tmp_path / "store.npy", store)
+    mapped = np.load(tmp_path / "store.npy", mmap_mode="r")
+    slightly_long = np.float32(1.0005) * random_rows(60)
+    kept = slightly_long.copy()
+    for x in (mapped, mapped[5:], slightly_long):
+        knn.search(x, random_rows(3, seed=1), 4, "faiss", store_rows=7)
+    np.testing.assert_array_equal(mapped, store)
+    np.testing.assert_array_equal(slightly_long, kept)
+
+
+def test_centred_keys_equal_naive():
+    store, queries, centre = random_rows(90), random_rows(5, seed=1), random_rows(1, seed=2)[0] * np.float32(0.3)
+    similarity, index = knn.search(store, queries, 6, "faiss", centre=centre, store_rows=40)
+    exact = queries @ unit(store - centre).T
+    np.testing.assert_array_equal(index, np.argsort(-exact, axis=1)[:, :6])
+    np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :6], atol=1e-6)
+
+
 def test_rows_of_a_later_block_are_checked_too():
     store = random_rows(30)
     store[21] *= 3

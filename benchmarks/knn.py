@@ -1,0 +1,197 @@
+"""The exact search as a multiple of the bare matrix product, beside its peers, from disk, and on two Dask workers.
+
+    python benchmarks/knn.py product      60,000 x 1,024 store, 6,000 queries, K = 100
+    python benchmarks/knn.py peers        scikit-learn, plain torch and hnswlib (with its recall) beside it, 20,000 x 1,024
+    python benchmarks/knn.py growth       15, 30, 60 and 120 thousand rows
+    python benchmarks/knn.py disk         5,000,000 x 384 float16 streamed from disk (3.9 GB there), peak memory of the process
+    python benchmarks/knn.py workers      faiss in this process against two Dask workers, the same answers
+
+Ratios are of times taken in one run, in turns, so that a busy machine weighs on both sides; --clock cpu counts processor time, not the
+wall's. hnswlib is installed for the benchmark alone: pip install hnswlib==0.8.0.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from src import datastore, knn
+
+K = 100
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def rows(n: int, dim: int, seed: int) -> np.ndarray:
+    """(n, dim) float32 unit rows around 200 centres, as prompts cluster."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((200, dim), dtype=np.float32)
+    x = rng.standard_normal((n, dim), dtype=np.float32) + centres[rng.integers(200, size=n)]
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return x
+
+
+def product(store: np.ndarray, queries: np.ndarray) -> None:
+    """The bare float32 product by NumPy, block by block into one buffer, nothing looked at."""
+    buffer = np.empty((min(1500, len(queries)), len(store)), np.float32)
+    for start in range(0, len(queries), len(buffer)):
+        block = queries[start : start + len(buffer)]
+        np.matmul(block, store.T, out=buffer[: len(block)])
+
+
+def ours(store: np.ndarray, queries: np.ndarray) -> tuple:
+    return knn.search(store, queries, K, "faiss")
+
+
+def by_torch(store: np.ndarray, queries: np.ndarray, block: int = 1000) -> tuple:
+    x, parts = torch.from_numpy(store), []
+    for start in range(0, len(queries), block):
+        parts.append(torch.topk(torch.from_numpy(queries[start : start + block]) @ x.T, K))
+    return torch.cat([p.values for p in parts]).numpy(), torch.cat([p.indices for p in parts]).numpy()
+
+
+def by_scikit_learn(store: np.ndarray, queries: np.ndarray, metric: str) -> tuple:
+    from sklearn.neighbors import NearestNeighbors
+
+    return NearestNeighbors(n_neighbors=K, algorithm="brute", metric=metric).fit(store).kneighbors(queries)
+
+
+def in_turns(functions: dict[str, Callable], repeats: int, clock: str) -> dict[str, list[float]]:
+    """Seconds of each function, called in turns."""
+    seconds = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = CLOCKS[clock]()
+            function()
+            seconds[name].append(CLOCKS[clock]() - start)
+    return seconds
+
+
+def table(seconds: dict[str, list[float]], base: str) -> None:
+    print(f"{'':>24} {'median s':>9} {'lowest - highest':>18} {'ratio, median':>14} {'lowest - highest':>18} {'of the lowest':>14}")
+    for name, times in seconds.items():
+        ratios = [a / b for a, b in zip(times, seconds[base], strict=True)]
+        print(f"{name:>24} {statistics.median(times):9.2f} {min(times):9.2f} - {max(times):6.2f} {statistics.median(ratios):14.3f} "
+              f"{min(ratios):9.3f} - {max(ratios):6.3f} {min(times) / min(seconds[base]):14.3f}", flush=True)
+
+
+def header(what: str) -> None:
+    processor = next((line.split(": ")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    print(f"{processor}, {torch.get_num_threads()} threads; {knn.describe('faiss')}; {what}\n", flush=True)
+
+
+def against_the_product(arguments: argparse.Namespace) -> None:
+    store, queries = rows(60_000, 1024, 0), rows(6000, 1024, 1)
+    header(f"60,000 x 1,024 store, 6,000 queries, K = {K}, {arguments.clock} clock")
+    functions = {"product": lambda: product(store, queries), "knn.search": lambda: ours(store, queries)}
+    table(in_turns(functions, arguments.repeats, arguments.clock), "product")
+
+
+def peers(arguments: argparse.Namespace) -> None:
+    import hnswlib
+
+    store, queries = rows(20_000, 1024, 0), rows(1000, 1024, 1)
+    header(f"20,000 x 1,024 store, 1,000 queries, K = {K}, {arguments.clock} clock")
+    start = time.perf_counter()
+    index = hnswlib.Index(space="ip", dim=1024)
+    index.init_index(len(store), ef_construction=200, M=16)
+    index.add_items(store)
+    built = time.perf_counter() - start
+    index.set_ef(200)
+    functions = {
+        "product": lambda: product(store, queries),
+        "knn.search": lambda: ours(store, queries),
+        "torch matmul + topk": lambda: by_torch(store, queries),
+        "scikit-learn euclidean": lambda: by_scikit_learn(store, queries, "euclidean"),
+        "scikit-learn cosine": lambda: by_scikit_learn(store, queries, "cosine"),
+        "hnswlib, search alone": lambda: index.knn_query(queries, K),
+    }
+    table(in_turns(functions, arguments.repeats, arguments.clock), "product")
+    exact, found = ours(store, queries)[1], index.knn_query(queries, K)[0]
+    recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(exact, found, strict=True)])
+    print(f"hnswlib (M = 16, ef = 200): recall {recall:.3f}; building took {built:.1f} s, {len(store) / built:.0f} rows/s")
+
+
+def growth(arguments: argparse.Namespace) -> None:
+    queries = rows(1000, 1024, 1)
+    header(f"1,000 queries x 1,024, K = {K}, {arguments.clock} clock")
+    seconds = {}
+    for n in (15_000, 30_000, 60_000, 120_000):
+        store = rows(n, 1024, 0)
+        seconds |= in_turns({f"{n:,} rows": lambda store=store: ours(store, queries)}, arguments.repeats, arguments.clock)
+    table(seconds, "15,000 rows")
+
+
+def peak_mib() -> float:
+    """The most memory this process has held, from the kernel."""
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+
+
+def write_store(folder: Path, n: int, dim: int, shards: int) -> None:
+    for s in tqdm(range(shards), desc="writing the store", unit="shard"):
+        np.save(folder / f"{s:03d}.npy", rows(n // shards, dim, 100 + s).astype(np.float16))
+
+
+def disk(arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        write_store(Path(folder), arguments.rows, 384, 50)
+        header(f"{arguments.rows:,} x 384 float16 in 50 shards, {arguments.queries} queries, K = {K}")
+        for part in (0.1, 0.5, 1.0):  # a process of its own for each: peak memory is the process's
+            subprocess.run([sys.executable, __file__, "stream", "--folder", folder, "--part", str(part), "--queries",
+                            str(arguments.queries)], check=True)
+
+
+def stream(arguments: argparse.Namespace) -> None:
+    files = sorted(Path(arguments.folder).glob("*.npy"))
+    shards = [np.load(file, mmap_mode="r") for file in files[: round(len(files) * arguments.part)]]
+    queries, before, start = rows(arguments.queries, 384, 1), peak_mib(), time.perf_counter()
+    similarity, index = knn.search(shards, queries, K, "faiss")
+    seconds, n = time.perf_counter() - start, sum(map(len, shards))
+    peak, own = peak_mib(), datastore.take(shards, index[:, 0])
+    off = np.abs(np.einsum("qd,qd->q", queries, own) - similarity[:, 0]).max()
+    print(f"{n:,} rows: {seconds:.1f} s, {n / seconds / 1e3:.0f} thousand rows/s; peak memory {peak:.0f} MiB ({before:.0f} before); "
+          f"the first neighbours' similarities are right to {off:.1g}", flush=True)
+
+
+def workers(arguments: argparse.Namespace) -> None:
+    from distributed import Client, LocalCluster
+
+    store, queries = rows(60_000, 384, 0), rows(1000, 384, 1)
+    header(f"60,000 x 384 store, 1,000 queries, K = {K}")
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        found = knn.search(store, queries, K, "faiss", cluster=client, store_rows=15_000)
+        expected = ours(store, queries)
+        functions = {"this process": lambda: ours(store, queries),
+                     "two workers": lambda: knn.search(store, queries, K, "faiss", cluster=client, store_rows=15_000)}
+        table(in_turns(functions, arguments.repeats, "wall"), "this process")
+    odd = [(a ^ b, q) for q, (a, b) in enumerate(zip(map(set, found[1]), map(set, expected[1]), strict=True)) if a != b]
+    beyond = sum(abs(float(queries[q] @ store[i]) - expected[0][q, -1]) > 1e-6 for rest, q in odd for i in rest)
+    print(f"similarities differ by at most {np.abs(found[0] - expected[0]).max():.1g}; sets of neighbours differ in {len(odd)} of "
+          f"{len(queries)} lists, {beyond} rows of them by more than a tie within 1e-6")
+
+
+def main() -> None:
+    measures = {"product": against_the_product, "peers": peers, "growth": growth, "disk": disk, "stream": stream}
+    measures["workers"] = workers
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("measure", choices=measures)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--folder", help="where `disk` writes its store; default: the system's temporary folder")
+    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--queries", type=int, default=64)
+    parser.add_argument("--part", type=float, default=1.0, help="the part of the shards that `stream` searches")
+    arguments = parser.parse_args()
+    measures[arguments.measure](arguments)
+
+
+if __name__ == "__main__":
+    main()
