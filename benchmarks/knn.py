@@ -6,8 +6,8 @@
     python benchmarks/knn.py disk         5,000,000 x 384 float16 streamed from disk (3.9 GB there), peak memory of the process
     python benchmarks/knn.py workers      faiss in this process against two Dask workers, the same answers
 
-Ratios are of times taken in one run, in turns, so that a busy machine weighs on both sides; --clock cpu counts processor time, not the
-wall's. hnswlib is installed for the benchmark alone: pip install hnswlib==0.8.0.
+Ratios are of times taken in one run, in turns, so that a busy machine weighs on both sides; --clock cpu counts processor time.
+hnswlib is installed for the benchmark alone: pip install hnswlib==0.8.0.
 """
 
 import argparse
@@ -157,8 +157,8 @@ def stream(arguments: argparse.Namespace) -> None:
     seconds, n = time.perf_counter() - start, sum(map(len, shards))
     peak, own = peak_mib(), datastore.take(shards, index[:, 0])
     off = np.abs(np.einsum("qd,qd->q", queries, own) - similarity[:, 0]).max()
-    print(f"{n:,} rows: {seconds:.1f} s, {n / seconds / 1e3:.0f} thousand rows/s; peak memory {peak:.0f} MiB ({before:.0f} before); "
-          f"the first neighbours' similarities are right to {off:.1g}", flush=True)
+    print(f"{n:,} rows: {seconds:.1f} s, {n / seconds / 1e3:.0f} thousand rows/s; peak {peak:.0f} MiB ({before:.0f} before); "
+          f"first similarities right to {off:.1g}", flush=True)
 
 
 def workers(arguments: argparse.Namespace) -> None:
