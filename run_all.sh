@@ -3,16 +3,20 @@
 #
 #   machine  any Linux or macOS with Python 3.11 or newer; a CUDA GPU is used when there is one
 #   time     the default, the embedded demo: 15 minutes on two CPU cores after the installation
-#   disk     about 9 GB for the environment, 1 GB for input/demo and output/
+#   disk     about 9 GB for the environment, 1.5 GB for input/demo and output/
 #
 # 01_dedup  02_train_model_a  03_cuml_knn_model_b  04_ensemble_oof  05_submit
-# ./run_all.sh --help explains the options.
+# ./run_all.sh --help explains the options; ./run_all.sh predict --help those of predicting new pictures.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-case " $* " in
-  *" --help "* | *" -h "*) exec "${PYTHON:-python3}" -m src.pipeline --help ;; # needs no package, so no installation
-esac
+module=src.pipeline
+if [ "${1:-}" = predict ]; then
+  module=src.predict
+  shift
+elif [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
+  exec "${PYTHON:-python3}" -m src.pipeline --help # needs no package, so no installation
+fi
 
 source ./setup.sh
-exec "$python" -m src.pipeline "$@"
+exec "$python" -m "$module" "$@"

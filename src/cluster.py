@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 LOCAL_WORKERS = 2  # on a machine without a GPU
 

@@ -1,52 +1,62 @@
 """Any supported layout on disk becomes one table `id, image, prompt, source`; a bad row is set aside with its reason.
 
-Read here: the competition's folder, and any table (CSV, TSV, JSON lines, Parquet) with an image column and a text column,
-`metadata.csv` of an image folder included. `image` is a path, relative to the repository's root where it lies inside.
+The readers of the layouts are in `layouts.py`. `image` is a reference (`references.py`): a path, relative to the repository's
+root where it lies inside, or a place within a tar shard or a Parquet table.
 """
 
-import csv
+import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
+from src import layouts, references
+from src.layouts import PICTURES, TEXT_COLUMNS
 from src.paths import resolve, shown
 
-IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "image_name", "img_path", "filename", "jpg", "png", "webp")
-TEXT_COLUMNS = ("prompt", "Prompt", "text", "TEXT", "caption", "top_caption", "orig_text", "txt", "p")
-TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-LAYOUTS = ("competition", "table")
 SCHEMA = {"id": pl.String, "image": pl.String, "prompt": pl.String, "source": pl.String}
+TEXTS = (".txt", *layouts.TABLES)
+UNLISTED = "picture without a row"
+EXPECTED = (layouts.BLURRED, layouts.NOT_DELIVERED, UNLISTED)  # said by the set itself: no sign that it is bad
+BATCH = 500_000  # prompts read at a time from a text-only source
 
 
-def read_pairs(path: str | Path, layout: str | None = None, *, text_column: str | None = None
-               ) -> tuple[pl.DataFrame, pl.DataFrame]:
+def read_pairs(path: str | Path, layout: str | None = None, text_column: str | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The pairs at `path` as a table `id, image, prompt, source`, and the rejected rows as the same table with `reason`.
 
-    `layout` is "competition" (images/ and prompts.csv), "table" (a table, or a folder with metadata.csv/.jsonl/.parquet) or
-    None to see what is there. Raises FileNotFoundError or ValueError naming the path and what is supported.
+    `layout` is one of `layouts.LAYOUTS`, or None to see what is there. Raises FileNotFoundError or ValueError naming the path
+    and what is supported.
     """
-    path = resolve(path)
-    if not path.exists():
-        raise FileNotFoundError(f"train: {shown(path)} does not exist; set common.train to a folder or a table")
-    layout = layout or _recognise(path)
-    if layout not in LAYOUTS:
-        raise ValueError(f"train: layout {layout!r} of {shown(path)} is not one of {', '.join(LAYOUTS)}")
-    rows = _read_competition(path) if layout == "competition" else _read_table(path, text_column)
-    return _set_aside(rows)
+    return _with_unlisted(*_set_aside(_read(path, layout, text_column)))
 
 
 def read_all(train: str | list) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Every source of `train` (a path, or a list of paths and of {path, layout, text_column}) as one pair of tables.
 
-    An id that occurs twice is rejected where it occurs again.
+    An id that occurs twice is rejected where it occurs again; two sources of one name are told apart by their folders.
     """
     entries = [entry if isinstance(entry, dict) else {"path": entry} for entry in ([train] if isinstance(train, str) else train)]
-    read = [read_pairs(**entry) for entry in entries]
-    pairs = pl.concat([kept for kept, _ in read])
-    doubled = ~pairs["id"].is_first_distinct()
-    again = pairs.filter(doubled).with_columns(pl.lit("id occurs twice").alias("reason"))
-    return pairs.filter(~doubled), pl.concat([*(rejected for _, rejected in read), again])
+    wrong = [e for e in entries if "path" not in e or not e.keys() <= {"path", "layout", "text_column"}]
+    if wrong or not entries:
+        raise ValueError(f"train: {wrong[0] if wrong else train} must be a path or {{path: ..., layout: ..., text_column: ...}}")
+    names: dict[str, Path] = {}
+    read = [_told_apart(_read(**entry), resolve(entry["path"]), names) for entry in entries]
+    return _with_unlisted(*_set_aside(pl.concat(read)))
+
+
+def bad_share(n_pairs: int, rejected: pl.DataFrame) -> float:
+    """The share of rows that are bad; what the set itself marks (blurred, not downloaded, unlisted) is not counted."""
+    reasons = rejected["reason"]
+    bad = len(rejected) - sum(reasons.str.starts_with(reason).sum() for reason in EXPECTED)
+    return bad / max(n_pairs + bad, 1)
+
+
+def tally(rejected: pl.DataFrame) -> pl.DataFrame:
+    """How many rows were set aside for each `reason`; what differs from picture to picture is left out of it."""
+    return rejected.group_by(pl.col("reason").str.replace(r"(unreadable picture: \w+).*", "$1")).len("rows").sort(
+        "rows", "reason", descending=[True, False])
 
 
 def read_test(folder: str | Path) -> tuple[pl.DataFrame, Path | None]:
@@ -71,86 +81,124 @@ def read_test(folder: str | Path) -> tuple[pl.DataFrame, Path | None]:
     return table, sample
 
 
+# --- prompts without pictures ---
+
+
 def read_text(text: str | list | None, *, text_column: str | None = None) -> pl.DataFrame:
     """Text-only prompts as a table `prompt, source`: .txt files with one prompt a line, or tables with a text column."""
-    files = [file for entry in ([text] if isinstance(text, str) else text or []) for file in _text_files(resolve(entry))]
-    frames = [_read_text_file(file, text_column) for file in files]
+    frames = list(text_batches(text, text_column=text_column))
     return pl.concat(frames) if frames else pl.DataFrame(schema={"prompt": pl.String, "source": pl.String})
+
+
+def text_batches(text: str | list | None, *, text_column: str | None = None, rows: int = BATCH) -> Iterator[pl.DataFrame]:
+    """The prompts of text-only sources in tables `prompt, source` of at most `rows` rows, blank ones left out.
+
+    Raises FileNotFoundError naming a source that is not there, ValueError naming a table without a text column.
+    """
+    for entry in [text] if isinstance(text, str) else text or []:
+        for file in _text_files(resolve(entry)):
+            for prompts in _prompt_batches(file, text_column, rows):
+                prompts = prompts.drop_nulls().str.replace_all("\0", "", literal=True)
+                prompts = prompts.filter(prompts.str.strip_chars() != "")
+                yield pl.DataFrame({"prompt": prompts}).with_columns(pl.lit(file.stem).alias("source"))
 
 
 def _text_files(path: Path) -> list[Path]:
     if not path.exists():
         raise FileNotFoundError(f"text: {shown(path)} does not exist; set common.text to a file, a folder or null")
-    return sorted(f for f in path.iterdir() if f.suffix in (".txt", ".csv", ".parquet")) if path.is_dir() else [path]
+    return sorted(f for f in path.iterdir() if f.suffix in TEXTS) if path.is_dir() else [path]
 
 
-def _read_text_file(file: Path, text_column: str | None) -> pl.DataFrame:
+def _prompt_batches(file: Path, text_column: str | None, rows: int) -> Iterator[pl.Series]:
     if file.suffix == ".txt":
-        prompts = pl.Series("prompt", file.read_text(encoding="utf-8", errors="replace").split("\n"), dtype=pl.String)
+        with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
+            lines = (line.rstrip("\r\n") for line in stream)
+            while batch := list(islice(lines, rows)):
+                yield pl.Series("prompt", batch, dtype=pl.String)
+    elif file.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        table = pq.ParquetFile(file)
+        column = layouts.column_of(table.schema_arrow.names, TEXT_COLUMNS, text_column, file, "text")
+        for batch in table.iter_batches(batch_size=rows, columns=[column]):
+            yield pl.Series("prompt", pl.from_arrow(batch)[column].cast(pl.String))
     else:
-        table = _load(file)
-        prompts = table[_column(table, TEXT_COLUMNS, text_column, file, "text")].cast(pl.String).alias("prompt")
-    kept = prompts.drop_nulls().filter(prompts.drop_nulls().str.strip_chars() != "")
-    return pl.DataFrame({"prompt": kept}).with_columns(pl.lit(file.stem).alias("source"))
+        yield from _column_batches(file, text_column, rows)
 
 
-def _recognise(path: Path) -> str:
-    if path.is_dir() and (path / "prompts.csv").exists() and (path / "images").is_dir():
-        return "competition"
-    if path.is_file() or any((path / name).exists() for name in TABLES):
-        return "table"
-    raise ValueError(f"train: {shown(path)} has neither prompts.csv with images/ nor one of {', '.join(TABLES)}; "
-                     "name a table with an image and a text column instead")
+def _column_batches(file: Path, text_column: str | None, rows: int) -> Iterator[pl.Series]:
+    cells = layouts.column_cells(file, text_column)
+    while batch := list(islice(cells, rows)):
+        yield pl.Series("prompt", batch, dtype=pl.String)
 
 
-def _read_competition(folder: Path) -> pl.DataFrame:
-    table = _load(folder / "prompts.csv")
-    if not {"imgId", "prompt"} <= set(table.columns):
-        raise ValueError(f"{shown(folder / 'prompts.csv')}: columns are {table.columns}, wanted imgId and prompt")
-    return table.select(id=pl.col("imgId"), image=pl.format("{}/images/{}.png", pl.lit(shown(folder)), "imgId"),
-                        prompt="prompt", source=pl.lit(folder.name))
+def read_store(folder: str | Path, *, width: int = 384) -> list[tuple[Path, Path]]:
+    """A precomputed store: (keys, values) of each pair of row-aligned .npy shards in `folder` and its folders, in order.
+
+    Values are the files `width` wide (sentence embeddings), keys the others (CLIP's). Raises ValueError where the two lists or a
+    pair's rows differ in number.
+    """
+    folder = resolve(folder)
+    shapes = {file: np.load(file, mmap_mode="r").shape for file in sorted(folder.rglob("*.npy"))}
+    values = [file for file, shape in shapes.items() if len(shape) == 2 and shape[1] == width]
+    keys = [file for file, shape in shapes.items() if len(shape) == 2 and shape[1] != width]
+    if not keys or len(keys) != len(values):
+        raise ValueError(f"store: {shown(folder)} holds {len(keys)} shards of keys and {len(values)} of values ({width} wide)")
+    for key, value in zip(keys, values, strict=True):
+        if shapes[key][0] != shapes[value][0]:
+            raise ValueError(f"store: {shown(key)} has {shapes[key][0]} rows, {shown(value)} {shapes[value][0]}")
+    return list(zip(keys, values, strict=True))
 
 
-def _read_table(path: Path, text_column: str | None) -> pl.DataFrame:
-    file = path if path.is_file() else next(path / name for name in TABLES if (path / name).exists())
-    table = _load(file)
-    image = _column(table, IMAGE_COLUMNS, None, file, "image")
-    text = _column(table, TEXT_COLUMNS, text_column, file, "text")
-    source = file.parent.name if file.stem == "metadata" else file.stem
-    name = pl.col(image).cast(pl.String).fill_null("")
-    return table.select(id=pl.lit(source + "/") + name.str.replace(r"\.[A-Za-z0-9]+$", ""),
-                        image=pl.lit(shown(file.parent) + "/") + name, prompt=pl.col(text).cast(pl.String), source=pl.lit(source))
+# --- bad rows ---
 
 
-def _load(file: Path) -> pl.DataFrame:
-    if file.suffix == ".parquet":
-        return pl.read_parquet(file)
-    if file.suffix in (".jsonl", ".ndjson"):
-        return pl.read_ndjson(file)
-    if file.suffix not in (".csv", ".tsv"):
-        raise ValueError(f"{shown(file)}: a table must be .csv, .tsv, .jsonl or .parquet")
-    # Python's reader takes the ragged and oddly quoted rows that scraped prompts have
-    with open(file, encoding="utf-8-sig", errors="replace", newline="") as stream:
-        rows = list(csv.DictReader((line.replace("\0", "") for line in stream),
-                                   delimiter="\t" if file.suffix == ".tsv" else ","))
-    if not rows:
-        raise ValueError(f"{shown(file)}: no rows below the header")
-    columns = [name for name in rows[0] if name is not None]
-    return pl.DataFrame({name: [row.get(name) for row in rows] for name in columns}, schema=dict.fromkeys(columns, pl.String))
+def _read(path: str | Path, layout: str | None = None, text_column: str | None = None) -> pl.DataFrame:
+    path = resolve(path)
+    if not path.exists():
+        raise FileNotFoundError(f"train: {shown(path)} does not exist; set common.train to a folder or a table")
+    return layouts.read(path, layout, text_column)
 
 
-def _column(table: pl.DataFrame, known: tuple[str, ...], named: str | None, file: Path, what: str) -> str:
-    found = named if named in table.columns else next((c for c in known if c in table.columns), None) if named is None else None
-    if found is None:
-        raise ValueError(f"{shown(file)}: no {what} column {named or ''}among {table.columns}; known names are {', '.join(known)}")
-    return found
+def _told_apart(rows: pl.DataFrame, path: Path, names: dict[str, Path]) -> pl.DataFrame:
+    """Give a source whose name another path has already taken a name with its folder's."""
+    for name in rows["source"].unique(maintain_order=True):
+        new, parents = name, path.parent
+        while names.setdefault(new, path) != path:
+            new, parents = f"{parents.name or 'again'}/{new}", parents.parent
+        if new != name:
+            renamed = pl.col("id").str.replace(f"{name}/", f"{new}/", literal=True), pl.lit(new)
+            rows = rows.with_columns(pl.when(pl.col("source") == name).then(value).otherwise(column).alias(column)
+                                     for column, value in zip(("id", "source"), renamed, strict=True))
+    return rows
 
 
 def _set_aside(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    exists = pl.Series([resolve(image).is_file() for image in rows["image"]], dtype=pl.Boolean)
-    blank = rows["prompt"].fill_null("").str.strip_chars() == ""
-    judged = rows.cast(SCHEMA).with_columns(
-        reason=pl.when(blank).then(pl.lit("empty prompt")).when(~exists).then(pl.lit("no such picture"))
-    )
-    good = judged["reason"].is_null()
-    return judged.filter(good).drop("reason"), judged.filter(~good)
+    """The usable rows, and the others with their first reason. NULs are taken out of prompts."""
+    prompt = rows["prompt"].str.replace_all("\0", "", literal=True)
+    blank = prompt.fill_null("").str.strip_chars() == ""
+    exists = pl.Series([references.file_of(image).is_file() for image in rows["image"]], dtype=pl.Boolean)
+    reason = (pl.when(pl.col("reason").is_not_null()).then("reason").when(blank).then(pl.lit("empty prompt"))
+              .when(~exists).then(pl.lit("no such picture")))
+    rows = rows.with_columns(prompt).with_columns(reason=reason)
+    good = rows["reason"].is_null().to_numpy()
+    again = np.zeros(len(rows), bool)
+    again[good] = ~rows.filter(good)["id"].is_first_distinct().to_numpy()
+    rows = rows.with_columns(reason=pl.when(pl.Series(again)).then(pl.lit("id occurs twice")).otherwise("reason"))
+    good = rows["reason"].is_null()
+    return rows.filter(good).drop("reason"), rows.filter(~good)
+
+
+def _with_unlisted(pairs: pl.DataFrame, rejected: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Add to the rejected rows the picture files that lie among the listed ones and are named by no row."""
+    files = [(str(resolve(image)), source) for image, source in pairs.select("image", "source").rows() if "::" not in image]
+    listed = {*(file for file, _ in files), *(str(resolve(image)) for image in rejected["image"])}
+    folders = {os.path.dirname(file): source for file, source in files}
+    found = [(f"{folder}/{name}", source) for folder, source in sorted(folders.items()) for name in sorted(os.listdir(folder))
+             if name.lower().endswith(PICTURES) and f"{folder}/{name}" not in listed]
+    unlisted = pl.DataFrame({"id": [f"{source}/{Path(file).stem}" for file, source in found],
+                             "image": [shown(file) for file, _ in found], "prompt": [None] * len(found),
+                             "source": [source for _, source in found], "reason": [UNLISTED] * len(found)},
+                            schema={**SCHEMA, "reason": pl.String})
+    return pairs, pl.concat([rejected, unlisted])
+

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from src.artifacts import cached_embeddings, fingerprint, load_json
 from src.images import Geometry, Pixels

@@ -1,20 +1,34 @@
 """Pictures are decoded and resized once, into one uint8 memory map, so that no epoch decodes them again."""
 
-from collections.abc import Sequence
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from os import cpu_count
+from functools import cache as remembered
+from functools import partial
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import polars as pl
-from PIL import Image, ImageOps
-from tqdm.auto import tqdm
+from PIL import Image, ImageFile, ImageOps
+from tqdm import tqdm
 
-from src.artifacts import atomic, fingerprint, load_table, positions, save_table
-from src.paths import resolve
+from src import references
+from src.artifacts import fingerprint, load_table, positions, save_table
 
-Image.MAX_IMAGE_PIXELS = 200_000_000  # Pillow refuses twice as many: a decompression bomb, not a photograph
+Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses twice as many: a decompression bomb, not a photograph
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # up to that they are decoded
+REDUCING_GAP = 2  # a JPEG is decoded at a half, quarter or eighth only while it stays twice as large as what is wanted
+CHUNK = 2048  # pictures between two saves: what a kill can cost
+TASK = 8  # pictures that a thread decodes before it reports
+VERSION = 2  # of the pixels: raise it when decoding changes what comes out
+INDEX = {"image": pl.String, "stamp": pl.String, "content": pl.String, "slot": pl.Int64, "reason": pl.String}
 
 
 @dataclass(frozen=True)
@@ -27,95 +41,302 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Rows `index` of a memory map in that order, read when they are asked for: `rows[3]`, `rows[10:20]`, `rows[[7, 1]]`."""
+
+    array: np.ndarray
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key) -> np.ndarray:
+        return self.array[self.index[key]]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.array[self.index], dtype=dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.index), *self.array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.array.ndim
+
+
+@dataclass(frozen=True)
 class Pixels:
-    """Decoded pictures: `array` (n, size, size, 3) uint8, memory-mapped, row i belonging to `ids[i]`."""
+    """Decoded pictures: `array` (n, size, size, 3) uint8, memory-mapped, row i belonging to `ids[i]`.
+
+    It is numpy's memory map where the pictures lie in one run, else `Rows` of it. `content[i]` is equal for equal files.
+    """
 
     ids: list[str]
-    array: np.ndarray
+    array: np.ndarray | Rows
     key: str
+    content: list[str]
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """(len(ids), size, size, 3) uint8 in the order of `ids`; ValueError counts the ids that are not there."""
         return self.array[positions(self.ids, ids, "pixels")]
 
 
-def decode(path: str | Path) -> Image.Image:
-    """The picture at `path` as upright RGB, transparency on white, the first frame of an animation.
+# --- one picture ---
+
+
+def decode(reference: str | Path) -> Image.Image:
+    """The picture at `reference` (`references.py`) as upright RGB, transparency on white, the first frame of an animation.
 
     Raises what Pillow raises (OSError and its kin, DecompressionBombError) on a broken picture.
     """
-    with Image.open(resolve(path)) as picture:
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith(("I", "F")):
-            picture = _eight_bit(picture)
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return picture.convert("RGB")
+    with Image.open(io.BytesIO(references.read(reference))) as picture:
+        return _upright_rgb(picture)
+
+
+def examples(rows: pl.DataFrame, n: int, *, size: int = 256) -> list[tuple[Image.Image, dict]]:
+    """Up to `n` of `rows` (image, ...) whose picture can be shown, as (thumbnail, row); of a cut one, what is whole of it."""
+    found = []
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        for row in rows.iter_rows(named=True):
+            with suppress(Exception), Image.open(io.BytesIO(references.read(row["image"]))) as picture:
+                thumbnail = picture.convert("RGB")
+                thumbnail.thumbnail((size, size))
+                found.append((thumbnail, row))
+            if len(found) == n:
+                break
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+    return found
+
+
+def _upright_rgb(picture: Image.Image) -> Image.Image:
+    picture = _turned(picture)
+    if picture.mode.startswith(("I", "F")):
+        picture = _eight_bit(picture)
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def _turned(picture: Image.Image) -> Image.Image:
+    picture.load()  # a broken picture fails here; what fails below is its EXIF alone
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # broken EXIF comes as struct.error, SyntaxError, KeyError, ...: the picture itself is sound
+        return picture
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
+    """16-bit, 32-bit and floating-point grey to 8 bits: the range is 65,535, 255 or, of floats, 1 by the highest value."""
     values = np.asarray(picture, dtype=np.float32)
-    return Image.fromarray((values / (257 if values.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
+    highest = values.max()
+    scale = 255 if picture.mode == "F" and highest <= 1 else 1 / 257 if highest > 255 else 1
+    return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
 
 
 def resized(picture: Image.Image, geometry: Geometry) -> np.ndarray:
     """(size, size, 3) uint8: open_clip's own evaluation transform up to, but without, the conversion to a tensor."""
-    from open_clip.transform import PreprocessCfg, image_transform_v2  # imports torch: only where pictures are resized
-
-    config = PreprocessCfg(size=geometry.size, interpolation=geometry.interpolation, resize_mode=geometry.resize_mode)
-    steps = image_transform_v2(config, is_train=False).transforms
-    for step in steps[:next(i for i, s in enumerate(steps) if type(s).__name__ in ("MaybeToTensor", "ToTensor"))]:
+    for step in _steps(geometry):
         picture = step(picture)
     return np.asarray(picture, dtype=np.uint8)
 
 
-def cache(frame: pl.DataFrame, folder: Path, *, geometry: Geometry, name: str) -> tuple[Pixels, pl.DataFrame]:
-    """Decode the pictures of `frame` (id, image) into `folder`, or open what is there for the same files.
+@remembered
+def _steps(geometry: Geometry) -> list[Callable]:
+    from open_clip.transform import PreprocessCfg, image_transform_v2  # imports torch: only where pictures are resized
 
-    Returns the readable ones, in order, and the rows set aside with their `reason`. Decoding runs on all cores with a
-    progress bar. A later call for the readable rows alone finds the same cache.
+    config = PreprocessCfg(size=geometry.size, interpolation=geometry.interpolation, resize_mode=geometry.resize_mode)
+    steps = image_transform_v2(config, is_train=False).transforms
+    steps = steps[:next(i for i, s in enumerate(steps) if type(s).__name__ in ("MaybeToTensor", "ToTensor"))]
+    return [step for step in steps if type(step).__name__ != "MaybeConvertMode"]  # they are RGB already
+
+
+@remembered
+def _tensor_steps(geometry: Geometry) -> list[Callable] | None:
+    """`_steps` for a (3, h, w) uint8 tensor, or None where torch has no counterpart for one of them."""
+    from torchvision.transforms import CenterCrop, Resize
+    from torchvision.transforms.v2 import functional
+
+    found = []
+    for step in _steps(geometry):
+        if isinstance(step, Resize):
+            size = [step.size] if isinstance(step.size, int) else list(step.size)
+            found.append(partial(functional.resize, size=size, interpolation=step.interpolation, antialias=True))
+        elif isinstance(step, CenterCrop):
+            found.append(partial(functional.center_crop, output_size=list(step.size)))
+        else:
+            return None
+    return found
+
+
+@remembered
+def _torch() -> tuple[ModuleType, Callable]:
+    """torch, and torchvision's decoder of JPEGs to RGB; an import in each call would cost a twentieth of a decoding."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    return torch, partial(decode_jpeg, mode=ImageReadMode.RGB)
+
+
+def from_bytes(content: bytes, geometry: Geometry) -> np.ndarray:
+    """(size, size, 3) uint8 of an encoded picture: `resized(decode(...))`, faster.
+
+    torch resizes with the processor's vector instructions (within two grey levels of Pillow), torchvision decodes an ordinary
+    JPEG, and a much too large JPEG is decoded at a fraction of its size.
     """
-    base = folder / f"pixels_{name}_{geometry.size}_{geometry.interpolation}_{geometry.resize_mode}"
-    array_file, rows_file = base.with_suffix(".npy"), base.with_suffix(".parquet")
-    frame = frame.select("id", "image", stamp=pl.Series([_stamp(image) for image in frame["image"]], dtype=pl.String))
-    if not rows_file.exists() or not _covers(load_table(rows_file), frame):
-        rows_file.unlink(missing_ok=True)
-        _build(frame, array_file, rows_file, geometry)
-    rows = load_table(rows_file).filter(pl.col("id").is_in(frame["id"].implode()))
+    torch, decode_jpeg = _torch()
+    wanted, plain = REDUCING_GAP * geometry.size, _plain_jpeg(content)
+    if plain and min(plain) < 2 * wanted:
+        with suppress(RuntimeError):  # what it cannot read, Pillow can, or says why not
+            return _resized_by_torch(decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)), geometry)
+    picture = Image.open(io.BytesIO(content))
+    if plain:
+        picture.draft("RGB", (wanted, wanted))
+    return _resized_by_torch(torch.from_numpy(np.array(_upright_rgb(picture))).permute(2, 0, 1), geometry)
+
+
+def _plain_jpeg(content: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG of three colours that is upright and no bomb, None for all else: Pillow's open in a tenth of
+    its time.
+    """
+    at = 2
+    while content[:2] == b"\xff\xd8" and at + 9 < len(content) and content[at] == 0xFF:
+        marker, length = content[at + 1], int.from_bytes(content[at + 2:at + 4], "big")
+        if marker == 0xE1 and any(tag in content[at:at + length] for tag in (b"\x01\x12\x00\x03", b"\x12\x01\x03\x00")):
+            return None  # its EXIF has an orientation
+        if marker in (0xC0, 0xC1, 0xC2):
+            height, width = (int.from_bytes(content[at + k:at + k + 2], "big") for k in (5, 7))
+            return (width, height) if content[at + 9] == 3 and width * height <= Image.MAX_IMAGE_PIXELS else None
+        at += 2 + length
+    return None
+
+
+def _resized_by_torch(pixels, geometry: Geometry) -> np.ndarray:
+    """`resized` on a (3, h, w) uint8 tensor; what torch has no counterpart for goes through Pillow."""
+    steps = _tensor_steps(geometry)
+    if steps is None:
+        return resized(Image.fromarray(pixels.permute(1, 2, 0).numpy()), geometry)
+    for step in steps:
+        pixels = step(pixels)
+    return pixels.permute(1, 2, 0).numpy()
+
+
+# --- the cache ---
+
+
+def cache(frame: pl.DataFrame, folder: Path, *, geometry: Geometry, name: str) -> tuple[Pixels, pl.DataFrame]:
+    """The pictures of `frame` (id, image), decoded once into `folder`: only what the cache does not hold yet is decoded.
+
+    Returns the readable ones, in order, and the rows set aside with their `reason`. There is one cache a geometry, whatever the
+    set: a picture is known by its file's name, size and time, else by its content. Decoding runs on all cores under a progress
+    bar called `name`; stopped, it goes on where it was.
+    """
+    base = folder / f"pixels_{geometry.size}_{geometry.interpolation}_{geometry.resize_mode}_v{VERSION}"
+    store = _Store(base.with_suffix(".u8"), base.with_suffix(".parquet"), geometry)
+    wanted = frame.select("id", "image", stamp=_stamps(frame["image"]))
+    new = wanted.join(store.index, on=["image", "stamp"], how="anti").unique(["image", "stamp"], maintain_order=True)
+    store.add(new, name)
+    rows = wanted.join(store.index, on=["image", "stamp"], how="left", maintain_order="left")
     good = rows.filter(pl.col("reason").is_null())
-    array = np.load(array_file, mmap_mode="r")[: len(good)]
-    key = fingerprint(good.rows(), vars(geometry))
-    return Pixels(good["id"].to_list(), array, key), rows.filter(pl.col("reason").is_not_null())
+    key = fingerprint(good["id"].to_list(), good["content"].to_list(), vars(geometry), VERSION)
+    pixels = Pixels(good["id"].to_list(), store.rows(good["slot"].to_numpy()), key, good["content"].to_list())
+    return pixels, rows.filter(pl.col("reason").is_not_null()).select("id", "image", "stamp", "reason")
 
 
-def _stamp(image: str) -> str:
-    stat = resolve(image).stat()
-    return f"{stat.st_size}:{stat.st_mtime_ns}"
+def _batched(values: Iterable, n: int) -> Iterator[list]:
+    """Lists of up to `n` of the values, in order."""
+    values = iter(values)
+    while part := list(islice(values, n)):
+        yield part
 
 
-def _covers(rows: pl.DataFrame, frame: pl.DataFrame) -> bool:
-    """Whether the cache holds just these files: all of them, or all its readable ones, in the same order."""
-    files = ["id", "image", "stamp"]
-    return any(cached.select(files).equals(frame) for cached in (rows, rows.filter(pl.col("reason").is_null())))
-
-
-def _build(frame: pl.DataFrame, array_file: Path, rows_file: Path, geometry: Geometry) -> None:
-    def attempt(image: str) -> np.ndarray | str:
+def _stamps(images: pl.Series) -> pl.Series:
+    """Size and time of each picture's file; a shard's is looked up once."""
+    @remembered
+    def of(file: Path) -> str:
         try:
-            return resized(decode(image), geometry)
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            return f"unreadable picture: {type(error).__name__}: {error}".split("\n")[0][:200]
+            return references.stamp(file)
+        except OSError:
+            return "gone"
 
-    reasons, n_good = [], 0
-    shape = (len(frame), geometry.size, geometry.size, 3)
-    with atomic(array_file) as temporary:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        with ThreadPoolExecutor(cpu_count()) as pool:  # Pillow decodes without holding the interpreter's lock
-            for result in tqdm(pool.map(attempt, frame["image"]), total=len(frame), desc="decoding", unit="picture"):
-                reasons.append(result if isinstance(result, str) else None)
-                if not isinstance(result, str):
-                    array[n_good] = result
-                    n_good += 1
-        array.flush()
-    save_table(rows_file, frame.with_columns(pl.Series("reason", reasons, dtype=pl.String)))
+    return pl.Series("stamp", [of(references.file_of(image)) for image in images], dtype=pl.String)
+
+
+class _Store:
+    """Pixels one after the other in `file`, and `index` (image, stamp, content, slot, reason), saved after each chunk."""
+
+    def __init__(self, file: Path, index_file: Path, geometry: Geometry):
+        self.file, self.index_file, self.geometry = file, index_file, geometry
+        whole = file.exists() and index_file.exists()
+        self.index = load_table(index_file) if whole else pl.DataFrame(schema=INDEX)
+        self.n_slots = int(self.index["slot"].fill_null(-1).max()) + 1 if len(self.index) else 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.geometry.size, self.geometry.size, 3)
+
+    def rows(self, slots: np.ndarray) -> np.ndarray | Rows:
+        if not len(slots):
+            return np.empty((0, *self.shape), np.uint8)
+        pixels = np.memmap(self.file, np.uint8, mode="r", shape=(self.n_slots, *self.shape))
+        in_one_run = (np.diff(slots) == 1).all()
+        return pixels[slots[0]:slots[-1] + 1] if in_one_run else Rows(pixels, slots)
+
+    def add(self, new: pl.DataFrame, name: str) -> None:
+        """Decode the pictures of `new` (image, stamp) in parallel, chunk by chunk; a chunk is saved while the next is decoded."""
+        if new.is_empty():
+            return
+        import torch
+
+        seen = self.index.filter(pl.col("content") != "")  # empty where a file could not even be read
+        known = {content: (slot, reason) for content, slot, reason in seen.select("content", "slot", "reason").rows()}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with (open(self.file, "r+b" if self.file.exists() else "w+b", buffering=0) as file,
+              tqdm(total=len(new), desc=f"decoding {name}", unit="picture") as bar,
+              ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool):  # one picture a thread
+            saving = None
+            for chunk in new.iter_slices(CHUNK):
+                tasks = pool.map(lambda task: [self._attempt(image, known) for image in task], _batched(chunk["image"], TASK))
+                found = [self._put(file, *attempt, known, bar) for task in tasks for attempt in task]
+                found = pl.DataFrame(found, schema={k: INDEX[k] for k in ("content", "slot", "reason")}, orient="row")
+                self.index = pl.concat([self.index, pl.concat([chunk.select("image", "stamp"), found], how="horizontal")])
+                if saving:
+                    saving.result()
+                saving = pool.submit(self._save, file, self.index)
+            saving.result()
+            file.truncate(self.n_slots * self.n_bytes)  # what a killed run left behind
+
+    @property
+    def n_bytes(self) -> int:
+        return int(np.prod(self.shape))
+
+    def _put(self, file, content: str, result: np.ndarray | str | None, known: dict, bar: tqdm
+             ) -> tuple[str, int | None, str | None]:
+        """Write the pixels of one attempt into the next slot, unless their content has one; its content, slot and reason."""
+        bar.update()
+        if isinstance(result, np.ndarray) and content not in known:
+            os.pwrite(file.fileno(), np.ascontiguousarray(result), self.n_slots * self.n_bytes)
+            known[content] = (self.n_slots, None)
+            self.n_slots += 1
+        return content, *known.get(content, (None, result))
+
+    def _save(self, file, index: pl.DataFrame) -> None:
+        os.fsync(file.fileno())  # pixels first: an index never names a slot that is not on the disk
+        save_table(self.index_file, index)
+
+    def _attempt(self, image: str, known: dict) -> tuple[str, np.ndarray | str | None]:
+        """The digest of a picture's file, and its pixels, or why there are none; nothing for a known one."""
+        content = ""
+        try:
+            encoded = references.read(image)
+            content = sha256(encoded).hexdigest()
+            return content, None if content in known else from_bytes(encoded, self.geometry)
+        except Exception as error:  # decoders raise what they like on broken input, and none of it may stop a run
+            return content, f"unreadable picture: {type(error).__name__}: {error}".split("\n")[0][:200]

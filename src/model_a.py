@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.model_selection import GroupShuffleSplit
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from src import head as heads
 from src import images, prompts

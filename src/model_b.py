@@ -6,11 +6,12 @@ Keys are CLIP text embeddings of prompts, queries CLIP image embeddings, values 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from src import dedup, knn
+from src import artifacts, dedup, knn, paths
 from src.metrics import unit
 
 KINDS = ("euclidean", "cosine")
@@ -207,3 +208,27 @@ def clean_text(prompts: pl.DataFrame, known: pl.Series) -> pl.DataFrame:
     normal = dedup.normalised(prompts["prompt"].fill_null(""))
     fresh = (normal != "") & normal.is_first_distinct() & ~normal.is_in(dedup.normalised(known).unique().implode())
     return prompts.filter(fresh)
+
+
+@dataclass(frozen=True)
+class ModelB:
+    """The whole store and what notebook 03 chose: prediction on new pictures, as on the test pictures."""
+
+    store: pl.DataFrame  # id, prompt, source: row i belongs to row i of keys and values
+    keys: np.ndarray
+    values: np.ndarray
+    settings: dict
+    engine: str = "auto"
+
+    def predict(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """CLIP image embeddings (q, D) -> prediction (q, 384) float32 unit rows, similarity and index (q, k) into `store`."""
+        similarity, index = knn.search(self.keys, queries, self.settings["k"], self.engine)
+        return fuse_neighbours(similarity, index, self.values, **self.settings), similarity, index
+
+
+def load(output: Path, engine: str = "auto") -> ModelB:
+    """Model B as notebook 03 left it in `output`. Raises FileNotFoundError naming the stage when it has not run."""
+    store = artifacts.load_table(output / paths.STORE)
+    keys, values = (artifacts.load_embeddings(output / name, store["id"])[1] for name in (paths.STORE_KEYS, paths.STORE_VALUES))
+    choice = artifacts.load_json(output / paths.CHOICE_B)
+    return ModelB(store, keys, values, {name: choice[name] for name in ("k", "dim", "delta", "coef", "kind")}, engine)

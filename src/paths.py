@@ -40,14 +40,25 @@ CHOICE_B = "03_cuml_knn_model_b/choice.json"  # the tuned k, dim, ... and what t
 OOF_ENSEMBLE = "04_ensemble_oof/oof_ensemble"
 BLEND = "04_ensemble_oof/blend.json"  # alpha and how it was found
 TABLE1 = "table1.csv"
+LADDER_TABLE = "ladder.csv"  # the rows beyond Table 1's six: knowing nothing, probes, single members, all members together
+SLICES = "04_ensemble_oof/slices.parquet"  # by, label, rows, avg_cos, low, high
+FAILURES = "04_ensemble_oof/failures.parquet"  # the worst out-of-fold rows: id, image, prompt, cosine, confidence, nearest
 REPORT = "report.html"
 
 # 05_submit
 SUBMISSION = "submission"  # .csv, .parquet, .npy + .ids.parquet
+TEST_SCORES = "05_submit/test_scores.csv"  # model, avg_cos, low, high on the test pictures, where their truth is known
+GALLERY = "05_submit/gallery.parquet"  # id, image, confidence, prompts, and where known: truth, cosine
+
+# a packed output (src/pack.py)
+PACKED = "packed.json"  # clips: the fingerprint that each packed CLIP had where the models were trained
 
 # the runner
 EXECUTED = "executed"  # the notebooks as they ran, .ipynb and .html
+LOGS = "logs"  # one file a run: a line for each step
 META = "meta.json"  # in each stage's folder
+FAILED = "failed.txt"  # in a stage's folder after it failed: when and where
+LOCK = ".lock"  # held while a run is at work
 
 
 def resolve(path: str | Path) -> Path:

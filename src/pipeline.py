@@ -1,39 +1,54 @@
-"""The runner behind run_all.sh: strict parameters, order, skipping what is up to date, and clocks.
+"""The runner behind run_all.sh: order, skipping what is up to date, one run at a time, logs and clocks.
 
 It imports no model: a run in which everything is up to date takes seconds.
 """
 
 import argparse
 import ast
-import difflib
+import fcntl
 import hashlib
-import inspect
 import json
 import logging
 import os
 import re
 import resource
 import shlex
+import signal
+import socket
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 from src import paths
+from src.params import NOTEBOOKS, Problem, check_inputs, input_paths, load_params, stage_params
 from src.paths import ROOT, STAGES, resolve, shown
 
-NOTEBOOKS = ROOT / "notebooks"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+LOG = logging.getLogger("pipeline")
+LOG.setLevel(logging.INFO)
+LOG.propagate = False
+NEEDS = {  # the stages whose artifacts a stage reads; tests/test_notebooks.py holds it against what the notebooks name
+    "01_dedup": (),
+    "02_train_model_a": ("01_dedup",),
+    "03_cuml_knn_model_b": ("01_dedup",),
+    "04_ensemble_oof": ("01_dedup", "02_train_model_a", "03_cuml_knn_model_b"),
+    "05_submit": ("01_dedup", "02_train_model_a", "03_cuml_knn_model_b", "04_ensemble_oof"),
+}
 USAGE = """examples:
   ./run_all.sh                                          everything, on the embedded demo
   ./run_all.sh --params params/competition.yaml         another parameters file
   ./run_all.sh --from 03                                go on from notebook 03
   ./run_all.sh --only 03 --force                        run one notebook, up to date or not
   ./run_all.sh --set 02_train_model_a.epochs=3 --set seed=1   change parameters for this run
+  ./run_all.sh --status                                 what is up to date, what is not and why; runs nothing
+
+new pictures, with what such a run has trained:
+  ./run_all.sh predict --images FOLDER --out FILE.parquet      its own options: ./run_all.sh predict --help
 
 environment: PYTHON=... chooses the interpreter for .venv, SKIP_INSTALL=1 uses the packages that are there"""
-
-
-class Problem(Exception):
-    """Something the user can put right: shown without a traceback."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,167 +60,64 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--from", dest="first", metavar="03", help="start at this notebook; earlier ones are left as they are")
     parser.add_argument("--only", metavar="03", help="run this notebook alone")
     parser.add_argument("--force", action="store_true", help="run even what is up to date")
+    parser.add_argument("--status", action="store_true", help="say which notebooks are up to date, and why not; run nothing")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE",
                         help="a parameter for this run: seed=1, 02_train_model_a.epochs=3, demo.train_scenes=500")
     return parser.parse_args(argv)
 
 
-# --- parameters ---
-
-
-def declared(notebook: Path) -> dict[str, tuple[object, tuple[type, ...]]]:
-    """Name -> (default, types allowed) from the cell tagged `parameters`; the types come from the annotation or the default."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
-    found = {}
-    for node in ast.parse(source).body:
-        name = node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id
-        default = ast.literal_eval(node.value)
-        found[name] = (default, _types(node.annotation) if isinstance(node, ast.AnnAssign) else (type(default),))
-    return found
-
-
-def _types(annotation: ast.expr) -> tuple[type, ...]:
-    known = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "None": type(None)}
-    return tuple(known[name.strip().split("[")[0]] for name in ast.unparse(annotation).split("|"))
-
-
-def _fits(value: object, types: tuple[type, ...]) -> bool:
-    return type(value) in types or (type(value) is int and float in types)
-
-
-def load_params(file: str, changes: list[str]) -> dict[str, dict]:
-    """The sections of a parameters file with the `--set` changes in them. Raises Problem naming the file or the change."""
-    import yaml
-
-    path = resolve(file)
-    if not path.is_file():
-        raise Problem(f"--params: {shown(path)} does not exist; there are "
-                      + ", ".join(shown(p) for p in sorted((ROOT / "params").glob("*.yaml"))))
-    try:
-        params = yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader(yaml)) or {}
-        if not isinstance(params, dict):
-            raise Problem(f"{shown(path)}: must hold sections (`common:`, `01_dedup:`), got a {type(params).__name__}")
-        wrong = [name for name, section in params.items() if not isinstance(section, dict)]
-        if wrong:
-            raise Problem(f"{shown(path)}: sections must hold `name: value` lines; these do not: {wrong}")
-        for change in changes:
-            key, equals, value = change.partition("=")
-            if not equals:
-                raise Problem(f"--set {change}: wanted KEY=VALUE")
-            section, _, name = key.rpartition(".")
-            params.setdefault(section or "common", {})[name] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise Problem(f"{shown(path)}: {error}") from None
-    return params
-
-
-def _strict_loader(yaml):
-    class Loader(yaml.SafeLoader):
-        """YAML keeps the last of two equal keys and says nothing; here that is an error."""
-
-    def mapping(loader, node, deep=False):
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-        doubled = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if doubled:
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: keys given twice: {doubled}")
-        return yaml.SafeLoader.construct_mapping(loader, node, deep=deep)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    return Loader
-
-
-def stage_params(params: dict[str, dict], file: str, notebooks: Path = NOTEBOOKS) -> dict[str, dict]:
-    """What each notebook is given: every declared name, from its section, else `common`, else the notebook's default.
-
-    Raises Problem listing every unknown section or key and every value of another type.
-    """
-    known = {stage: declared(notebooks / f"{stage}.ipynb") for stage in STAGES}
-    common = sorted({name for names in known.values() for name in names})
-    problems = [f"section {s!r} is unknown{_near(s, ['common', 'demo', *STAGES])}" for s in params
-                if s not in ("common", "demo", *STAGES)]
-    problems += [f"common.{name} is declared by no notebook{_near(name, common)}" for name in params.get("common", {})
-                 if name not in common]
-    result = {}
-    for stage, names in known.items():
-        own = params.get(stage, {})
-        problems += [f"{stage}.{name} is not declared by notebooks/{stage}.ipynb{_near(name, list(names))}"
-                     for name in own if name not in names]
-        given = {n: v for n, v in params.get("common", {}).items() if n in names} | {n: v for n, v in own.items() if n in names}
-        problems += [f"{stage}.{name} must be {' or '.join(t.__name__ for t in names[name][1])}, got {value!r}"
-                     for name, value in given.items() if not _fits(value, names[name][1])]
-        result[stage] = {name: given.get(name, default) for name, (default, _) in names.items()}
-    problems += _demo_problems(params.get("demo"))
-    if problems:
-        raise Problem(f"{file}: " + "\n  ".join(["the parameters are refused", *dict.fromkeys(problems)]))
-    return result
-
-
-def _near(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _demo_problems(demo: dict | None) -> list[str]:
-    if demo is None:
-        return []
-    from src import demo as module
-
-    wanted = dict(inspect.signature(module.write).parameters)
-    problems = [f"demo.{name} is unknown{_near(name, list(wanted))}" for name in demo if name not in wanted]
-    for name, parameter in wanted.items():
-        if name not in demo and parameter.default is inspect.Parameter.empty:
-            problems.append(f"demo.{name} is missing")
-        elif name in demo and name != "folder" and type(demo[name]) is not int:
-            problems.append(f"demo.{name} must be int, got {demo[name]!r}")
-    return problems
-
-
-def input_paths(values: dict[str, object]) -> dict[str, Path]:
-    """Parameter -> the user's file or folder it names: train, test, text, test_truth, and a `local-dir:` CLIP."""
-    found = {}
-    for name, value in values.items():
-        entries = value if isinstance(value, list) else [value]
-        for n, entry in enumerate(entries):
-            entry = entry.get("path") if isinstance(entry, dict) else entry
-            local = isinstance(entry, str) and entry.startswith("local-dir:")
-            if isinstance(entry, str) and (local or name in ("train", "test", "text", "test_truth")):
-                found[f"{name}[{n}]" if len(entries) > 1 else name] = resolve(entry.removeprefix("local-dir:"))
-    return found
-
-
-def check_inputs(per_stage: dict[str, dict], file: str) -> None:
-    """Raise Problem listing every input that does not exist, before anything runs."""
-    missing = {f"{name}: {shown(path)} does not exist" for values in per_stage.values()
-               for name, path in input_paths(values).items() if not path.exists()}
-    if missing:
-        raise Problem("\n  ".join([f"{file}: inputs are missing", *sorted(missing)])
-                      + "\nset them in the file or with --set, or run the embedded demo: ./run_all.sh --params params/demo.yaml")
-
-
 # --- what is up to date ---
 
 
+def modules_of(notebook: Path) -> list[str]:
+    """Names of the modules of src/ that a notebook imports, and those that they import in turn, sorted."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    found, ahead = set(), _imports("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))
+    while ahead:
+        module = ahead.pop()
+        found.add(module)
+        ahead |= _imports((ROOT / "src" / f"{module}.py").read_text(encoding="utf-8")) - found
+    return sorted(found)
+
+
+def _imports(source: str) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "src":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("src."):
+            names.add(node.module.removeprefix("src."))
+    return names
+
+
 def state_of(stage: str, values: dict[str, object], output: Path, notebooks: Path = NOTEBOOKS) -> dict[str, dict]:
-    """Everything a stage depends on, in parts that can be compared and named: parameters, inputs, code, earlier stages."""
+    """Everything a stage depends on, in parts that can be compared and named: parameters, inputs, code, earlier stages.
+
+    Code is the notebook and the modules that it uses; an earlier stage is the checksums of its artifacts.
+    """
     from src.artifacts import fingerprint
 
-    cells = json.loads((notebooks / f"{stage}.ipynb").read_text(encoding="utf-8"))["cells"]
+    notebook = notebooks / f"{stage}.ipynb"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = {f"notebooks/{stage}.ipynb": fingerprint([(c["cell_type"], "".join(c["source"])) for c in cells])}
-    for module in sorted((ROOT / "src").glob("*.py")):
-        if module.name != "pipeline.py":
-            code[f"src/{module.name}"] = hashlib.sha256(module.read_bytes()).hexdigest()[:16]
-    earlier = {s: (_meta(output, s) or {}).get("written") for s in STAGES[:STAGES.index(stage)]}
+    code |= {f"src/{name}.py": _checksum(ROOT / "src" / f"{name}.py") for name in modules_of(notebook)}
+    earlier = {s: fingerprint({name: entry["checksum"] for name, entry in (_meta(output, s) or {"files": {}})["files"].items()})
+               for s in NEEDS[stage]}
     inputs = {name: fingerprint(path) for name, path in input_paths(values).items()}
     return {"parameter": values, "input": inputs, "code": code, "earlier stage": earlier}
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def reasons_to_run(stage: str, state: dict[str, dict], output: Path) -> list[str]:
     """Why a stage must run, in words; empty when it is up to date."""
     meta = _meta(output, stage)
-    if meta is None or "state" not in meta:
+    if meta is None:
         return ["it has not run to its end here"]
-    gone = [name for name, size in meta["files"].items() if not (output / name).is_file() or (output / name).stat().st_size != size]
+    gone = [name for name, entry in meta["files"].items() if not _is_whole(output / name, entry)]
     reasons = [f"{len(gone)} of its files are missing or changed, e.g. {gone[0]}"] if gone else []
     for kind, now in json.loads(json.dumps(state)).items():
         before = meta["state"][kind]
@@ -216,16 +128,60 @@ def reasons_to_run(stage: str, state: dict[str, dict], output: Path) -> list[str
     return reasons
 
 
+def _is_whole(file: Path, entry: dict) -> bool:
+    """Whether a file is as its stage left it: by length and time of change, and where the time differs by checksum."""
+    if not file.is_file() or file.stat().st_size != entry["bytes"]:
+        return False
+    return file.stat().st_mtime_ns == entry["changed"] or _checksum(file) == entry["checksum"]
+
+
 def _meta(output: Path, stage: str) -> dict | None:
+    """A stage's meta.json; None where it has not ended, or was run by a runner that kept no checksums."""
     file = output / stage / paths.META
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    meta = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    whole = "state" in meta and all(isinstance(entry, dict) for entry in meta["files"].values())
+    return meta if whole else None
 
 
-def _files(output: Path, stage: str, since: float) -> dict[str, int]:
-    """Sizes of a stage's artifacts: those in its folder, and those it wrote into the output's root."""
+def _files(output: Path, stage: str, since: float) -> dict[str, dict]:
+    """Length, time of change and checksum of a stage's artifacts: those in its folder, and those it wrote into the root."""
     own = [f for f in (output / stage).rglob("*") if f.is_file() and f.name != paths.META]
-    root = [f for f in output.glob("*") if f.is_file() and f.stat().st_mtime >= since]
-    return {f.relative_to(output).as_posix(): f.stat().st_size for f in sorted([*own, *root])}
+    root = [f for f in output.glob("[!.]*") if f.is_file() and f.stat().st_mtime >= since]
+    return {f.relative_to(output).as_posix(): {"bytes": f.stat().st_size, "changed": f.stat().st_mtime_ns, "checksum": _checksum(f)}
+            for f in sorted([*own, *root])}
+
+
+@contextmanager
+def logged(output: Path) -> Iterator[None]:
+    """Write what LOG is told into a file of this run in output/logs: a line a step, with the time."""
+    file = output / paths.LOGS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.log"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def only_run(output: Path) -> Iterator[None]:
+    """Hold `output` for this run. Raises Problem naming who holds it when another run is at work there."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / paths.LOCK).open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise Problem(f"{shown(output)} is in use by {lock.read().strip() or 'another run'}: wait for it, stop it, or use "
+                          "another output_dir") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
+        lock.flush()
+        yield
+        lock.truncate(0)
 
 
 # --- running ---
@@ -237,19 +193,22 @@ def run_stage(stage: str, values: dict[str, object], output: Path, notebooks: Pa
     Returns seconds. Raises papermill's PapermillExecutionError when a cell fails, Problem when meta.json was not written.
     """
     import papermill
+    from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it does not know `x: str | list = ...`; stage_params has checked
     from src.artifacts import save_json
 
     meta_file = output / stage / paths.META
-    meta_file.unlink(missing_ok=True)
+    for mark in (meta_file, output / stage / paths.FAILED):
+        mark.unlink(missing_ok=True)
     executed = output / paths.EXECUTED / f"{stage}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
     state = state_of(stage, values, output, notebooks)
     began, clock = time.time(), time.perf_counter()
     try:
         papermill.execute_notebook(notebooks / f"{stage}.ipynb", executed, parameters=values, cwd=notebooks, kernel_name="python3",
-                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr)
+                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, **_step_hooks(stage),
+                                   config=Config(KernelManager={"transport": "ipc"}))  # not over TCP, which others can read
     finally:
         _tidy(executed)
     seconds = time.perf_counter() - clock
@@ -260,16 +219,39 @@ def run_stage(stage: str, values: dict[str, object], output: Path, notebooks: Pa
     return seconds
 
 
+def _step_hooks(stage: str) -> dict[str, Callable]:
+    """nbclient's hooks that write a line into the log as each cell begins, and one with seconds and memory when it is done."""
+    import psutil
+
+    began = {}
+
+    def begin(cell, cell_index: int) -> None:
+        began[cell_index] = time.perf_counter()
+        LOG.info("%s cell %d: %s", stage, cell_index, cell.source.split("\n")[0][:100])
+
+    def end(cell, cell_index: int, execute_reply: dict) -> None:
+        memory = 0
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):  # a worker may end at any moment
+                memory += process.memory_info().rss
+        LOG.info("%s cell %d: %s in %.1f s, %.2f GB in use", stage, cell_index, execute_reply["content"]["status"],
+                 time.perf_counter() - began[cell_index], memory / 2**30)
+
+    return {"on_cell_execute": begin, "on_cell_executed": end}
+
+
 def _tidy(executed: Path) -> None:
-    """Keep the last state of each progress bar in the executed copy, and write the copy as HTML."""
+    """Keep the last state of each progress bar in the executed copy, drop widgets (they need a kernel), and write it as HTML."""
     import nbformat
     from nbconvert import HTMLExporter
 
     if not executed.exists():
         return
     notebook = nbformat.read(executed, as_version=4)
-    for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "stream"):
-        output.text = re.sub(r"[^\n]*\r", "", output.text)
+    for cell in (c for c in notebook.cells if c.cell_type == "code"):
+        cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+        for output in (o for o in cell.outputs if o.output_type == "stream"):
+            output.text = re.sub(r"[^\n]*\r", "", output.text)
     nbformat.write(notebook, executed)
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="",
                             mermaid_layout_elk_js_url="")  # read without a network
@@ -313,27 +295,57 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
     per_stage = stage_params(params, options.params, notebooks)
     stages = chosen(options.first, options.only)
     output = resolve(per_stage["01_dedup"]["output_dir"])
+    if options.status:
+        return status(per_stage, output, notebooks)
     changes = [part for change in options.changes for part in ("--set", change)]
-    clock, again = time.perf_counter(), shlex.join(["./run_all.sh", "--params", options.params, *changes]) + " --from "
-    prepare_demo(params.get("demo"))
-    check_inputs({stage: per_stage[stage] for stage in stages}, options.params)
-    times = {}
-    for stage in stages:
-        reasons = reasons_to_run(stage, state_of(stage, per_stage[stage], output, notebooks), output)
-        if not reasons and not options.force:
-            print(f"{stage}: up to date")
-            times[stage] = None
-            continue
-        print(f"\n=== {stage}: {'; '.join(reasons[:3]) or 'asked for by --force'}", flush=True)
+    again = shlex.join(["./run_all.sh", "--params", options.params, *changes]) + " --from "
+    wanted, demo = {stage: per_stage[stage] for stage in stages}, params.get("demo")
+    check_inputs(wanted, options.params, to_be_written=resolve(demo["folder"]) if demo else None)
+    with only_run(output), logged(output):
+        clock = time.perf_counter()
+        LOG.info("%s", shlex.join(["./run_all.sh", *sys.argv[1:]]))
+        prepare_demo(demo)
+        check_inputs(wanted, options.params)
+        times = {}
+        for stage in stages:
+            reasons = reasons_to_run(stage, state_of(stage, per_stage[stage], output, notebooks), output)
+            if not reasons and not options.force:
+                print(f"{stage}: up to date")
+                times[stage] = None
+                continue
+            why = "; ".join(reasons[:3]) or "asked for by --force"
+            print(f"\n=== {stage}: {why}", flush=True)
+            LOG.info("%s begins: %s", stage, why)
+            try:
+                times[stage] = run_stage(stage, per_stage[stage], output, notebooks)
+            except KeyboardInterrupt:
+                LOG.info("stopped in %s", stage)
+                print(f"\nstopped in {stage}; go on with {again}{stage[:2]}", file=sys.stderr)
+                return 130
+            except Exception as error:
+                _report_failure(stage, error, output, again + stage[:2])
+                return 1
+        if all(_meta(output, stage) for stage in STAGES) and (any(times.values()) or not (output / paths.REPORT).exists()):
+            from src import report
+
+            report.write(output)
+        _report(output, times, time.perf_counter() - clock)
+    return 0
+
+
+def status(per_stage: dict[str, dict], output: Path, notebooks: Path = NOTEBOOKS) -> int:
+    """Print each stage's state: up to date, stale and why, or failed and where; and who is at work there. Exit status 0."""
+    for stage, values in per_stage.items():
+        failed = output / stage / paths.FAILED
+        reasons = reasons_to_run(stage, state_of(stage, values, output, notebooks), output)
+        said = f"failed, {failed.read_text(encoding='utf-8').strip()}" if failed.exists() else "; ".join(reasons) or "up to date"
+        print(f"{stage:22} {said}")
+    if output.is_dir():
         try:
-            times[stage] = run_stage(stage, per_stage[stage], output, notebooks)
-        except KeyboardInterrupt:
-            print(f"\nstopped in {stage}; go on with {again}{stage[:2]}", file=sys.stderr)
-            return 130
-        except Exception as error:
-            _report_failure(stage, error, output, again + stage[:2])
-            return 1
-    _report(output, times, time.perf_counter() - clock)
+            with only_run(output):
+                print("nobody is at work here")
+        except Problem as problem:
+            print(problem)
     return 0
 
 
@@ -341,10 +353,16 @@ def _report_failure(stage: str, error: Exception, output: Path, again: str) -> N
     print(f"\n{stage} failed.", file=sys.stderr)
     if hasattr(error, "ename"):
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
-        print("\n".join(trace[-15:-1]), f"\ncell {error.exec_count}: {error.ename}: {error.evalue}", sep="\n", file=sys.stderr)
+        where = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+        print("\n".join(trace[-15:-1]), f"\n{where}", sep="\n", file=sys.stderr)
     else:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        where = f"{type(error).__name__}: {error}"
     executed = output / paths.EXECUTED / f"{stage}.ipynb"
+    mark = output / stage / paths.FAILED
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    LOG.info("%s failed: %s", stage, where)
+    mark.write_text(f"{datetime.now():%Y-%m-%d %H:%M:%S}, {where}\n", encoding="utf-8")
     print(f"\nexecuted copy: {shown(executed)} (and .html)\ngo on with:    {again}", file=sys.stderr)
 
 
@@ -360,6 +378,8 @@ def _report(output: Path, times: dict[str, float | None], total: float) -> None:
     submission = output / f"{paths.SUBMISSION}.csv"
     if submission.exists():
         print(f"\nsubmission: {shown(submission)} (also .parquet and .npy)")
+    if (output / paths.REPORT).exists():
+        print(f"report:     {shown(output / paths.REPORT)}")
     print("\n" + "\n".join(f"{stage:22} {'up to date' if t is None else f'{t:6.0f} s'}" for stage, t in times.items()))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
     if all(t is None for t in times.values()):
@@ -370,15 +390,20 @@ def _report(output: Path, times: dict[str, float | None], total: float) -> None:
 
 
 def main(argv: list[str] | None = None, notebooks: Path = NOTEBOOKS) -> int:
-    """Entry point of run_all.sh: 0 done, 1 a stage failed, 2 the parameters or inputs are refused, 130 interrupted."""
+    """Entry point of run_all.sh: 0 done, 1 a stage failed, 2 parameters, inputs or packages are refused, 130 interrupted."""
     options = arguments(argv)
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel is this environment's Python
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's eviction ends like Ctrl-C: the kernel is stopped too
     try:
         return run(options, notebooks)
     except Problem as problem:
         print(problem, file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"the package {error.name} is not installed for {sys.executable}: run without SKIP_INSTALL=1, or install "
+              "requirements.txt into it", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

@@ -138,16 +138,17 @@ def picture_page(pictures: list, texts: list[list[str]], *, columns: int = 2) ->
 # --- 04: the ensemble ---
 
 
-def alpha_curve(alphas: np.ndarray, score: np.ndarray, best: float) -> Figure:
-    """Mean cosine of the blend against alpha; the ends are Model B alone and Model A alone."""
+def alpha_curve(alphas: np.ndarray, score: np.ndarray, best: float, flat: tuple[float, float]) -> Figure:
+    """Mean cosine of the blend against alpha, `flat` shaded; the ends are Model B alone and Model A alone."""
     figure, axes = plt.subplots(figsize=(6, 2.8))
+    axes.axvspan(*flat, color=GREY, alpha=0.2, label=f"within one standard error: {flat[0]:.2f} to {flat[1]:.2f}")
     axes.plot(alphas, score, color=BLUE)
     axes.plot(best, np.interp(best, alphas, score), "o", color=ORANGE, label=f"alpha = {best:.3f}")
     for end, name, side in ((0, "Model B", "left"), (-1, "Model A", "right")):
         axes.annotate(f"{name} {score[end]:.4f}", (alphas[end], score[end]), xytext=(0, -14), textcoords="offset points", ha=side)
     axes.set(xlabel="alpha (weight of Model A)", ylabel="Avg-Cos, out-of-fold")
     axes.margins(y=0.2)
-    axes.legend(loc="lower center")
+    axes.legend(loc="lower right")
     return figure
 
 
@@ -161,4 +162,47 @@ def ladder(names: list[str], here: np.ndarray, paper: np.ndarray) -> Figure:
     axes[1].set(xlabel="Avg-Cos", title="the paper (its hidden test set)")
     axes[0].invert_yaxis()
     figure.tight_layout()
+    return figure
+
+
+def calibration(agreement: np.ndarray, cosine: np.ndarray, curve: tuple[np.ndarray, np.ndarray], *, bins: int = 12) -> Figure:
+    """Cosine with the truth against the agreement of A and B, (n,) each: rows, means of equally large bins, the fitted curve."""
+    figure, axes = plt.subplots(figsize=(6, 3.2))
+    axes.plot(agreement, cosine, ".", color=GREY, alpha=0.25, markersize=3, label="a picture")
+    parts = np.array_split(np.argsort(agreement), min(bins, len(agreement)))
+    x, y = (np.array([values[part].mean() for part in parts]) for values in (agreement, cosine))
+    error = np.array([1.96 * cosine[part].std() / np.sqrt(len(part)) for part in parts])
+    axes.errorbar(x, y, yerr=error, fmt="o", color=BLUE, capsize=3, label=f"mean of {len(parts[0])}, 95 % interval")
+    axes.plot(*curve, color=ORANGE, label="confidence (isotonic)")
+    axes.set(xlabel="agreement: cosine of A with B", ylabel="cosine with the truth")
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def slices(tables: dict[str, tuple[list[str], np.ndarray]], mean: float) -> Figure:
+    """One panel a slicing: its labels from the top, each with mean, low, high (n, 3); the overall `mean` as a line."""
+    tallest = max(len(labels) for labels, _ in tables.values())
+    figure, axes = plt.subplots(1, len(tables), figsize=(4.2 * len(tables), 0.24 * tallest + 1), squeeze=False)
+    for ax, (name, (labels, values)) in zip(axes[0], tables.items(), strict=True):
+        y = np.arange(len(labels))
+        error = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
+        ax.axvline(mean, color=ORANGE, linewidth=1)
+        ax.errorbar(values[:, 0], y, xerr=error, fmt="o", color=BLUE, capsize=2, markersize=4)
+        ax.set(yticks=y, yticklabels=labels, xlabel="Avg-Cos, 95 % interval", title=name)
+        ax.invert_yaxis()
+    figure.tight_layout()
+    return figure
+
+
+# --- 05: the submission ---
+
+
+def histograms(values: dict[str, np.ndarray], *, label: str) -> Figure:
+    """Densities of the same quantity over several sets of rows, one outline each, with their means in the legend."""
+    figure, axes = plt.subplots(figsize=(6, 2.6))
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), 40)
+    for (name, x), colour in zip(values.items(), (BLUE, ORANGE, GREEN, GREY), strict=False):
+        axes.hist(x, bins=edges, density=True, histtype="step", linewidth=1.6, color=colour, label=f"{name}: mean {x.mean():.3f}")
+    axes.set(xlabel=label, ylabel="density")
+    axes.legend(loc="upper left")
     return figure

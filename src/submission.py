@@ -13,11 +13,13 @@ WIDTH = 384
 HEADER = ["imgId_eId", "val"]
 
 
-def write(ids: Sequence[str], embeddings: np.ndarray, path: Path, sample: Path | None = None) -> None:
-    """Write `<path>.csv` (imgId_eId,val), `<path>.parquet` (id, embedding), `<path>.npy` with its ids.
+def write(ids: Sequence[str], embeddings: np.ndarray, path: Path, sample: Path | None = None,
+          confidence: np.ndarray | None = None) -> None:
+    """Write `<path>.csv` (imgId_eId,val), `<path>.parquet` (id, embedding, confidence if given), `<path>.npy` with its ids.
 
     Rows stand in the order of `sample` (a sample_submission.csv), else of sorted ids. Raises ValueError, and writes
-    nothing, when `embeddings` is not (n, 384) finite float32, or the ids are not exactly those of `sample`.
+    nothing, when `embeddings` is not (n, 384) finite float32, the ids are not exactly those of `sample`, or `confidence` is
+    not (n,) within -1..1.
     """
     path = _stem(path)
     artifacts.check_embeddings(ids, embeddings, shown(path))
@@ -26,10 +28,16 @@ def write(ids: Sequence[str], embeddings: np.ndarray, path: Path, sample: Path |
     order = sorted(ids) if sample is None else sample_ids(sample)
     against = f"{shown(path)} against {shown(Path(sample))}" if sample else shown(path)
     _raise(against, _compare_ids(pl.Series(order, dtype=pl.String), pl.Series(ids, dtype=pl.String)))
-    x = np.ascontiguousarray(embeddings[artifacts.positions(ids, order, shown(path))])
+    if confidence is not None:
+        _raise(shown(path), _confidence(ids, confidence))
+    places = artifacts.positions(ids, order, shown(path))
+    x = np.ascontiguousarray(embeddings[places])
     artifacts.save_table(_file(path, ".csv"), pl.DataFrame({HEADER[0]: _cell_names(order), HEADER[1]: x.reshape(-1)}))
     vectors = pl.Series("embedding", x, dtype=pl.Array(pl.Float32, WIDTH))
-    artifacts.save_table(_file(path, ".parquet"), pl.DataFrame({"id": pl.Series(order, dtype=pl.String), "embedding": vectors}))
+    columns = {"id": pl.Series(order, dtype=pl.String), "embedding": vectors}
+    if confidence is not None:
+        columns["confidence"] = pl.Series(confidence[places], dtype=pl.Float32)
+    artifacts.save_table(_file(path, ".parquet"), pl.DataFrame(columns))
     artifacts.save_embeddings(path, order, x)
 
 
@@ -37,34 +45,50 @@ def check(path: Path, sample: Path | None = None) -> None:
     """Read the files of `write` back and raise a ValueError that counts and shows everything wrong with them.
 
     Wrong is: another header; an id missing, extra or doubled (against `sample`, else against the Parquet file); a vector
-    not 384 long; a value not finite; rows in another order; values that differ between the files.
+    not 384 long; a value not finite; rows in another order; values that differ between the files; a confidence beyond -1..1.
     """
     path = _stem(path)
     csv, parquet = _read_csv(_file(path, ".csv")), artifacts.load_table(_file(path, ".parquet"))
     order = pl.Series(parquet["id"].to_list() if sample is None else sample_ids(sample), dtype=pl.String)
-    cells = csv.select(pl.col(HEADER[0]).str.extract(r"^(.*)_\d+$", 1).alias("id"), pl.col("val"))
-    lengths = cells.group_by("id", maintain_order=True).len()
     file = shown(_file(path, ".csv"))
-    against = f"{file} against {shown(Path(sample))}" if sample else file
-    _raise(against, _compare_ids(order, lengths["id"]) + _lengths(lengths) + _values(cells))
-    if not csv[HEADER[0]].equals(_cell_names(order.to_list())):
-        where = int((csv[HEADER[0]] != _cell_names(order.to_list())).arg_max())
-        raise ValueError(f"{file}: rows are out of order from line {where + 2} ({csv[HEADER[0]][where]!r})")
+    if _whole_ids(csv[HEADER[0]]) != order.to_list() or not csv["val"].is_finite().fill_null(False).all():
+        _diagnose(csv, order, file, f"{file} against {shown(Path(sample))}" if sample else file)
     x = csv["val"].to_numpy().reshape(-1, WIDTH)
     _check_copies(path, order, parquet, x)
+    if "confidence" in parquet.columns:
+        _raise(shown(_file(path, ".parquet")), _confidence(parquet["id"].to_list(), parquet["confidence"].to_numpy()))
 
 
 def sample_ids(sample: Path) -> list[str]:
     """The picture ids of a sample_submission.csv in its order. ValueError unless each has rows 0..383, in order."""
     frame = _read_csv(Path(sample))
+    whole = _whole_ids(frame[HEADER[0]])
+    if whole is not None:
+        return whole
     cells = frame.select(pl.col(HEADER[0]).str.extract(r"^(.*)_\d+$", 1).alias("id"))
     lengths = cells.group_by("id", maintain_order=True).len()
     _raise(shown(Path(sample)), _lengths(lengths))
     ids = lengths["id"].to_list()
-    if not frame[HEADER[0]].equals(_cell_names(ids)):
-        where = int((frame[HEADER[0]] != _cell_names(ids)).arg_max())
-        raise ValueError(f"{shown(Path(sample))}: line {where + 2} is {frame[HEADER[0]][where]!r}, not in order of eId 0..383")
-    return ids
+    where = int((frame[HEADER[0]] != _cell_names(ids)).arg_max())
+    raise ValueError(f"{shown(Path(sample))}: line {where + 2} is {frame[HEADER[0]][where]!r}, not in order of eId 0..383")
+
+
+def _whole_ids(names: pl.Series) -> list[str] | None:
+    """The ids in order where `names` are `<id>_0` .. `<id>_383` of distinct ids, else None: six million names in a second."""
+    heads = names.gather_every(WIDTH)
+    if len(names) % WIDTH or not heads.str.ends_with("_0").all() or heads.n_unique() != len(heads):
+        return None
+    ids = heads.str.strip_suffix("_0").to_list()
+    return ids if names.equals(_cell_names(ids)) else None
+
+
+def _diagnose(csv: pl.DataFrame, order: pl.Series, file: str, against: str) -> None:
+    """Say what is wrong with a file whose names or values are not those of `order`."""
+    cells = csv.select(pl.col(HEADER[0]).str.extract(r"^(.*)_\d+$", 1).alias("id"), pl.col("val"))
+    lengths = cells.group_by("id", maintain_order=True).len()
+    _raise(against, _compare_ids(order, lengths["id"]) + _lengths(lengths) + _values(cells))
+    where = int((csv[HEADER[0]] != _cell_names(order.to_list())).arg_max())
+    raise ValueError(f"{file}: rows are out of order from line {where + 2} ({csv[HEADER[0]][where]!r})")
 
 
 def _cell_names(ids: Sequence[str]) -> pl.Series:
@@ -116,6 +140,14 @@ def _values(cells: pl.DataFrame) -> list[str]:
     bad = cells.filter(~pl.col("val").is_finite().fill_null(False))
     examples = bad["id"].unique(maintain_order=True)[:3].to_list()
     return [f"{len(bad)} values are not finite, e.g. of ids {examples}"] if len(bad) else []
+
+
+def _confidence(ids: Sequence[str], confidence: np.ndarray) -> list[str]:
+    if confidence.shape != (len(ids),):
+        return [f"confidence of shape {confidence.shape} for {len(ids)} ids"]
+    bad = np.flatnonzero(~(np.abs(confidence) <= 1))
+    examples = {ids[i]: round(float(confidence[i]), 3) for i in bad[:3]}
+    return [f"{len(bad)} confidences are not within -1..1, e.g. {examples}"] if len(bad) else []
 
 
 def _check_copies(path: Path, order: pl.Series, parquet: pl.DataFrame, x: np.ndarray) -> None:

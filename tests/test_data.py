@@ -89,25 +89,3 @@ def test_decoding_turns_everything_into_upright_rgb(tmp_path):
     assert np.asarray(images.decode(tmp_path / "deep.png")).min() == 255, "16 bits are scaled, not cut"
     assert images.decode(tmp_path / "turned.jpg").size == (4, 8)
     assert {images.decode(tmp_path / n).mode for n in ("print.jpg", "palette.png")} == {"RGB"}
-
-
-def test_the_cache_sets_corrupt_pictures_aside_and_serves_the_rest_again(tmp_path):
-    names = ["fox", "cut", "nothing", "owl"]
-    for name in names:
-        picture(tmp_path / f"{name}.png", size=(64, 48), colour="blue" if name == "owl" else "red")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
-    (tmp_path / "nothing.png").write_bytes(b"")
-    frame = pl.DataFrame({"id": names, "image": [str(tmp_path / f"{n}.png") for n in names]})
-    geometry = images.Geometry(16)
-    pixels, bad = images.cache(frame, tmp_path / "cache", geometry=geometry, name="test")
-    assert pixels.ids == ["fox", "owl"] and pixels.array.shape == (2, 16, 16, 3)
-    assert bad["id"].to_list() == ["cut", "nothing"] and all(r.startswith("unreadable picture") for r in bad["reason"])
-    assert pixels.rows(["owl"])[0, 0, 0].tolist() == [0, 0, 255]
-    before = (tmp_path / "cache" / "pixels_test_16_bicubic_shortest.npy").stat().st_mtime_ns
-    again, _ = images.cache(frame.filter(pl.col("id").is_in(["fox", "owl"])), tmp_path / "cache", geometry=geometry, name="test")
-    assert again.ids == pixels.ids and (tmp_path / "cache" / "pixels_test_16_bicubic_shortest.npy").stat().st_mtime_ns == before
-    picture(tmp_path / "owl.png", size=(32, 32), colour="lime")
-    changed, _ = images.cache(frame, tmp_path / "cache", geometry=geometry, name="test")
-    assert changed.rows(["owl"])[0, 0, 0].tolist() == [0, 255, 0], "a changed file is decoded anew"
-    with pytest.raises(ValueError, match="1 of 1 ids are not there"):
-        pixels.rows(["cut"])

@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from src import ensemble
+from src import artifacts, ensemble, paths
 from src.ensemble import Scored
 from src.metrics import avg_cos, cosines, unit
 
@@ -48,6 +48,110 @@ def test_cross_fit_takes_alpha_from_the_other_folds():
     np.testing.assert_array_equal(prediction[FOLD == 2], ensemble.blend(a, B, alphas[2])[FOLD == 2])
 
 
+def test_the_flat_range_is_where_the_score_stays_within_one_standard_error():
+    low, high = ensemble.flat_range(TRUTH, A, B)
+    best = ensemble.search_alpha(TRUTH, A, B)
+    score = cosines(TRUTH, ensemble.blend(A, B, best))
+    floor = score.mean() - score.std() / np.sqrt(len(score))
+    assert low < best < high
+    for inside, outside in ((low, low - 0.003), (high, min(high + 0.003, 1))):
+        assert ensemble.curve(TRUTH, A, B, [inside])[0] >= floor - 1e-6
+        assert outside >= 1 or ensemble.curve(TRUTH, A, B, [outside])[0] < floor
+
+
+def test_two_weights_are_alpha():
+    weights = ensemble.fit_weights(TRUTH, {"a": A, "b": B})
+    assert weights["a"] == pytest.approx(ensemble.search_alpha(TRUTH, A, B), abs=1e-3)
+    np.testing.assert_allclose(ensemble.combine({"a": A, "b": B}, weights), ensemble.blend(A, B, weights["a"]), atol=1e-6)
+
+
+def test_three_weights_are_the_best_of_a_grid():
+    c = unit(TRUTH + 0.5 * np.random.default_rng(5).standard_normal(TRUTH.shape).astype(np.float32))
+    members = {"a": A, "b": B, "c": c}
+    found = avg_cos(TRUTH, ensemble.combine(members, ensemble.fit_weights(TRUTH, members)))
+    grid = [(i / 40, j / 40, (40 - i - j) / 40) for i in range(41) for j in range(41 - i)]
+    best = max(avg_cos(TRUTH, ensemble.combine(members, dict(zip(members, w, strict=True)))) for w in grid)
+    assert found >= best - 1e-5
+
+
+def test_a_member_that_adds_nothing_has_weight_exactly_zero():
+    random = np.random.default_rng(3)
+    noise = unit(random.standard_normal(TRUTH.shape).astype(np.float32))
+    worse = unit(A + 0.3 * random.standard_normal(TRUTH.shape).astype(np.float32))  # A again, with noise of its own
+    weights = ensemble.fit_weights(TRUTH, {"noise": noise, "a": A, "a again": A, "b": B, "worse": worse})
+    assert weights["noise"] == 0 and weights["worse"] == 0
+    assert min(weights["a"], weights["a again"]) == 0 and weights["a"] + weights["a again"] > 0.5
+    assert sum(weights.values()) == pytest.approx(1)
+
+
+def test_weights_are_cross_fitted():
+    a = A.copy()
+    a[FOLD == 0] = B[::-1][FOLD == 0]  # in fold 0 alone A is useless, so the others are not warned
+    prediction, weights = ensemble.cross_fit_weights(TRUTH, {"a": a, "b": B}, FOLD)
+    assert weights["fold"].to_list() == [0, 1, 2, 3] and weights["a"][0] > weights["a"][1:].max()
+    mine = ensemble.combine({"a": a[FOLD == 2], "b": B[FOLD == 2]}, weights.drop("fold").row(2, named=True))
+    np.testing.assert_array_equal(prediction[FOLD == 2], mine)
+
+
+def test_shuffled_ids_are_noticed():
+    members = {"a": A, "b": B}
+    assert ensemble.check_pairing(TRUTH, members, FOLD)["errors"].min() > 10
+    wrong = A.copy()
+    wrong[FOLD == 1] = np.roll(A[FOLD == 1], 1, axis=0)  # in one fold alone each row is that of its neighbour
+    with pytest.raises(ValueError, match=r"1 of 8 blocks of rows fit their own partner no better.*a in block 1: .*shuffled"):
+        ensemble.check_pairing(TRUTH, {"a": wrong, "b": B}, FOLD)
+    constant = np.tile(unit(TRUTH.mean(axis=0, keepdims=True)), (len(TRUTH), 1))
+    with pytest.raises(ValueError, match="knows nothing of the picture"):
+        ensemble.check_pairing(TRUTH, {"mean": constant})
+
+
+def test_members_are_read_by_name_and_meet_by_id(tmp_path):
+    ids = [f"row {i}" for i in range(len(A))]
+    assert ensemble.member_names(tmp_path) == (["model_a"], ["model_b"])
+    artifacts.save_json(tmp_path / paths.MEMBERS_A, {"members": ["model_a", "wide"]})
+    for name, x in (("model_a", A), ("wide", -A)):
+        artifacts.save_embeddings(tmp_path / paths.OOF.format(row=name), ids[::-1], x[::-1])
+    artifacts.save_embeddings(tmp_path / paths.OOF_B.format(member="model_b"), ids, B)
+    found = ensemble.load_members(tmp_path, ids, "oof")
+    assert list(found) == ["model_a", "wide", "model_b"]
+    np.testing.assert_array_equal(found["model_a"], A)
+    artifacts.save_json(tmp_path / paths.MEMBERS_B, {"members": ["wide"]})
+    with pytest.raises(ValueError, match="share the names .'wide'."):
+        ensemble.member_names(tmp_path)
+
+
+def test_agreement_is_between_the_sides():
+    members, sides = {"a": A, "a2": TRUTH, "b": B}, (["a", "a2"], ["b"])
+    np.testing.assert_allclose(ensemble.agreement(members, {"a": 0.6, "a2": 0, "b": 0.4}, sides), cosines(A, B), atol=1e-6)
+    both = ensemble.agreement(members, {"a": 0, "a2": 0, "b": 1}, sides)
+    np.testing.assert_allclose(both, cosines(unit(A + TRUTH), B), atol=1e-6)
+
+
+def test_confidence_is_monotone_and_right_on_average():
+    random = np.random.default_rng(1)
+    agree = random.uniform(0.2, 0.9, 3000)
+    cosine = np.clip(agree**2 + random.normal(0, 0.1, 3000), -1, 1)
+    curve = ensemble.calibrate(agree, cosine)
+    sure = curve(np.linspace(-1, 1, 50))
+    assert sure.dtype == np.float32 and (np.diff(sure) >= 0).all() and sure[0] == curve.expected[0]
+    np.testing.assert_allclose(curve(np.array([0.4, 0.8])), [0.16, 0.64], atol=0.03)
+    fold = np.arange(3000) % 3
+    crossed = ensemble.cross_calibrate(agree, cosine, fold)
+    np.testing.assert_array_equal(crossed[fold == 1], ensemble.calibrate(agree[fold != 1], cosine[fold != 1])(agree[fold == 1]))
+
+
+def test_slices():
+    table = ensemble.by_label(np.array([0.9, 0.7, 0.2, 0.4]), ["owl", "owl", "fox", "fox"])
+    assert table.select("label", "rows", "avg_cos").rows() == [("fox", 2, pytest.approx(0.3)), ("owl", 2, pytest.approx(0.8))]
+
+
+def test_the_standard_error_counts_a_group_once():
+    values = rng.normal(0.5, 0.1, 300)
+    assert ensemble.standard_error(values) == pytest.approx(values.std() / np.sqrt(300))
+    copies, groups = np.repeat(values, 5), np.repeat(np.arange(300), 5)
+    assert ensemble.standard_error(copies, groups) == pytest.approx(ensemble.standard_error(values))
+
+
 def test_the_interval_is_that_of_the_normal_distribution():
     values = rng.normal(0.5, 0.1, 2000)
     found = ensemble.bootstrap(values, seed=1)
@@ -79,7 +183,7 @@ def test_the_paired_interval_is_narrower_than_the_models_are_apart():
 def test_table_1():
     rows = [Scored("Model A", 400, cosines(TRUTH, A), 12.5), Scored("Model B", 900, cosines(TRUTH, B), 3)]
     table = ensemble.table1(rows, groups=np.arange(400) // 2)
-    assert table.columns == ["model", "rows_trained", "avg_cos", "low", "high", "seconds"]
+    assert table.columns == ["model", "rows_trained", "avg_cos", "low", "high", "seconds", "paper"]
     assert table["model"].to_list() == ["Model A", "Model B"]
     assert table["avg_cos"][0] == pytest.approx(avg_cos(TRUTH, A))
     assert table.select((pl.col("low") < pl.col("avg_cos")) & (pl.col("avg_cos") < pl.col("high"))).to_series().all()
@@ -91,6 +195,10 @@ def test_table_1():
         (lambda: ensemble.blend(A, B, 1.2), "alpha = 1.2 is not within"),
         (lambda: ensemble.blend(A, B[:5], 0.5), r"\(400, 8\), b \(5, 8\)"),
         (lambda: ensemble.cross_fit(TRUTH, A, B, np.zeros(400)), "at least 2 folds"),
+        (lambda: ensemble.combine({"a": A}, {"b": 1.0}), "weights for .'b'., members are .'a'."),
+        (lambda: ensemble.combine({"a": A, "b": B}, {"a": 0.5, "b": 0.6}), "must sum to 1"),
+        (lambda: ensemble.cross_fit_weights(TRUTH, {"a": A}, np.zeros(400)), "at least 2 folds"),
+        (lambda: ensemble.by_label(np.ones(3), ["a"]), "1 labels for 3 values"),
         (lambda: ensemble.bootstrap(np.array([1, np.nan])), "2 values, 1 of them NaN"),
         (lambda: ensemble.bootstrap(np.ones(3), groups=np.ones(2)), "2 groups for 3 values"),
         (lambda: ensemble.paired_bootstrap(np.ones(3), np.ones(2)), "do not pair"),

@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from src import model_b
+from src import artifacts, model_b, paths
 from src.metrics import avg_cos, unit
 from src.model_b import TEXT_ONLY
 
@@ -127,3 +127,21 @@ def test_refuses_one_fold_and_a_store_too_small():
         model_b.tune(*lists(4, 3), VALUES, VALUES[:4], np.zeros(4, int), **grids, **SETTINGS)
     with pytest.raises(ValueError, match="fold 0 may see 1 rows of the store, fewer than k = 2"):
         model_b.search_out_of_fold(VALUES[:2], VALUES[:2], np.array([0, 1]), np.array([0, 1]), np.zeros((2, 2), bool), 2)
+
+
+def test_the_stored_model_predicts_as_the_search_and_fusion_it_was_stored_from(tmp_path):
+    rng = np.random.default_rng(0)
+    keys, values, queries = (unit(rng.standard_normal((n, d)).astype(np.float32)) for n, d in ((30, 8), (30, 384), (5, 8)))
+    store = pl.DataFrame({"id": [f"s{i}" for i in range(30)], "prompt": [f"prompt {i}" for i in range(30)], "source": "toy"})
+    artifacts.save_table(tmp_path / paths.STORE, store)
+    artifacts.save_embeddings(tmp_path / paths.STORE_KEYS, store["id"].to_list(), keys)
+    artifacts.save_embeddings(tmp_path / paths.STORE_VALUES, store["id"].to_list()[::-1], values[::-1])
+    settings = {"k": 7, "dim": 4, "delta": 1e-4, "coef": 1e-3, "kind": "cosine"}
+    artifacts.save_json(tmp_path / paths.CHOICE_B, {**settings, "avg_cos": 0.5})
+    prediction, similarity, index = model_b.load(tmp_path).predict(queries)
+    best = np.argsort(-(queries @ keys.T), axis=1)[:, :7]
+    assert (index == best).all() and similarity == pytest.approx(np.take_along_axis(queries @ keys.T, best, 1), abs=1e-6)
+    expected = model_b.fuse_neighbours(similarity, index, values, **settings)
+    assert (prediction == expected).all() and model_b.load(tmp_path).store["prompt"][int(index[0, 0])] == f"prompt {best[0, 0]}"
+    with pytest.raises(FileNotFoundError, match="run ./run_all.sh --only 03 first"):
+        model_b.load(tmp_path / "none")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from src import pipeline
+from src import params, pipeline
 from src.paths import ROOT, STAGES
 
 BODY = """import sys
@@ -27,6 +29,10 @@ if {number} == 4:
     (out / "table1.csv").write_text("model,score\\nEnsemble,0.5")
 if n != 99:
     artifacts.write_meta(out / "{stage}", rows=n)"""
+BARS = """
+print('10 %\\r90 %\\r100 %')
+from IPython.display import display
+display({"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "a bar " + "at 0 %"}, raw=True)"""
 PARAMETERS = """output_dir = "output"  # a folder
 n = 1  # a count
 rate: float = 0.5  # a share
@@ -104,8 +110,8 @@ def test_wrong_command_lines_are_refused(toy, capsys, arguments, message):
 
 def test_values_given_to_the_notebooks(toy):
     file = str(toy / "params.yaml")
-    params = pipeline.load_params(file, ["n=7", "common.rate=2", "03_cuml_knn_model_b.n=8", "truth=null", "train=[a, b]"])
-    values = pipeline.stage_params(params, file, toy / "notebooks")
+    given = params.load_params(file, ["n=7", "common.rate=2", "03_cuml_knn_model_b.n=8", "truth=null", "train=[a, b]"])
+    values = params.stage_params(given, file, toy / "notebooks")
     assert [values[stage]["n"] for stage in STAGES] == [7, 7, 8, 7, 7]
     assert values["01_dedup"]["rate"] == 2 and values["01_dedup"]["train"] == ["a", "b"] and values["01_dedup"]["truth"] is None
 
@@ -143,9 +149,64 @@ def test_what_is_up_to_date_is_skipped_and_each_reason_to_run_is_said(toy, capfd
     write_notebook(toy, "05_submit", BODY.format(root=str(ROOT), number=5, stage="05_submit") + "\n# again")
     assert again("--only", "05") == {"05_submit": "parameter n 2 -> 1; code notebooks/05_submit.ipynb changed"}
     assert set(again("--only", "04", "--force")) == {"04_ensemble_oof"}
-    assert again() == {"05_submit": "earlier stage 04_ensemble_oof changed"}
+    assert again() == {}, "04 wrote the same again, so nothing depends on a change"
+    changed = again("--set", "03_cuml_knn_model_b.n=2")
+    assert changed["03_cuml_knn_model_b"] == "parameter n 1 -> 2" and "02_train_model_a" not in changed
+    assert changed["04_ensemble_oof"] == "earlier stage 03_cuml_knn_model_b changed"
     (toy / "train" / "bee.txt").write_text("a bee")
     assert again("--from", "05") == {"05_submit": "input train changed"}
+
+
+def test_edited_artifact_of_the_same_length_is_noticed_and_a_copied_output_is_not_stale(toy, capfd):
+    assert run(toy) == 0
+    result = toy / "out" / "02_train_model_a" / "result.txt"
+    os.utime(result, (1, 1))
+    assert run(toy) == 0 and "everything is up to date" in capfd.readouterr().out
+    result.write_text("7")
+    assert run(toy) == 0
+    assert started(capfd.readouterr().out) == {"02_train_model_a": "1 of its files are missing or changed, e.g. "
+                                               "02_train_model_a/result.txt"}
+
+
+def test_second_run_on_the_same_output_is_refused_with_who_holds_it(toy, capfd):
+    with pipeline.only_run(toy / "out"):
+        assert run(toy) == 2
+        assert f"in use by process {os.getpid()} on" in capfd.readouterr().err
+        assert run(toy, "--status") == 0
+        assert "in use by process" in capfd.readouterr().out
+    assert run(toy, "--only", "01") == 0
+
+
+def test_status_says_what_is_stale_and_what_failed_and_runs_nothing(toy, capfd):
+    assert run(toy, "--status") == 0
+    assert capfd.readouterr().out.count("has not run to its end here") == 5 and not (toy / "out").exists()
+    assert run(toy, "--set", "03_cuml_knn_model_b.n=-1") == 1
+    capfd.readouterr()
+    assert run(toy, "--status") == 0
+    lines = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines())
+    assert lines["01_dedup"] == "up to date" and "ValueError: n is negative: -1" in lines["03_cuml_knn_model_b"]
+    assert "has not run" in lines["05_submit"]
+
+
+def test_only_modules_that_a_notebook_uses_make_it_stale():
+    used = {stage: pipeline.modules_of(ROOT / "notebooks" / f"{stage}.ipynb") for stage in STAGES}
+    assert "submission" in used["05_submit"] and "submission" not in used["02_train_model_a"]
+    assert "metrics" in used["03_cuml_knn_model_b"], "imported by way of another module"
+    assert all({"paths", "artifacts"} <= set(modules) for modules in used.values())
+
+
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
+def test_stopped_run_says_how_to_go_on_and_leaves_no_kernel(toy, signal_name):
+    write_notebook(toy, "02_train_model_a", "import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(60)")
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from src import pipeline; "
+            f"sys.exit(pipeline.main(['--params', {str(toy / 'params.yaml')!r}], Path({str(toy / 'notebooks')!r})))")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    kernel = next(int(line.split()[1]) for line in process.stdout if line.startswith("kernel"))
+    process.send_signal(getattr(signal, signal_name))
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped in 02_train_model_a; go on with" in error and error.rstrip().endswith("--from 02")
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)
 
 
 def test_failed_stage_says_what_where_and_how_to_go_on(toy, capfd):
@@ -159,17 +220,34 @@ def test_failed_stage_says_what_where_and_how_to_go_on(toy, capfd):
     assert not (toy / "out" / "05_submit").exists()
 
 
+def test_log_has_a_line_for_each_step_with_the_memory_in_use(toy):
+    assert run(toy, "--set", "03_cuml_knn_model_b.n=-1") == 1
+    log = next((toy / "out" / "logs").glob("*.log")).read_text()
+    assert re.search(r"01_dedup cell 2: ok in \d+\.\d s, \d\.\d\d GB in use", log), log
+    assert "01_dedup begins: it has not run" in log and "03_cuml_knn_model_b failed: cell 3: ValueError" in log
+
+
 def test_stage_without_meta_is_an_error(toy, capfd):
     assert run(toy, "--set", "n=99") == 1
     assert "01_dedup ended without writing" in capfd.readouterr().err
 
 
 def test_executed_copy_keeps_a_progress_bar_s_last_state_and_asks_nothing_of_the_network(toy):
-    write_notebook(toy, "01_dedup", BODY.format(root=str(ROOT), number=1, stage="01_dedup") + "\nprint('10 %\\r90 %\\r100 %')")
+    write_notebook(toy, "01_dedup", BODY.format(root=str(ROOT), number=1, stage="01_dedup") + BARS)
     assert run(toy, "--only", "01") == 0
     page = (toy / "out" / "executed" / "01_dedup.html").read_text()
     assert "100 %" in page.rsplit("<pre>", 1)[1] and "90 %" not in page.rsplit("<pre>", 1)[1]
+    assert "a bar at" not in page, "a widget is kept, which shows nothing without its kernel"
     assert '<script src="http' not in page and "cdnjs" not in page
+
+
+def test_missing_package_is_named_and_how_to_get_it(toy):
+    bare = {"PATH": os.environ["PATH"], "PYTHON": getattr(sys, "_base_executable", sys.executable), "SKIP_INSTALL": "1"}
+    arguments = ("--params", str(toy / "params.yaml"))
+    done = subprocess.run([ROOT / "run_all.sh", *arguments], env=bare, capture_output=True, text=True, timeout=60)
+    if done.returncode == 0:
+        pytest.skip("this interpreter has the packages without an environment")
+    assert done.returncode == 2 and "is not installed for" in done.stderr and "SKIP_INSTALL" in done.stderr, done.stderr
 
 
 def test_help_needs_no_package_and_no_environment():
@@ -182,4 +260,4 @@ def test_help_needs_no_package_and_no_environment():
 def test_meta_keeps_the_notebook_s_facts_and_the_runner_s(toy):
     assert run(toy, "--only", "01") == 0
     meta = json.loads((toy / "out" / "01_dedup" / "meta.json").read_text())
-    assert meta["rows"] == 1 and meta["state"]["parameter"]["n"] == 1 and meta["files"] == {"01_dedup/result.txt": 1}
+    assert meta["rows"] == 1 and meta["state"]["parameter"]["n"] == 1 and list(meta["files"]) == ["01_dedup/result.txt"]

@@ -38,6 +38,27 @@ def test_values_survive_the_disk_in_sorted_order(written):
     submission.check(written)
 
 
+def test_confidence_goes_with_its_picture(tmp_path):
+    submission.write(IDS, X, tmp_path / "submission", confidence=np.array([0.1, 0.2, 0.3, 0.4], np.float32))
+    table = pl.read_parquet(tmp_path / "submission.parquet")
+    assert table.columns == ["id", "embedding", "confidence"]
+    assert dict(table.select("id", pl.col("confidence").round(1)).iter_rows())["f27_owl"] == pytest.approx(0.3)
+    submission.check(tmp_path / "submission")
+    table.with_columns(pl.lit(2.0, pl.Float32).alias("confidence")).write_parquet(tmp_path / "submission.parquet")
+    with pytest.raises(ValueError, match=r"submission.parquet: 4 confidences are not within -1..1, e.g. .'20057f34d': 2.0"):
+        submission.check(tmp_path / "submission")
+
+
+@pytest.mark.parametrize(("confidence", "message"), [
+    (np.ones(3, np.float32), r"confidence of shape \(3,\) for 4 ids"),
+    (np.array([0, 1, np.nan, 1], np.float32), "1 confidences are not within -1..1, e.g. .'f27_owl': nan"),
+])
+def test_a_wrong_confidence_is_refused_before_anything_is_written(tmp_path, confidence, message):
+    with pytest.raises(ValueError, match=message):
+        submission.write(IDS, X, tmp_path / "submission", confidence=confidence)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_order_of_the_sample(tmp_path):
     sample = write_sample(tmp_path / "sample_submission.csv", cells(IDS))
     assert submission.sample_ids(sample) == IDS

@@ -1,0 +1,58 @@
+"""Writing and checking a competition-sized submission: python benchmarks/submission.py [--pictures 16000] [--runs 3]
+
+Prints the seconds of `submission.write` and `submission.check` by id and in a sample's order, the size of the files, and whether
+the values that come back are the float32 values that went in.
+"""
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from src import submission  # noqa: E402
+from src.metrics import unit  # noqa: E402
+
+
+def timed(ids: list[str], x: np.ndarray, path: Path, sample: Path | None) -> tuple[float, float]:
+    """Seconds of writing and of checking."""
+    confidence = np.full(len(ids), 0.5, np.float32)
+    start = time.perf_counter()
+    submission.write(ids, x, path, sample, confidence=confidence)
+    middle = time.perf_counter()
+    submission.check(path, sample)
+    return middle - start, time.perf_counter() - middle
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=16_000)
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    x = unit(np.random.default_rng(0).standard_normal((options.pictures, submission.WIDTH)).astype(np.float32))
+    ids = [f"{i * 2654435761 % 16**9:09x}" for i in range(options.pictures)]
+    with tempfile.TemporaryDirectory() as folder:
+        path, sample = Path(folder) / "submission", Path(folder) / "sample_submission.csv"
+        submission.write(ids[::-1], x[::-1], Path(folder) / "any")
+        (Path(folder) / "any.csv").rename(sample)
+        for name, order in (("by id", None), ("by the sample", sample)):
+            seconds = np.array([timed(ids, x, path, order) for _ in range(options.runs)])
+            write, check = (f"{s.mean():.1f} s ({s.min():.1f} to {s.max():.1f})" for s in seconds.T)
+            print(f"{options.pictures:,} x {submission.WIDTH}, {name}: write {write}, check {check}, together at most "
+                  f"{seconds.sum(axis=1).max():.1f} s")
+        table = pl.read_csv(path.with_suffix(".csv"), schema={"imgId_eId": pl.String, "val": pl.Float32})
+        places = {i: n for n, i in enumerate(ids)}
+        back = table["val"].to_numpy().reshape(x.shape)
+        names = [name.rpartition("_")[0] for name in table["imgId_eId"].gather_every(submission.WIDTH)]
+        same = np.array_equal(back, x[[places[name] for name in names]])
+        print(f"values read back equal to float32: {same}; csv {path.with_suffix('.csv').stat().st_size / 2**20:.0f} MiB; "
+              f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+
+
+if __name__ == "__main__":
+    main()

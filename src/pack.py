@@ -1,0 +1,111 @@
+"""One folder with what inference needs, models, store, CLIPs and code, for a machine without internet such as a Kaggle notebook."""
+
+import shutil
+from importlib.metadata import packages_distributions, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from src import artifacts, encoder, paths
+from src.paths import shown
+from src.predict import Problem, clip_names, fold_bases, used_members
+
+FILES = (paths.MEMBERS_A, paths.MEMBERS_B, paths.BLEND, paths.CHOICE_B, f"{paths.STAGES[1]}/{paths.META}",
+         f"{paths.STAGES[2]}/{paths.META}")
+CARRIED = ("open_clip", "ftfy", "wcwidth")  # pure Python, and not on every hosted image: copied from this environment
+
+RUN = '''"""Predict a folder of pictures with the models packed beside this file. python run.py --help"""
+
+import sys
+from pathlib import Path
+
+here = Path(__file__).resolve().parent
+sys.path[:0] = [str(here), str(here / "vendor")]
+sys.path.append(str(here / "fallback"))  # last: what is installed wins
+
+from src.predict import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(["--output", str(here / "output"), *sys.argv[1:]]))
+'''
+
+FAISS = '''"""The one class of faiss that the search needs, over torch: for an image with neither a GPU for cuML nor faiss."""
+
+import numpy as np
+import torch
+
+
+class IndexFlatIP:
+    """Exact search by inner product."""
+
+    def __init__(self, width: int):
+        self.store = torch.empty(0, width)
+
+    def add(self, store: np.ndarray) -> None:
+        self.store = torch.cat([self.store, torch.from_numpy(store)])
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        found = (torch.from_numpy(queries) @ self.store.T).topk(k)
+        return found.values.numpy(), found.indices.numpy()
+'''
+
+README = """Predicts the sentence embedding of a picture's prompt. Nothing to install, no network.
+
+    python run.py --images FOLDER --sample sample_submission.csv --out submission.csv    the competition's file, checked
+    python run.py --images FOLDER --out predictions.parquet                              embeddings, confidence, nearest prompts
+
+On Kaggle: upload this folder as a data set, attach it to a notebook with the internet switched off, and let its only cell be
+
+    !python /kaggle/input/THIS-FOLDER/run.py --images /kaggle/input/stable-diffusion-image-to-prompts/images \\
+        --sample /kaggle/input/stable-diffusion-image-to-prompts/sample_submission.csv --out /kaggle/working/submission.csv
+
+Taken from the image: Python 3.11 or newer, torch, torchvision, timm, transformers, safetensors, numpy, scipy, scikit-learn, polars,
+pyarrow, pillow, tqdm; cuML where there is a GPU. Carried in vendor/: {carried}. Where neither cuML nor faiss can
+search, fallback/faiss.py does, with torch. Stopped half-way it goes on when started again.
+"""
+
+
+def write(output: Path, folder: Path) -> Path:
+    """Copy what inference needs into `folder`: models, store, CLIPs, code, run.py, README.txt. Problem when it is not empty."""
+    if folder.exists() and any(folder.iterdir()):
+        raise Problem(f"--pack: {shown(folder)} is not empty")
+    clips, clip_b = clip_names(output)
+    used = used_members(artifacts.load_json(output / paths.BLEND)["weights"], list(clips))
+    clips = {name: clips[name] for name in used}
+    files = [output / name for name in FILES if (output / name).exists()]
+    files += sorted((output / paths.STORE).parent.glob("store*"))
+    bases = [base for name in clips for base in fold_bases(output, name)]
+    files += [base.with_name(base.name + suffix) for base in bases for suffix in (".safetensors", ".json")]
+    for file in files:
+        target = folder / "output" / file.relative_to(output)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(file, target) if file.is_dir() else shutil.copyfile(file, target)
+    shutil.copytree(paths.ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    _pack_clips(folder, clips, clip_b)
+    carried = [_carry(name, folder / "vendor") for name in CARRIED]
+    (folder / "fallback").mkdir()
+    (folder / "fallback" / "faiss.py").write_text(FAISS, encoding="utf-8")
+    (folder / "run.py").write_text(RUN, encoding="utf-8")
+    (folder / "README.txt").write_text(README.format(carried=", ".join(carried)), encoding="utf-8")
+    return folder
+
+
+def _pack_clips(folder: Path, clips: dict[str, str], clip_b: str) -> None:
+    """Copy each local CLIP and let the packed output name the copies. Problem for a CLIP that is not a local folder."""
+    places = {}
+    for clip in sorted({clip_b, *clips.values()}):
+        if not clip.startswith(encoder.LOCAL):
+            raise Problem(f"--pack: the CLIP {clip!r} is read from a hub; train with clip=local-dir:<folder> to pack it")
+        places[clip] = f"{encoder.LOCAL}clip/{len(places)}"
+        shutil.copytree(encoder.local_folder(clip), folder / "clip" / str(len(places) - 1))
+    members = folder / "output" / paths.MEMBERS_A
+    known = artifacts.load_json(members) if members.exists() else {"members": list(clips)}
+    artifacts.save_json(members, {**known, "clip": {name: places[clip] for name, clip in clips.items()}})
+    fingerprints = {place: encoder.load(clip, device="cpu").fingerprint for clip, place in places.items()}
+    artifacts.save_json(folder / "output" / paths.PACKED, {"clips": fingerprints})
+    blend = folder / "output" / paths.BLEND
+    artifacts.save_json(blend, {**artifacts.load_json(blend), "clip": places[clip_b]})
+
+
+def _carry(name: str, vendor: Path) -> str:
+    shutil.copytree(Path(find_spec(name).origin).parent, vendor / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return f"{name} {version(packages_distributions()[name][0])}"

@@ -1,0 +1,149 @@
+"""What the user asked for: the parameters files, held strictly against what the notebooks declare, before anything runs.
+
+Papermill only warns of a parameter that a notebook does not have, and then runs with the wrong value.
+"""
+
+import ast
+import difflib
+import inspect
+import json
+from pathlib import Path
+
+from src.paths import ROOT, STAGES, resolve, shown
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+class Problem(Exception):
+    """Something the user can put right: shown without a traceback."""
+
+
+def declared(notebook: Path) -> dict[str, tuple[object, tuple[type, ...]]]:
+    """Name -> (default, types allowed) from the cell tagged `parameters`; the types come from the annotation or the default."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+    found = {}
+    for node in ast.parse(source).body:
+        name = node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id
+        default = ast.literal_eval(node.value)
+        found[name] = (default, _types(node.annotation) if isinstance(node, ast.AnnAssign) else (type(default),))
+    return found
+
+
+def _types(annotation: ast.expr) -> tuple[type, ...]:
+    known = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "None": type(None)}
+    return tuple(known[name.strip().split("[")[0]] for name in ast.unparse(annotation).split("|"))
+
+
+def _fits(value: object, types: tuple[type, ...]) -> bool:
+    return type(value) in types or (type(value) is int and float in types)
+
+
+def load_params(file: str, changes: list[str]) -> dict[str, dict]:
+    """The sections of a parameters file with the `--set` changes in them. Raises Problem naming the file or the change."""
+    import yaml
+
+    path = resolve(file)
+    if not path.is_file():
+        raise Problem(f"--params: {shown(path)} does not exist; there are "
+                      + ", ".join(shown(p) for p in sorted((ROOT / "params").glob("*.yaml"))))
+    try:
+        params = yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader(yaml)) or {}
+        if not isinstance(params, dict):
+            raise Problem(f"{shown(path)}: must hold sections (`common:`, `01_dedup:`), got a {type(params).__name__}")
+        wrong = [name for name, section in params.items() if not isinstance(section, dict)]
+        if wrong:
+            raise Problem(f"{shown(path)}: sections must hold `name: value` lines; these do not: {wrong}")
+        for change in changes:
+            key, equals, value = change.partition("=")
+            if not equals:
+                raise Problem(f"--set {change}: wanted KEY=VALUE")
+            section, _, name = key.rpartition(".")
+            params.setdefault(section or "common", {})[name] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise Problem(f"{shown(path)}: {error}") from None
+    return params
+
+
+def _strict_loader(yaml):
+    class Loader(yaml.SafeLoader):
+        """YAML keeps the last of two equal keys and says nothing; here that is an error."""
+
+    def mapping(loader, node, deep=False):
+        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+        doubled = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if doubled:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: keys given twice: {doubled}")
+        return yaml.SafeLoader.construct_mapping(loader, node, deep=deep)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    return Loader
+
+
+def stage_params(params: dict[str, dict], file: str, notebooks: Path = NOTEBOOKS) -> dict[str, dict]:
+    """What each notebook is given: every declared name, from its section, else `common`, else the notebook's default.
+
+    Raises Problem listing every unknown section or key and every value of another type.
+    """
+    known = {stage: declared(notebooks / f"{stage}.ipynb") for stage in STAGES}
+    common = sorted({name for names in known.values() for name in names})
+    problems = [f"section {s!r} is unknown{_near(s, ['common', 'demo', *STAGES])}" for s in params
+                if s not in ("common", "demo", *STAGES)]
+    problems += [f"common.{name} is declared by no notebook{_near(name, common)}" for name in params.get("common", {})
+                 if name not in common]
+    result = {}
+    for stage, names in known.items():
+        own = params.get(stage, {})
+        problems += [f"{stage}.{name} is not declared by notebooks/{stage}.ipynb{_near(name, list(names))}"
+                     for name in own if name not in names]
+        given = {n: v for n, v in params.get("common", {}).items() if n in names} | {n: v for n, v in own.items() if n in names}
+        problems += [f"{stage}.{name} must be {' or '.join(t.__name__ for t in names[name][1])}, got {value!r}"
+                     for name, value in given.items() if not _fits(value, names[name][1])]
+        result[stage] = {name: given.get(name, default) for name, (default, _) in names.items()}
+    problems += _demo_problems(params.get("demo"))
+    if problems:
+        raise Problem(f"{file}: " + "\n  ".join(["the parameters are refused", *dict.fromkeys(problems)]))
+    return result
+
+
+def _near(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _demo_problems(demo: dict | None) -> list[str]:
+    if demo is None:
+        return []
+    from src import demo as module
+
+    wanted = dict(inspect.signature(module.write).parameters)
+    problems = [f"demo.{name} is unknown{_near(name, list(wanted))}" for name in demo if name not in wanted]
+    for name, parameter in wanted.items():
+        if name not in demo and parameter.default is inspect.Parameter.empty:
+            problems.append(f"demo.{name} is missing")
+        elif name in demo and name != "folder" and type(demo[name]) is not int:
+            problems.append(f"demo.{name} must be int, got {demo[name]!r}")
+    return problems
+
+
+def input_paths(values: dict[str, object]) -> dict[str, Path]:
+    """Parameter -> the user's file or folder it names: train, test, text, test_truth, and a `local-dir:` CLIP."""
+    found = {}
+    for name, value in values.items():
+        entries = value if isinstance(value, list) else [value]
+        for n, entry in enumerate(entries):
+            entry = entry.get("path") if isinstance(entry, dict) else entry
+            local = isinstance(entry, str) and entry.startswith("local-dir:")
+            if isinstance(entry, str) and (local or name in ("train", "test", "text", "test_truth")):
+                found[f"{name}[{n}]" if len(entries) > 1 else name] = resolve(entry.removeprefix("local-dir:"))
+    return found
+
+
+def check_inputs(per_stage: dict[str, dict], file: str, *, to_be_written: Path | None = None) -> None:
+    """Raise Problem listing every input that does not exist, before anything runs; the demo's folder is yet `to_be_written`."""
+    inputs = [entry for values in per_stage.values() for entry in input_paths(values).items()]
+    missing = {f"{name}: {shown(path)} does not exist" for name, path in inputs
+               if not path.exists() and not (to_be_written and path.is_relative_to(to_be_written))}
+    if missing:
+        raise Problem("\n  ".join([f"{file}: inputs are missing", *sorted(missing)])
+                      + "\nset them in the file or with --set, or run the embedded demo: ./run_all.sh --params params/demo.yaml")

@@ -1,0 +1,72 @@
+"""One CLIP and the folds trained from it, for prediction: the blocks that no fold has changed run once a batch, not once a fold."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from src import model_a
+from src.encoder import Encoder, autocast
+from src.metrics import unit
+
+
+class Trunk:
+    """Embeds a batch by the CLIP itself and by every fold of every member.
+
+    `plain` is the CLIP's own tower, cut where the first member's towers are cut; its activations serve the members in `shared`,
+    whose towers were found to give the very same ones.
+    """
+
+    def __init__(self, clip: Encoder, members: Mapping[str, Sequence[model_a.Fitted]]):
+        self.clip, self.members = clip, members
+        folds = next(iter(members.values()), ())
+        self.plain = self._plain(folds[0].tower) if folds else None
+        self.shared = {name for name, folds in members.items() if self.plain is not None and self._same_activations(folds)}
+
+    @torch.inference_mode()
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(n, s, s, 3) uint8 -> the CLIP's embeddings (n, D) and each member's prediction (n, 384), float32 unit rows."""
+        activations, embedding = self._embed(self.clip.normalise(pixels))
+        found = {}
+        for name, folds in self.members.items():
+            if name in self.shared:
+                rows = [F.normalize(fold.forward(activations).float(), dim=-1).cpu().numpy() for fold in folds]
+            else:
+                rows = [model_a.predict_pixels(fold, self.clip, pixels) for fold in folds]
+            found[name] = unit(np.sum(rows, axis=0))
+        return embedding.cpu().numpy(), found
+
+    def _embed(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        x = x.contiguous(memory_format=torch.channels_last)
+        with autocast(self.clip.device):
+            if self.plain is None:
+                return None, F.normalize(self.clip.model.encode_image(x).float(), dim=-1)
+            activations = self.plain.frozen(x)
+            return activations, self.plain(activations).float()
+
+    @torch.inference_mode()
+    def _plain(self, tower: nn.Module) -> nn.Module | None:
+        """A copy of `tower` with the CLIP's own weights; None where that is not the CLIP, as with adapters in the blocks."""
+        plain, own = deepcopy(tower), self.clip.model.visual.state_dict()
+        if own.keys() != plain.visual.state_dict().keys():
+            return None
+        plain.visual.load_state_dict(own)
+        with autocast(self.clip.device):
+            same = torch.allclose(plain(plain.frozen(self._noise())).float(), F.normalize(self.clip.model.encode_image(
+                self._noise()).float(), dim=-1), atol=1e-4)
+        return plain if same else None
+
+    @torch.inference_mode()
+    def _same_activations(self, folds: Sequence[model_a.Fitted]) -> bool:
+        """Whether each fold's frozen blocks give exactly what the CLIP's give: measured on noise, not assumed."""
+        with autocast(self.clip.device):
+            expected = self.plain.frozen(self._noise())
+            return all(torch.equal(fold.tower.frozen(self._noise()), expected) for fold in folds)
+
+    def _noise(self) -> torch.Tensor:
+        size = self.clip.geometry.size
+        pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+        return self.clip.normalise(pixels).contiguous(memory_format=torch.channels_last)

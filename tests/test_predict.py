@@ -1,0 +1,163 @@
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from src import predict, submission
+from src.paths import ROOT
+from tests.toy_predictor import Toy, write_pictures
+
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder, COUNT)
+    return folder
+
+
+def predicted(pictures, out, **options):
+    return predict.run(Toy(out.parent), pictures, out, **{"batch_size": 4, "part": 8, **options})
+
+
+def test_every_picture_in_order_of_its_path_and_the_broken_ones_listed(pictures, tmp_path):
+    assert predicted(pictures, tmp_path / "found.parquet") == (COUNT - 1, 2)
+    table = pl.read_parquet(tmp_path / "found.parquet")
+    assert table["id"].to_list() == sorted(set(predict.pictures_in(pictures)) - {"a/0001.jpg", "a/=cmd.png"})
+    assert table.schema["embedding"] == pl.Array(pl.Float32, 384)
+    np.testing.assert_allclose(np.linalg.norm(table["embedding"].to_numpy(), axis=1), 1, atol=1e-6)
+    assert table["prompts"].list.len().unique().to_list() == [2]
+    rejected = pl.read_csv(tmp_path / "found.parquet.rejected.csv")
+    assert rejected["id"].to_list() == ["a/0001.jpg", "a/=cmd.png"] and "UnidentifiedImageError" in rejected["reason"][0]
+    assert not predict.parts_folder(tmp_path / "found.parquet").exists()
+
+
+def test_batches_and_parts_change_nothing(pictures, tmp_path):
+    predicted(pictures, tmp_path / "small.parquet")
+    predicted(pictures, tmp_path / "large.parquet", batch_size=64, part=1000)
+    assert pl.read_parquet(tmp_path / "small.parquet").equals(pl.read_parquet(tmp_path / "large.parquet"))
+    table = pl.read_parquet(tmp_path / "small.parquet")
+    again = Toy(tmp_path)([pictures / name for name in table["id"][:5]])
+    np.testing.assert_array_equal(again.embedding, table["embedding"][:5].to_numpy())
+    opened = Toy(tmp_path)([Image.open(pictures / table["id"][0])])
+    np.testing.assert_array_equal(opened.embedding[0], again.embedding[0])
+
+
+def test_csv_and_npy_hold_the_same_numbers(pictures, tmp_path):
+    for suffix in predict.FORMATS:
+        predicted(pictures, tmp_path / f"found{suffix}")
+    x = pl.read_parquet(tmp_path / "found.parquet")["embedding"].to_numpy()
+    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), x)
+    assert pl.read_parquet(tmp_path / "found.ids.parquet").columns == ["id", "confidence", "prompts", "similarity"]
+    table = pl.read_csv(tmp_path / "found.csv", schema_overrides={f"e{i}": pl.Float32 for i in range(384)})
+    np.testing.assert_array_equal(table.select(f"e{i}" for i in range(384)).to_numpy(), x)
+
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path):
+    folder = tmp_path / "pictures"
+    write_pictures(folder, COUNT)
+    (folder / "@sum.png").write_bytes((folder / "a" / "0009.png").read_bytes())
+    predicted(folder, tmp_path / "found.csv")
+    for file in ("found.csv", "found.csv.rejected.csv"):
+        text = pl.read_csv(tmp_path / file, infer_schema_length=10).select(pl.col(pl.String))
+        assert not any(cell[0] in "=+-@" for row in text.rows() for cell in row)
+    assert "'@sum.png" in pl.read_csv(tmp_path / "found.csv")["id"]
+
+
+def test_killed_half_way_it_ends_with_the_same_file(pictures, tmp_path):
+    predicted(pictures, tmp_path / "undisturbed.parquet")
+    out, command = tmp_path / "found.parquet", [sys.executable, "-m", "tests.toy_predictor", str(pictures)]
+    process = subprocess.Popen([*command, str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    parts, deadline = predict.parts_folder(out), time.monotonic() + 60
+    while len(list(parts.glob("[0-9]*[0-9].parquet"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = [pl.read_parquet(file).height for file in parts.glob("[0-9]*[0-9].parquet")]
+    assert 2 <= len(kept) < 5 and not out.exists()
+    predictor = Toy(tmp_path)
+    predict.run(predictor, pictures, out, batch_size=4, part=8)
+    assert predictor.count == COUNT - 1 - sum(kept), "finished parts were predicted again"
+    assert out.read_bytes() == (tmp_path / "undisturbed.parquet").read_bytes()
+
+
+def test_parts_of_other_pictures_are_not_taken(pictures, tmp_path):
+    out = tmp_path / "found.parquet"
+    parts = predict.parts_folder(out)
+    predict._begin(parts, {"pictures": "others"})
+    (parts / "000000.parquet").write_bytes(b"of other pictures")
+    assert predicted(pictures, out) == (COUNT - 1, 2)
+    parts.mkdir()
+    (parts / "diary.txt").write_text("mine")
+    with pytest.raises(predict.Problem, match="not parts of a prediction"):
+        predicted(pictures, out)
+    assert (parts / "diary.txt").exists()
+
+
+def test_a_submission_in_the_samples_order_with_the_broken_picture_filled(pictures, tmp_path):
+    ids = ["0008", "0001", "0000"]
+    submission.write(ids, np.eye(3, 384, dtype=np.float32) + 0.01, tmp_path / "any")
+    order = submission.sample_ids(tmp_path / "any.csv")
+    assert predict.submit(Toy(tmp_path), pictures, tmp_path / "any.csv", tmp_path / "submission.csv", batch_size=4) == (2, 1)
+    table = pl.read_parquet(tmp_path / "submission.parquet")
+    assert table["id"].to_list() == order and table.filter(pl.col("id") == "0001")["confidence"].to_list() == [0]
+    submission.write([*ids, "9999"], np.eye(4, 384, dtype=np.float32) + 0.01, tmp_path / "more")
+    with pytest.raises(predict.Problem, match=r"1 of 4 ids have no picture in .*'9999'"):
+        predict.submit(Toy(tmp_path), pictures, tmp_path / "more.csv", tmp_path / "submission.csv")
+
+
+def test_two_pictures_of_one_id_are_refused(tmp_path):
+    for file in ("fox.png", "fox.jpg"):
+        Image.new("RGB", (20, 20)).save(tmp_path / file)
+    submission.write(["fox"], np.ones((1, 384), np.float32), tmp_path / "any")
+    with pytest.raises(predict.Problem, match="1 ids have more than one picture, e.g. .'fox'"):
+        predict.submit(Toy(tmp_path), tmp_path, tmp_path / "any.csv", tmp_path / "submission.csv")
+
+
+def test_odd_names_and_links_to_nowhere(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    good = folder / "fox.png"
+    Image.new("RGB", (20, 20)).save(good)
+    shutil.copyfile(good, os.fsencode(folder) + b"/caf\xe9.png")
+    shutil.copyfile(good, folder / "a#b::c, d.PNG")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    assert predicted(folder, tmp_path / "found.csv") == (3, 1)
+    assert pl.read_csv(tmp_path / "found.csv")["id"].to_list() == ["a#b::c, d.PNG", "caf\\udce9.png", "fox.png"]
+    assert pl.read_csv(tmp_path / "found.csv.rejected.csv")["reason"][0].startswith("FileNotFoundError")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--images", "x"], "give --images and --out, or --pack"),
+    (["--images", "x", "--out", "y.json"], "--out must end in .parquet, .csv, .npy"),
+    (["--images", "x", "--out", "y.npy", "--sample", "s.csv"], "(with --sample: .csv)"),
+    (["--images", "x", "--out", "y.csv", "--batch-size", "0"], "--batch-size must be at least 1"),
+])
+def test_wrong_arguments_are_refused(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        predict.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_missing_is_named(tmp_path, capsys):
+    assert predict.main(["--images", str(tmp_path / "nowhere"), "--out", "y.csv"]) == 2
+    assert "nowhere is no folder" in capsys.readouterr().err
+    (tmp_path / "a.txt").write_text("x")
+    assert predict.main(["--images", str(tmp_path), "--out", "y.csv"]) == 2
+    assert "no picture (.png" in capsys.readouterr().err
+    Image.new("RGB", (4, 4)).save(tmp_path / "fox.png")
+    assert predict.main(["--images", str(tmp_path), "--out", "y.csv", "--output", str(tmp_path)]) == 2
+    assert "blend.json does not exist" in capsys.readouterr().err
+
+
+def test_only_broken_pictures_are_a_problem_that_names_the_list(tmp_path):
+    (tmp_path / "fox.png").write_bytes(b"")
+    with pytest.raises(predict.Problem, match="none of the 1 pictures.*found.parquet.rejected.csv"):
+        predict.run(Toy(tmp_path), tmp_path, tmp_path / "found.parquet")

@@ -1,0 +1,12 @@
+"""What STYLE.md asks of every file and a tool can check."""
+
+import subprocess
+import sys
+
+from src.paths import ROOT
+
+
+def test_ruff_finds_nothing():
+    folders = ["src", "tests", "notebooks", "benchmarks"]
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", *folders], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,49 @@
+"""A Predictor whose models are arithmetic on pixels, so that the stream around them is tested alone and in seconds.
+
+Run as a script it predicts a folder slowly: the test kills it half-way.
+"""
+
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from src import predict
+from src.images import Geometry
+from src.metrics import unit
+
+GEOMETRY = Geometry(12)
+
+
+class Toy(predict.Predictor):
+    def __init__(self, output: Path, *, slow: float = 0):
+        self.output, self.neighbours, self.slow, self.count = output, 2, slow, 0
+        self.trunks, self.ahead, self.geometries = {}, 2, {GEOMETRY}
+        self.pool = ThreadPoolExecutor(2)
+
+    def predict(self, pixels: predict.Pixels) -> predict.Found:
+        time.sleep(self.slow)
+        self.count += len(pixels[GEOMETRY])
+        x = pixels[GEOMETRY].reshape(len(pixels[GEOMETRY]), -1)[:, :384].astype(np.float32)
+        prompts = [["=1+1 fox", "owl"] if row[0] % 2 else ["an owl", "-fox"] for row in x]
+        return predict.Found(unit(x + 1), x.mean(axis=1) / 255, prompts, np.full((len(x), 2), 0.5, np.float32))
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """`count` pictures in two sub-folders and three formats, with two that cannot be read and a file that is no picture."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        file = folder / ("a" if i % 2 else "b/c") / f"{i:04d}{('.png', '.jpg', '.webp')[i % 3]}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(file)
+    (folder / "a" / "0001.jpg").write_bytes(b"not a picture")
+    (folder / "a" / "=cmd.png").write_bytes((folder / "a" / "0009.png").read_bytes()[:100])
+    (folder / "notes.txt").write_text("no picture")
+
+
+if __name__ == "__main__":
+    pictures, out = map(Path, sys.argv[1:3])
+    predict.run(Toy(out.parent, slow=0.1), pictures, out, batch_size=4, part=8)
