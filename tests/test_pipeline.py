@@ -30,7 +30,10 @@ if {number} == 4:
 if n != 99:
     artifacts.write_meta(out / "{stage}", rows=n)"""
 BARS = """
-print('10 %\\r90 %\\r100 %')
+import time
+for share in (10, 90, 100):
+    print(share, '%', end='\\r' if share < 100 else '\\n', flush=True)
+    time.sleep(0.2)  # so that each comes as an output of its own
 from IPython.display import display
 display({"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "a bar " + "at 0 %"}, raw=True)"""
 PARAMETERS = """output_dir = "output"  # a folder
