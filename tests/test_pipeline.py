@@ -246,7 +246,7 @@ def test_executed_copy_keeps_a_progress_bar_s_last_state_and_asks_nothing_of_the
 
 def test_missing_package_is_named_and_how_to_get_it(toy):
     bare = {"PATH": os.environ["PATH"], "PYTHON": getattr(sys, "_base_executable", sys.executable), "SKIP_INSTALL": "1"}
-    arguments = ("--params", str(toy / "params.yaml"))
+    arguments = ("--status", "--set", f"output_dir={toy / 'out'}")  # of the demo: asks for the packages, runs nothing
     done = subprocess.run([ROOT / "run_all.sh", *arguments], env=bare, capture_output=True, text=True, timeout=60)
     if done.returncode == 0:
         pytest.skip("this interpreter has the packages without an environment")
