@@ -417,6 +417,17 @@ def load(output: Path, engine: str = "auto", cluster: object | None = None) -> M
     return ModelB(store.drop("row"), libraries, tuple(parts), engine, cluster)
 
 
+def files(output: Path) -> list[Path]:
+    """What `load` reads below `output`, files and one folder. ValueError when a part of the store lies outside of it."""
+    kept = datastore.open_store(output / paths.STORE_SHARDS)
+    outside = [shard["name"] for shard in kept.shards if "files" in shard]
+    if outside:
+        raise ValueError(f"{len(outside)} precomputed shards of Model B's store lie outside {paths.shown(output)}: {outside[:3]}")
+    patterns = (paths.ROUTE_B.format(n="*"), paths.STORE_PICTURES.format(clip="*") + ".*")
+    found = [file for pattern in patterns for file in sorted(output.glob(pattern))]
+    return [output / paths.STORE, output / paths.CHOICE_B, output / paths.STORE_SHARDS, *found]
+
+
 # --- words ---
 
 

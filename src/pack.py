@@ -5,11 +5,11 @@ from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from src import artifacts, encoder, paths
+from src import artifacts, encoder, model_b, paths
 from src.paths import shown
 from src.predict import Problem, clip_names, fold_bases, used_members
 
-FILES = (paths.MEMBERS_A, paths.MEMBERS_B, paths.BLEND, paths.CHOICE_B, f"{paths.STAGES[1]}/{paths.META}",
+FILES = (paths.MEMBERS_A, paths.MEMBERS_B, paths.BLEND, f"{paths.STAGES[1]}/{paths.META}",
          f"{paths.STAGES[2]}/{paths.META}")
 CARRIED = ("open_clip", "ftfy", "wcwidth")  # pure Python, and not on every hosted image: copied from this environment
 
@@ -28,24 +28,18 @@ if __name__ == "__main__":
     sys.exit(main(["--output", str(here / "output"), *sys.argv[1:]]))
 '''
 
-FAISS = '''"""The one class of faiss that the search needs, over torch: for an image with neither a GPU for cuML nor faiss."""
+FAISS = '''"""The one function of faiss that the search needs, over torch: for an image with neither a GPU for cuML nor faiss."""
 
 import numpy as np
 import torch
 
+METRIC_INNER_PRODUCT = 0
 
-class IndexFlatIP:
+
+def knn(queries: np.ndarray, store: np.ndarray, k: int, metric: int) -> tuple[np.ndarray, np.ndarray]:
     """Exact search by inner product."""
-
-    def __init__(self, width: int):
-        self.store = torch.empty(0, width)
-
-    def add(self, store: np.ndarray) -> None:
-        self.store = torch.cat([self.store, torch.from_numpy(store)])
-
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        found = (torch.from_numpy(queries) @ self.store.T).topk(k)
-        return found.values.numpy(), found.indices.numpy()
+    found = (torch.from_numpy(queries) @ torch.from_numpy(store).T).topk(k)
+    return found.values.numpy(), found.indices.numpy()
 '''
 
 README = """Predicts the sentence embedding of a picture's prompt. Nothing to install, no network.
@@ -72,7 +66,7 @@ def write(output: Path, folder: Path) -> Path:
     used = used_members(artifacts.load_json(output / paths.BLEND)["weights"], list(clips))
     clips = {name: clips[name] for name in used}
     files = [output / name for name in FILES if (output / name).exists()]
-    files += sorted((output / paths.STORE).parent.glob("store*"))
+    files += model_b.files(output)
     bases = [base for name in clips for base in fold_bases(output, name)]
     files += [base.with_name(base.name + suffix) for base in bases for suffix in (".safetensors", ".json")]
     for file in files:

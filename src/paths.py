@@ -29,7 +29,7 @@ MEMBERS_A = "02_train_model_a/members.json"  # members: the rows that are predic
 # 03_cuml_knn_model_b
 STORE = "03_cuml_knn_model_b/store.parquet"  # id, prompt, source, row: the row of STORE_SHARDS that holds the prompt
 TEXT_STORE = "03_cuml_knn_model_b/text.parquet"  # row, prompt, source: the text-only prompts that the rules leave
-STORE_SHARDS = "cache/store"  # the prompts' keys and values, appended to and never encoded twice (src/datastore.py)
+STORE_SHARDS = "03_cuml_knn_model_b/store"  # the prompts' keys and values, appended to and never encoded twice (src/datastore.py)
 STORE_PICTURES = "03_cuml_knn_model_b/pictures_{clip}"  # embeddings of the training pictures: the image keys
 ROUTE_B = "03_cuml_knn_model_b/route_{n}.npz"  # what a route of CHOICE_B learnt from the training rows
 OOF_B = "03_cuml_knn_model_b/oof_{member}"

@@ -208,6 +208,7 @@ def run_stage(stage: str, values: dict[str, object], output: Path, notebooks: Pa
     try:
         papermill.execute_notebook(notebooks / f"{stage}.ipynb", executed, parameters=values, cwd=notebooks, kernel_name="python3",
                                    progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, **_step_hooks(stage),
+                                   coalesce_streams=True,  # a progress bar's updates become one output
                                    config=Config(KernelManager={"transport": "ipc"}))  # not over TCP, which others can read
     finally:
         _tidy(executed)
@@ -251,7 +252,7 @@ def _tidy(executed: Path) -> None:
     for cell in (c for c in notebook.cells if c.cell_type == "code"):
         cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
         for output in (o for o in cell.outputs if o.output_type == "stream"):
-            output.text = re.sub(r"[^\n]*\r", "", output.text)
+            output.text = re.sub(r"(?m)^ +\n?$", "", re.sub(r"[^\n]*\r", "", output.text))  # a bar that was taken away is blank
     nbformat.write(notebook, executed)
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="",
                             mermaid_layout_elk_js_url="")  # read without a network

@@ -5,7 +5,7 @@ it is written at intervals and read back, so that a run that was stopped anywher
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import cos, pi
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from src import augmentation
 from src.artifacts import atomic
 from src.encoder import Encoder, autocast
 from src.head import ACTIVATIONS, HEADS
+from src.images import Rows
 from src.tower import Tower
 
 LOSSES = ("cosine", "contrastive", "huber")
@@ -103,19 +104,39 @@ class TrainingSet:
 
     def __getstate__(self) -> dict:
         """For another process: memory maps go as the files they are."""
-        return {name: _Mapped(str(v.filename), len(v)) if isinstance(v, np.memmap) and v.base is not None else v
-                for name, v in vars(self).items()}
+        return {name: _packed(value) for name, value in vars(self).items()}
 
     def __setstate__(self, state: dict) -> None:
         for name, value in state.items():
-            value = np.load(value.file, mmap_mode="r")[:value.rows] if isinstance(value, _Mapped) else value
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, _unpacked(value))
 
 
 @dataclass(frozen=True)
 class _Mapped:
     file: str
-    rows: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
+def _packed(value: object) -> object:
+    if isinstance(value, Rows):
+        return replace(value, array=_packed(value.array))
+    if not isinstance(value, np.memmap) or not value.flags.c_contiguous or value.filename is None:
+        return value
+    whole = value
+    while isinstance(whole.base, np.memmap):  # a slice says nothing of where it begins, its address does
+        whole = whole.base
+    offset = whole.offset + value.ctypes.data - whole.ctypes.data
+    return _Mapped(str(value.filename), value.dtype, value.shape, offset)
+
+
+def _unpacked(value: object) -> object:
+    if isinstance(value, Rows):
+        return replace(value, array=_unpacked(value.array))
+    if not isinstance(value, _Mapped):
+        return value
+    return np.memmap(value.file, value.dtype, mode="r", offset=value.offset, shape=value.shape)
 
 
 @dataclass

@@ -30,7 +30,10 @@ if {number} == 4:
 if n != 99:
     artifacts.write_meta(out / "{stage}", rows=n)"""
 BARS = """
-print('10 %\\r90 %\\r100 %')
+import time
+for share in (10, 90, 100):
+    print(share, '%', end='\\r' if share < 100 else '\\n', flush=True)
+    time.sleep(0.2)  # so that each comes as an output of its own
 from IPython.display import display
 display({"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "a bar " + "at 0 %"}, raw=True)"""
 PARAMETERS = """output_dir = "output"  # a folder
@@ -243,7 +246,7 @@ def test_executed_copy_keeps_a_progress_bar_s_last_state_and_asks_nothing_of_the
 
 def test_missing_package_is_named_and_how_to_get_it(toy):
     bare = {"PATH": os.environ["PATH"], "PYTHON": getattr(sys, "_base_executable", sys.executable), "SKIP_INSTALL": "1"}
-    arguments = ("--params", str(toy / "params.yaml"))
+    arguments = ("--status", "--set", f"output_dir={toy / 'out'}")  # of the demo: asks for the packages, runs nothing
     done = subprocess.run([ROOT / "run_all.sh", *arguments], env=bare, capture_output=True, text=True, timeout=60)
     if done.returncode == 0:
         pytest.skip("this interpreter has the packages without an environment")

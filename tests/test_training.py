@@ -1,6 +1,7 @@
 """The engine: plans, losses, rates, the average, weights between two states, and runs that are killed."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from src import encoder, head, model_a, training
+from src import encoder, head, images, model_a, training
 from tests import toy
 
 FAST = training.Recipe(epochs=3, batch_size=16, lr_vision=1e-3, patience=9)
@@ -71,6 +72,19 @@ def test_several_pictures_of_a_prompt_take_turns(data):
     assert len(set.union(*drawn)) == 60, "every picture has its turn"
     plain = training.plan(several, np.arange(50), FAST, seed=1, epoch=1)
     assert sorted(plain.pictures) == list(range(50)) and np.diff(plain.bounds).max() - np.diff(plain.bounds).min() <= 1
+
+
+def test_memory_maps_travel_as_their_files(data, tmp_path):
+    raw = np.memmap(tmp_path / "raw.u8", np.uint8, mode="w+", shape=(63, *data.pixels.shape[1:]))
+    raw[3:] = data.pixels
+    raw.flush()
+    np.save(tmp_path / "kept.npy", data.embeddings)
+    order = np.random.default_rng(0).permutation(60)
+    for pixels, expected in ((raw[3:], data.pixels), (images.Rows(raw, 3 + order), data.pixels[order])):
+        sent = pickle.dumps(replace(data, pixels=pixels, activations=np.load(tmp_path / "kept.npy", mmap_mode="r")))
+        assert len(sent) < raw.nbytes + data.targets.nbytes
+        arrived = pickle.loads(sent)
+        assert (np.asarray(arrived.pixels[:]) == expected).all() and (arrived.activations == data.embeddings).all()
 
 
 def test_accumulated_batches_are_one_large_batch(clip, data):

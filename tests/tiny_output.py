@@ -6,14 +6,13 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from src import artifacts, encoder, ensemble, knn, model_a, model_b, paths, prompts
+from src import artifacts, datastore, encoder, ensemble, model_a, model_b, paths, prompts
 from src.metrics import cosines
 from tests.tiny_clip import write_clip
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40), "black": (10, 10, 10),
            "white": (245, 245, 245)}
 THINGS = ("square", "wall", "flag", "door")
-CHOICE = {"k": 5, "dim": 4, "delta": 1e-4, "coef": 1e-3, "kind": "euclidean"}
 
 
 def write_output(folder: Path) -> Path:
@@ -54,14 +53,21 @@ def _pictures(folder: Path, seed: int) -> pl.DataFrame:
 
 
 def _write_b(output: Path, clip: encoder.Encoder, train: pl.DataFrame, targets: np.ndarray, queries: np.ndarray, blind) -> None:
-    keys, ids = encoder.embed_texts(clip, train["prompt"].to_list()), train["id"].to_list()
-    artifacts.save_table(output / paths.STORE, train.select("id", "prompt", source=pl.lit("tiny")))
-    artifacts.save_embeddings(output / paths.STORE_KEYS, ids, keys)
-    artifacts.save_embeddings(output / paths.STORE_VALUES, ids, targets)
-    artifacts.save_json(output / paths.CHOICE_B, CHOICE)
-    for name, names, x in ((paths.OOF_B, ids, queries), (paths.TEST_B, blind.ids, blind.embeddings)):
-        prediction = model_b.fuse_neighbours(*knn.search(keys, x, CHOICE["k"], "faiss"), targets, **CHOICE)
-        artifacts.save_embeddings(output / name.format(member="model_b"), names, prediction)
+    ids, names = train["id"].to_list(), train["prompt"].to_list()
+    encoders = {datastore.VALUES: lambda _: targets, "clip": lambda texts: encoder.embed_texts(clip, texts)}
+    empty = datastore.open_store(output / paths.STORE_SHARDS, dtype="float32", sentence_model="all-MiniLM-L6-v2")
+    disk, rows = datastore.add(empty, names, encoders), np.arange(len(ids))
+    texts, values = (datastore.Selection(disk.column(name), rows) for name in ("clip", datastore.VALUES))
+    library = model_b.Library(texts, values, queries)
+    store = train.select("id", "prompt", source=pl.lit("tiny"), row=pl.Series(rows))
+    artifacts.save_table(output / paths.STORE, store)
+    artifacts.save_embeddings(output / paths.STORE_PICTURES.format(clip="clip"), ids, queries)
+    fitted = model_b.fit_route(model_b.Route("text"), library, rows, rows)
+    part = model_b.Part(fitted, 5, model_b.Weighting(dim=4), 1.0)
+    model = model_b.ModelB(store.drop("row"), {"clip": library}, (part,), "faiss")
+    model.save(output, 0.0)
+    for name, wanted, x in ((paths.OOF_B, ids, queries), (paths.TEST_B, blind.ids, blind.embeddings)):
+        artifacts.save_embeddings(output / name.format(member="model_b"), wanted, model.predict(x)[0])
 
 
 def _write_blend(output: Path, clip_name: str, ids: list[str], targets: np.ndarray) -> None:
