@@ -18,6 +18,7 @@ from src.metrics import cosines  # noqa: E402
 
 BEST = model_a.Recipe(epochs=10, batch_size=32, lr_vision=1e-2, lr_fc=1e-3, trainable_blocks=1, several_pictures=True)
 PLAIN = replace(BEST, head="linear", epochs=4, lr_vision=1e-3, several_pictures=False)
+DEFAULT = "+ interpolation (the default)"
 LADDER = {
     "ridge on frozen": replace(BEST, head="linear", tower="frozen", epochs=0),
     "linear, one rate, random start": replace(PLAIN, epochs=10, start="random", interpolate=False),
@@ -25,12 +26,13 @@ LADDER = {
     "two rates (tower 1e-2, head 1e-3)": replace(PLAIN, epochs=10, head="paper", start="random", interpolate=False, lr_vision=1e-2),
     "+ linear probe first": replace(BEST, several_pictures=False, interpolate=False),
     "+ several pictures": replace(BEST, interpolate=False),
-    "+ interpolation (the default)": BEST,
-    "+ layer-wise decay .5": replace(BEST, layer_decay=0.5),
-    "+ EMA .98": replace(BEST, ema=0.98),
-    "+ wide head": replace(BEST, head="wide"),
-    "+ contrastive": replace(BEST, loss="contrastive"),
-    "+ Huber": replace(BEST, loss="huber"),
+    DEFAULT: BEST,  # what stands below it is the default with one change, held against the default
+    "linear head": replace(BEST, head="linear"),
+    "layer-wise decay .5": replace(BEST, layer_decay=0.5),
+    "EMA .98": replace(BEST, ema=0.98),
+    "wide head": replace(BEST, head="wide"),
+    "contrastive": replace(BEST, loss="contrastive"),
+    "Huber": replace(BEST, loss="huber"),
 }
 CLIP = {"clip": PLAIN, "clip_filter1": PLAIN, "clip_filter2": PLAIN, "model_a": BEST}
 
@@ -46,16 +48,17 @@ def main() -> None:
     pairs = artifacts.load_table(out / paths.PAIRS)
     _, targets = artifacts.load_embeddings(out / paths.TARGETS, pairs["id"].to_list())
     data = model_a.training_set(clip, pairs, out, name="pairs", recipe=BEST, targets=targets[None])
-    recipes, before = (LADDER, None) if options.rows == "ladder" else (CLIP, None)
-    for name, recipe in recipes.items():
+    before, against = None, ""
+    for name, recipe in (LADDER if options.rows == "ladder" else CLIP).items():
         found = [out_of_fold(clip, data, pairs, targets, name, recipe, 42 + s) for s in range(options.seeds)]
         scores = [cosine.mean() for cosine, _, _ in found]
         line = f"{name:36} {np.mean(scores):.4f} (+- {np.std(scores):.4f} over {len(scores)} seeds), {found[0][2]:4.0f} s"
         cosine, group = found[0][:2]
         if before is not None:
-            line += f"; over the row above {ensemble.paired_bootstrap(cosine, before, groups=group)}"
+            line += f"; over {against} {ensemble.paired_bootstrap(cosine, before, groups=group)}"
         print(line, flush=True)
-        before = cosine
+        if against != DEFAULT:
+            before, against = cosine, name
 
 
 def out_of_fold(clip, data, pairs, targets, name, recipe, seed):
