@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,11 @@ class Encoder:
     device: torch.device
     fingerprint: str
     name: str
+
+    @property
+    def batch(self) -> int:
+        """Pictures in a forward pass: a small batch stays in a CPU's cache, a large one fills a GPU."""
+        return 128 if self.device.type == "cuda" else 32
 
     def __reduce__(self) -> tuple:
         return _load_on, (self.name, self.device.type)
@@ -131,12 +136,12 @@ def _weights_fingerprint(clip: str, size: int | None) -> str:
 
 
 @torch.inference_mode()
-def embed_images(encoder: Encoder, pixels: np.ndarray, *, batch_size: int = 128) -> np.ndarray:
+def embed_images(encoder: Encoder, pixels: np.ndarray) -> np.ndarray:
     """(n, s, s, 3) uint8 -> (n, d) float32 unit rows, in order."""
     parts = []
-    for start in tqdm(range(0, len(pixels), batch_size), desc="image embeddings", unit="batch"):
+    for start in tqdm(range(0, len(pixels), encoder.batch), desc="image embeddings", unit="batch"):
         with autocast(encoder.device):
-            x = encoder.normalise(pixels[start:start + batch_size]).contiguous(memory_format=torch.channels_last)
+            x = encoder.normalise(pixels[start:start + encoder.batch]).contiguous(memory_format=torch.channels_last)
             parts.append(F.normalize(encoder.model.encode_image(x).float(), dim=-1).cpu())
     return torch.cat(parts).numpy()
 
@@ -162,11 +167,14 @@ def trimmed(encoder: Encoder, tokens: torch.Tensor) -> torch.Tensor:
     return tokens[:, : int((tokens != padding.pad_token_id).sum(dim=1).max())]
 
 
-def image_embeddings(encoder: Encoder, pixels: Pixels, folder: Path, *, name: str) -> np.ndarray:
-    """(n, d) float32 unit rows in the order of `pixels.ids`, computed once for these pictures and this CLIP."""
+def image_embeddings(encoder: Encoder, pixels: Pixels, folder: Path, *, name: str, compute: Callable | None = None) -> np.ndarray:
+    """(n, d) float32 unit rows in the order of `pixels.ids`, computed once for these pictures and this CLIP.
+
+    `compute()` gives the same rows in a shorter way, where the caller has one.
+    """
     key = {"pixels": pixels.key, "clip": encoder.fingerprint}
     return cached_embeddings(folder / f"image_embeddings_{name}", pixels.ids, key,
-                             lambda: embed_images(encoder, pixels.array))
+                             compute or (lambda: embed_images(encoder, pixels.array)))
 
 
 def text_embeddings(encoder: Encoder, prompts: Sequence[str], folder: Path, *, name: str) -> np.ndarray:

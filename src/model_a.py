@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +68,12 @@ def frozen_activations(tower: Tower, encoder: Encoder, pixels: images.Pixels, fi
 
 
 @torch.no_grad()
-def _write_activations(tower: Tower, encoder: Encoder, pixels: np.ndarray, file: Path, *, batch_size: int = 128) -> bool:
+def _write_activations(tower: Tower, encoder: Encoder, pixels: np.ndarray, file: Path) -> bool:
     dtype = np.float16 if encoder.device.type == "cuda" else np.float32
     with atomic(file) as temporary:
         array = None
-        for start in tqdm(range(0, len(pixels), batch_size), desc="frozen blocks", unit="batch"):
-            x = encoder.normalise(pixels[start:start + batch_size]).contiguous(memory_format=torch.channels_last)
+        for start in tqdm(range(0, len(pixels), encoder.batch), desc="frozen blocks", unit="batch"):
+            x = encoder.normalise(pixels[start:start + encoder.batch]).contiguous(memory_format=torch.channels_last)
             with autocast(encoder.device):
                 part = tower.frozen(x).float().cpu().numpy()
             if array is None:
@@ -94,8 +95,11 @@ def training_set(encoder: Encoder, frame: pl.DataFrame, out: Path, *, name: str,
     """
     folder = out / CACHE
     pixels, _ = images.cache(frame.select("id", "image"), folder, geometry=encoder.geometry, name=name.split(".")[0])
-    embeddings = image_embeddings(encoder, pixels, folder, name=name)
-    activations = frozen_activations(make_tower(encoder, recipe), encoder, pixels, folder / f"activations_{name}.npy")
+    tower = make_tower(encoder, recipe)
+    activations = frozen_activations(tower, encoder, pixels, folder / f"activations_{name}.npy")
+    whole = activations is not None and activations.dtype == np.float32  # half precision would not give the encoder's own rows
+    compute = partial(_finish, tower, activations) if whole else None
+    embeddings = image_embeddings(encoder, pixels, folder, name=name, compute=compute)
     if targets is None:
         none = np.zeros(len(frame), dtype=np.int64)
         return TrainingSet(pixels.ids, pixels.array, embeddings, np.zeros((1, len(frame), N_OUT), np.float32), none, activations)
@@ -105,6 +109,14 @@ def training_set(encoder: Encoder, frame: pl.DataFrame, out: Path, *, name: str,
     weight = agreement(encoder, embeddings, frame["prompt"].to_list(), folder, name) if recipe.weigh_by_agreement else None
     return TrainingSet(pixels.ids, pixels.array, embeddings, targets, frame["group"].to_numpy(), activations, stands_for,
                        agreement=weight, may_flip=may_flip)
+
+
+@torch.no_grad()
+def _finish(tower: Tower, activations: np.ndarray, *, batch_size: int = 128) -> np.ndarray:
+    """The frozen embeddings (n, D) by way of the kept activations: the blocks before the cut are not run twice."""
+    device = next(tower.parameters()).device
+    parts = (activations[start:start + batch_size] for start in range(0, len(activations), batch_size))
+    return torch.cat([tower(torch.from_numpy(np.array(part)).to(device)).cpu() for part in parts]).numpy()
 
 
 def agreement(encoder: Encoder, embeddings: np.ndarray, texts: Sequence[str], folder: Path, name: str) -> np.ndarray:

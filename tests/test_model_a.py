@@ -77,6 +77,14 @@ def test_frozen_activations_are_kept_for_the_same_pictures_alone(tmp_path, monke
     assert model_a.frozen_activations(tower, clip, replace(pixels, key="other"), tmp_path / "kept.npy") is None
 
 
+def test_embeddings_by_way_of_kept_activations_are_the_encoder_s_own(tmp_path):
+    clip = encoder.load(toy.write_clip(tmp_path / "clip"), device="cpu")
+    data, tower = toy.data_for(clip), model_a.make_tower(clip, RECIPE)
+    pixels = images.Pixels(data.ids, data.pixels, "key", content=data.ids)
+    kept = model_a.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy")
+    np.testing.assert_allclose(model_a._finish(tower, kept, batch_size=7), encoder.embed_images(clip, data.pixels), atol=1e-5)
+
+
 def test_another_size_interpolates_position_embeddings(tmp_path):
     name = toy.write_clip(tmp_path / "clip")
     small, large = encoder.load(name, device="cpu"), encoder.load(f"{name}@64", device="cpu")
