@@ -10,7 +10,6 @@ alone: pip install semhash==0.5.0 (faiss-cpu and sentence-transformers are in re
 """
 
 import argparse
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timing import in_turns, machine, peak_mib, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src import dedup, similarity
@@ -61,24 +61,8 @@ def timed(function: Callable, *arguments) -> tuple[float, object]:
     return time.perf_counter() - clock, result
 
 
-def in_turns(functions: dict[str, Callable], x: np.ndarray, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each function over `x`, called in turns."""
-    seconds = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            seconds[name].append(timed(function, x)[0])
-    return seconds
-
-
-def peak_mib() -> float:
-    """The most memory this process has held, from the kernel; getrusage would count what its parent held when it started."""
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
-
-
 def header(n: int, x: np.ndarray) -> None:
-    processor = next((line.split(": ")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    print(f"{processor}, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}; "
-          f"{n:,} x {x.shape[1]} float32\n", flush=True)
+    print(f"{machine()}; {n:,} x {x.shape[1]} float32\n", flush=True)
 
 
 # --- the tables ---
@@ -88,15 +72,9 @@ def compare_with_product(n: int, repeats: int) -> None:
     x = clustered(n)
     header(n, x)
     ours(x[:2000])  # libraries loaded, threads started
-    seconds = in_turns({"product": product, "one pass": ours}, x, repeats)
-    ratios = [a / b for a, b in zip(seconds["one pass"], seconds["product"], strict=True)]
-    print(f"{'':>10} {'seconds, median':>16} {'lowest - highest':>18}")
-    for name, times in seconds.items():
-        print(f"{name:>10} {statistics.median(times):16.2f} {min(times):9.2f} - {max(times):.2f}")
-    spread = f"{min(ratios):.3f} - {max(ratios):.3f}, {repeats} turns"
-    print(f"\nratio to the product: median {statistics.median(ratios):.3f} ({spread})", flush=True)
+    table(in_turns({"product": lambda: product(x), "one pass": lambda: ours(x)}, repeats), "product")
     _, above, kept = alone(x)
-    print(f"memory above the input: {above:.0f} MiB; the pass keeps {int(kept):,} of {n:,} rows")
+    print(f"\nmemory above the input: {above:.0f} MiB; the pass keeps {int(kept):,} of {n:,} rows")
 
 
 def growth(sizes: list[int]) -> None:
@@ -225,16 +203,16 @@ def compare_with_peers(n: int, repeats: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=["product", "peers", "growth", "large", "one"])
+    parser.add_argument("measure", choices=["product", "peers", "growth", "large", "one"], metavar="{product,peers,growth,large}")
     parser.add_argument("--rows", type=int, help="other than the table's own size")
     parser.add_argument("--file", help=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    if options.table == "product":
+    if options.measure == "product":
         compare_with_product(options.rows or 60_000, options.repeats)
-    elif options.table == "peers":
+    elif options.measure == "peers":
         compare_with_peers(options.rows or 20_000, options.repeats)
-    elif options.table == "one":
+    elif options.measure == "one":
         one(options.file)
     else:
-        growth([options.rows or 300_000] if options.table == "large" else [15_000, 30_000, 60_000, 120_000])
+        growth([options.rows or 300_000] if options.measure == "large" else [15_000, 30_000, 60_000, 120_000])

@@ -1,7 +1,7 @@
 """The exact search as a multiple of the bare matrix product, beside its peers, from disk, and on two Dask workers.
 
     python benchmarks/knn.py product      60,000 x 1,024 store, 6,000 queries, K = 100
-    python benchmarks/knn.py peers        scikit-learn, plain torch and hnswlib (with its recall) beside it, 20,000 x 1,024
+    python benchmarks/knn.py peers        scikit-learn, plain torch and hnswlib (with its recall) beside it, 60,000 x 1,024
     python benchmarks/knn.py growth       15, 30, 60 and 120 thousand rows
     python benchmarks/knn.py disk         5,000,000 x 384 float16 streamed from disk (3.9 GB there), peak memory of the process
     python benchmarks/knn.py workers      faiss in this process against two Dask workers, the same answers
@@ -11,16 +11,15 @@ hnswlib is installed for the benchmark alone: pip install hnswlib==0.8.0.
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from timing import in_turns, machine, peak_mib, table
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -64,42 +63,22 @@ def by_scikit_learn(store: np.ndarray, queries: np.ndarray, metric: str) -> tupl
     return NearestNeighbors(n_neighbors=K, algorithm="brute", metric=metric).fit(store).kneighbors(queries)
 
 
-def in_turns(functions: dict[str, Callable], repeats: int, clock: str) -> dict[str, list[float]]:
-    """Seconds of each function, called in turns."""
-    seconds = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = CLOCKS[clock]()
-            function()
-            seconds[name].append(CLOCKS[clock]() - start)
-    return seconds
-
-
-def table(seconds: dict[str, list[float]], base: str) -> None:
-    print(f"{'':>24} {'median s':>9} {'lowest - highest':>18} {'ratio, median':>14} {'lowest - highest':>18} {'of the lowest':>14}")
-    for name, times in seconds.items():
-        ratios = [a / b for a, b in zip(times, seconds[base], strict=True)]
-        print(f"{name:>24} {statistics.median(times):9.2f} {min(times):9.2f} - {max(times):6.2f} {statistics.median(ratios):14.3f} "
-              f"{min(ratios):9.3f} - {max(ratios):6.3f} {min(times) / min(seconds[base]):14.3f}", flush=True)
-
-
 def header(what: str) -> None:
-    processor = next((line.split(": ")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    print(f"{processor}, {torch.get_num_threads()} threads; {knn.describe('faiss')}; {what}\n", flush=True)
+    print(f"{machine()}; {knn.describe('faiss')}; {what}\n", flush=True)
 
 
 def against_the_product(arguments: argparse.Namespace) -> None:
     store, queries = rows(60_000, 1024, 0), rows(6000, 1024, 1)
     header(f"60,000 x 1,024 store, 6,000 queries, K = {K}, {arguments.clock} clock")
     functions = {"product": lambda: product(store, queries), "knn.search": lambda: ours(store, queries)}
-    table(in_turns(functions, arguments.repeats, arguments.clock), "product")
+    table(in_turns(functions, arguments.repeats, CLOCKS[arguments.clock]), "product")
 
 
 def peers(arguments: argparse.Namespace) -> None:
     import hnswlib
 
-    store, queries = rows(20_000, 1024, 0), rows(1000, 1024, 1)
-    header(f"20,000 x 1,024 store, 1,000 queries, K = {K}, {arguments.clock} clock")
+    store, queries = rows(60_000, 1024, 0), rows(6000, 1024, 1)
+    header(f"60,000 x 1,024 store, 6,000 queries, K = {K}, {arguments.clock} clock")
     start = time.perf_counter()
     index = hnswlib.Index(space="ip", dim=1024)
     index.init_index(len(store), ef_construction=200, M=16)
@@ -114,7 +93,7 @@ def peers(arguments: argparse.Namespace) -> None:
         "scikit-learn cosine": lambda: by_scikit_learn(store, queries, "cosine"),
         "hnswlib, search alone": lambda: index.knn_query(queries, K),
     }
-    table(in_turns(functions, arguments.repeats, arguments.clock), "product")
+    table(in_turns(functions, arguments.repeats, CLOCKS[arguments.clock]), "product")
     exact, found = ours(store, queries)[1], index.knn_query(queries, K)[0]
     recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(exact, found, strict=True)])
     print(f"hnswlib (M = 16, ef = 200): recall {recall:.3f}; building took {built:.1f} s, {len(store) / built:.0f} rows/s")
@@ -126,13 +105,8 @@ def growth(arguments: argparse.Namespace) -> None:
     seconds = {}
     for n in (15_000, 30_000, 60_000, 120_000):
         store = rows(n, 1024, 0)
-        seconds |= in_turns({f"{n:,} rows": lambda store=store: ours(store, queries)}, arguments.repeats, arguments.clock)
+        seconds |= in_turns({f"{n:,} rows": lambda store=store: ours(store, queries)}, arguments.repeats, CLOCKS[arguments.clock])
     table(seconds, "15,000 rows")
-
-
-def peak_mib() -> float:
-    """The most memory this process has held, from the kernel."""
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 
 
 def write_store(folder: Path, n: int, dim: int, shards: int) -> None:
@@ -171,7 +145,7 @@ def workers(arguments: argparse.Namespace) -> None:
         expected = ours(store, queries)
         functions = {"this process": lambda: ours(store, queries),
                      "two workers": lambda: knn.search(store, queries, K, "faiss", cluster=client, store_rows=15_000)}
-        table(in_turns(functions, arguments.repeats, "wall"), "this process")
+        table(in_turns(functions, arguments.repeats), "this process")
     odd = [(a ^ b, q) for q, (a, b) in enumerate(zip(map(set, found[1]), map(set, expected[1]), strict=True)) if a != b]
     beyond = sum(abs(float(queries[q] @ store[i]) - expected[0][q, -1]) > 1e-6 for rest, q in odd for i in rest)
     print(f"similarities differ by at most {np.abs(found[0] - expected[0]).max():.1g}; sets of neighbours differ in {len(odd)} of "

