@@ -36,6 +36,18 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def reserved(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file mapped for writing, with its room on the disk taken at once.
+
+    On a full disk that is an OSError here; a page that finds no room later would kill the process (SIGBUS).
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
 def check_embeddings(ids: Sequence[str], x: np.ndarray, what: str) -> None:
     """Raise ValueError unless `x` is (n, d) float32, finite, with n unique ids; the message says the offending numbers."""
     if x.ndim != 2 or x.dtype != np.float32:

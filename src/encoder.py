@@ -147,8 +147,9 @@ def embed_images(encoder: Encoder, pixels: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def embed_texts(encoder: Encoder, prompts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
+def embed_texts(encoder: Encoder, prompts: Sequence[str]) -> np.ndarray:
     """Prompts -> (n, d) float32 unit rows, in order; text longer than the context is truncated; equal prompts run once."""
+    batch_size = 2 * encoder.batch
     unique = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))  # alike lengths together: less padding
     parts = []
     for start in tqdm(range(0, len(unique), batch_size), desc="text embeddings", unit="batch"):

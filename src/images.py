@@ -300,6 +300,7 @@ class _Store:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with (open(self.file, "r+b" if self.file.exists() else "w+b", buffering=0) as file,
               tqdm(total=len(new), desc=f"decoding {name}", unit="picture") as bar,
+              ThreadPoolExecutor(1) as saver,  # waits for the disk while the others decode
               ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool):  # one picture a thread
             saving = None
             for chunk in new.iter_slices(CHUNK):
@@ -309,7 +310,7 @@ class _Store:
                 self.index = pl.concat([self.index, pl.concat([chunk.select("image", "stamp"), found], how="horizontal")])
                 if saving:
                     saving.result()
-                saving = pool.submit(self._save, file, self.index)
+                saving = saver.submit(self._save, file, self.index)
             saving.result()
             file.truncate(self.n_slots * self.n_bytes)  # what a killed run left behind
 
@@ -322,7 +323,7 @@ class _Store:
         """Write the pixels of one attempt into the next slot, unless their content has one; its content, slot and reason."""
         bar.update()
         if isinstance(result, np.ndarray) and content not in known:
-            os.pwrite(file.fileno(), np.ascontiguousarray(result), self.n_slots * self.n_bytes)
+            os.pwrite(file.fileno(), result, self.n_slots * self.n_bytes)
             known[content] = (self.n_slots, None)
             self.n_slots += 1
         return content, *known.get(content, (None, result))
@@ -337,6 +338,6 @@ class _Store:
         try:
             encoded = references.read(image)
             content = sha256(encoded).hexdigest()
-            return content, None if content in known else from_bytes(encoded, self.geometry)
+            return content, None if content in known else np.ascontiguousarray(from_bytes(encoded, self.geometry))
         except Exception as error:  # decoders raise what they like on broken input, and none of it may stop a run
             return content, f"unreadable picture: {type(error).__name__}: {error}".split("\n")[0][:200]

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from src import head as heads
 from src import images, prompts
-from src.artifacts import atomic, fingerprint, load_embeddings, load_json, positions, save_embeddings, save_json
+from src.artifacts import atomic, fingerprint, load_embeddings, load_json, positions, reserved, save_embeddings, save_json
 from src.encoder import Encoder, autocast, image_embeddings, text_embeddings
 from src.head import N_OUT, Head
 from src.metrics import avg_cos
@@ -80,7 +80,7 @@ def _write_activations(tower: Tower, encoder: Encoder, pixels: np.ndarray, file:
                 shape = (len(pixels), *part.shape[1:])
                 if np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize > ACTIVATION_BYTES:
                     return False
-                array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+                array = reserved(temporary, dtype, shape)
             array[start:start + len(part)] = part
         array.flush()
     return True

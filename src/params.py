@@ -13,7 +13,8 @@ from pathlib import Path
 from src.paths import ROOT, STAGES, resolve, shown
 
 NOTEBOOKS = ROOT / "notebooks"
-FILES = ("train", "test", "text", "test_truth", "held_out", "fold_file", "attributes")  # parameters that name files or folders
+FILES = ("train", "test", "text", "stores", "test_truth", "held_out", "fold_file", "attributes")  # what names files or folders
+RUNNER = {"offline": bool}  # keys of `common` that are the runner's own
 
 
 class Problem(Exception):
@@ -91,8 +92,10 @@ def stage_params(params: dict[str, dict], file: str, notebooks: Path = NOTEBOOKS
     common = sorted({name for names in known.values() for name in names})
     problems = [f"section {s!r} is unknown{_near(s, ['common', 'demo', *STAGES])}" for s in params
                 if s not in ("common", "demo", *STAGES)]
-    problems += [f"common.{name} is declared by no notebook{_near(name, common)}" for name in params.get("common", {})
-                 if name not in common]
+    problems += [f"common.{name} is declared by no notebook{_near(name, [*common, *RUNNER])}" for name in params.get("common", {})
+                 if name not in common and name not in RUNNER]
+    problems += [f"common.{name} must be {kind.__name__}, got {params['common'][name]!r}" for name, kind in RUNNER.items()
+                 if type(params.get("common", {}).get(name, kind())) is not kind]
     result = {}
     for stage, names in known.items():
         own = params.get(stage, {})

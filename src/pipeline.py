@@ -5,6 +5,7 @@ It imports no model: a run in which everything is up to date takes seconds.
 
 import argparse
 import ast
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,6 +16,7 @@ import resource
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 LOG = logging.getLogger("pipeline")
 LOG.setLevel(logging.INFO)
 LOG.propagate = False
+logging.raiseExceptions = False  # a log that finds the disk full must not bury the message that says so
+FULL = (errno.ENOSPC, errno.EDQUOT)
 NEEDS = {  # the stages whose artifacts a stage reads; tests/test_notebooks.py holds it against what the notebooks name
     "01_dedup": (),
     "02_train_model_a": ("01_dedup",),
@@ -210,8 +214,11 @@ def run_stage(stage: str, values: dict[str, object], output: Path, notebooks: Pa
                                    progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, **_step_hooks(stage),
                                    coalesce_streams=True,  # a progress bar's updates become one output
                                    config=Config(KernelManager={"transport": "ipc"}))  # not over TCP, which others can read
-    finally:
-        _tidy(executed)
+    except BaseException:
+        with suppress(OSError, ValueError):  # on a full disk the copy cannot be tidied: the error itself matters more
+            _tidy(executed)
+        raise
+    _tidy(executed)
     seconds = time.perf_counter() - clock
     if not meta_file.exists():
         raise Problem(f"{stage} ended without writing {shown(meta_file)}")
@@ -246,6 +253,8 @@ def _tidy(executed: Path) -> None:
     import nbformat
     from nbconvert import HTMLExporter
 
+    from src.artifacts import atomic
+
     if not executed.exists():
         return
     notebook = nbformat.read(executed, as_version=4)
@@ -253,11 +262,13 @@ def _tidy(executed: Path) -> None:
         cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
         for output in (o for o in cell.outputs if o.output_type == "stream"):
             output.text = re.sub(r"(?m)^ +\n?$", "", re.sub(r"[^\n]*\r", "", output.text))  # a bar that was taken away is blank
-    nbformat.write(notebook, executed)
+    with atomic(executed) as temporary:
+        nbformat.write(notebook, temporary)
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="",
                             mermaid_layout_elk_js_url="")  # read without a network
     html, _ = exporter.from_notebook_node(notebook)
-    executed.with_suffix(".html").write_text(html, encoding="utf-8")
+    with atomic(executed.with_suffix(".html")) as temporary:
+        temporary.write_text(html, encoding="utf-8")
 
 
 def prepare_demo(demo: dict | None) -> None:
@@ -275,6 +286,18 @@ def prepare_demo(demo: dict | None) -> None:
     print(f"demo       writing {shown(folder)}", flush=True)
     module.write(folder, **sizes)
     print(f"demo       {time.perf_counter() - clock:.0f} s")
+
+
+def preflight(per_stage: dict[str, dict], file: str) -> None:
+    """Raise Problem listing all that would stop the stages, before the first one begins; `preflight.py` in a process of its own."""
+    clock, command = time.perf_counter(), [sys.executable, "-m", "src.preflight"]
+    done = subprocess.run(command, input=json.dumps(per_stage), text=True, capture_output=True, cwd=ROOT)
+    if done.returncode:
+        raise Problem(f"the checks before the run failed themselves:\n{done.stderr[-3000:]}")
+    wrong = json.loads(done.stdout.splitlines()[-1])
+    if wrong:
+        raise Problem("\n  ".join([f"{file}: nothing has run, since this would stop it", *wrong]))
+    print(f"checked    sources, weights, settings and room: {time.perf_counter() - clock:.0f} s")
 
 
 def chosen(first: str | None, only: str | None) -> list[str]:
@@ -296,6 +319,8 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
     per_stage = stage_params(params, options.params, notebooks)
     stages = chosen(options.first, options.only)
     output = resolve(per_stage["01_dedup"]["output_dir"])
+    if params.get("common", {}).get("offline"):
+        os.environ |= {"OFFLINE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if options.status:
         return status(per_stage, output, notebooks)
     changes = [part for change in options.changes for part in ("--set", change)]
@@ -307,6 +332,9 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
         LOG.info("%s", shlex.join(["./run_all.sh", *sys.argv[1:]]))
         prepare_demo(demo)
         check_inputs(wanted, options.params)
+        stale = any(reasons_to_run(stage, state_of(stage, wanted[stage], output, notebooks), output) for stage in stages)
+        if notebooks == NOTEBOOKS and (stale or options.force):  # it knows the parameters of these notebooks
+            preflight(wanted, options.params)
         times = {}
         for stage in stages:
             reasons = reasons_to_run(stage, state_of(stage, per_stage[stage], output, notebooks), output)
@@ -357,11 +385,16 @@ def _report_failure(stage: str, error: Exception, output: Path, again: str) -> N
     else:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         where = f"{type(error).__name__}: {error}"
+    if getattr(error, "errno", None) in FULL or os.strerror(errno.ENOSPC) in where:
+        print(f"the disk that holds {shown(output)} is full: make room; what is finished stays", file=sys.stderr)
+    if "Kernel died" in where:
+        print("the kernel was killed; if memory ran out (the log has what was in use), lower batch_size", file=sys.stderr)
     executed = output / paths.EXECUTED / f"{stage}.ipynb"
     mark = output / stage / paths.FAILED
-    mark.parent.mkdir(parents=True, exist_ok=True)
     LOG.info("%s failed: %s", stage, where)
-    mark.write_text(f"{datetime.now():%Y-%m-%d %H:%M:%S}, {where}\n", encoding="utf-8")
+    with suppress(OSError):  # on a full disk
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(f"{datetime.now():%Y-%m-%d %H:%M:%S}, {where}\n", encoding="utf-8")
     print(f"\nexecuted copy: {shown(executed)} (and .html)\ngo on with:    {again}", file=sys.stderr)
 
 
@@ -413,6 +446,11 @@ def main(argv: list[str] | None = None, notebooks: Path = NOTEBOOKS) -> int:
         print(f"the package {error.name} is not installed for {sys.executable}: run without SKIP_INSTALL=1, or install "
               "requirements.txt into it", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"{error}: make room and start again; what is finished stays", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130

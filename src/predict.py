@@ -344,7 +344,7 @@ def _flat(part: pl.DataFrame) -> pl.DataFrame:
 
 def _write_array(files: Sequence[Path], path: Path) -> None:
     rows = sum(pq.read_metadata(file).num_rows for file in files)
-    array, at = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, submission.WIDTH)), 0
+    array, at = artifacts.reserved(path, np.float32, (rows, submission.WIDTH)), 0
     for file in files:
         part = pl.read_parquet(file, columns=["embedding"])["embedding"].to_numpy().reshape(-1, submission.WIDTH)
         array[at:at + len(part)] = part

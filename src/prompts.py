@@ -7,7 +7,7 @@ import io
 import random
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -42,18 +42,24 @@ def sentence_model(name: str = EMBEDDED, device: str = "auto"):
     return SentenceTransformer(str(source), device=None if device == "auto" else device)
 
 
-def encode(prompts: Sequence[str], *, model: str = EMBEDDED, device: str = "auto", batch_size: int = 64) -> np.ndarray:
-    """(n, 384) float32 unit rows, in order: the sentence embeddings of `prompts`; equal prompts are encoded once."""
-    unique = list(dict.fromkeys(prompts))
-    if not unique:
-        return np.empty((0, WIDTH), dtype=np.float32)
-    rows = sentence_model(model, device).encode(
-        unique, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=len(unique) > 1000
-    ).astype(np.float32)
-    if rows.shape[1] != WIDTH:
-        raise ValueError(f"sentence_model {model!r} gives {rows.shape[1]} numbers, the task's targets have {WIDTH}")
-    where = {prompt: i for i, prompt in enumerate(unique)}
-    return rows[[where[prompt] for prompt in prompts]]
+def encode(prompts: Sequence[str], *, model: str = EMBEDDED, device: str = "auto", batch_size: int = 64,
+           known: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+    """(n, 384) float32 unit rows, in order: the sentence embeddings of `prompts`; equal prompts are encoded once.
+
+    `known` has rows that this model has given before, by prompt: these are taken from it.
+    """
+    where = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    found = np.empty((len(where), WIDTH), dtype=np.float32)
+    new = [prompt for prompt in where if not known or prompt not in known]
+    for prompt in where.keys() - set(new):
+        found[where[prompt]] = known[prompt]
+    if new:
+        rows = sentence_model(model, device).encode(
+            new, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=len(new) > 1000)
+        if rows.shape[1] != WIDTH:
+            raise ValueError(f"sentence_model {model!r} gives {rows.shape[1]} numbers, the task's targets have {WIDTH}")
+        found[[where[prompt] for prompt in new]] = rows
+    return found[[where[prompt] for prompt in prompts]]
 
 
 def count_tokens(prompts: Sequence[str], *, model: str = EMBEDDED) -> np.ndarray:

@@ -67,3 +67,11 @@ def test_targets_are_unit_rows_in_order_and_those_of_the_known_model():
     assert np.linalg.norm(rows, axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
     assert (rows[0] == rows[2]).all() and rows[0] @ rows[1] > 0.7
     assert prompts.encode([]).shape == (0, 384)
+
+
+def test_known_rows_are_taken_as_they_are_and_the_rest_is_encoded():
+    texts = ["a red fox", "a blue door", "a red fox", "a green hill"]
+    marked = np.full(prompts.WIDTH, 7, np.float32)
+    rows = prompts.encode(texts, known={"a red fox": marked, "another": marked})
+    assert (rows[[0, 2]] == 7).all() and np.allclose(rows[[1, 3]], prompts.encode(["a blue door", "a green hill"]), atol=1e-6)
+    assert prompts.encode([]).shape == (0, prompts.WIDTH)

@@ -1,0 +1,273 @@
+"""What can be known before a long run begins: sources, columns, weights, settings and room, all of it looked at once.
+
+`python -m src.preflight < per_stage.json` is a process of its own, since it loads the models: the runner stays light, and no GPU
+memory stays held.
+"""
+
+import json
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from src import artifacts, data, dedup, encoder, knn, model_a, model_b, paths, prompts
+from src.encoder import Encoder
+from src.model_a import Recipe
+from src.paths import resolve, shown
+
+RENAMED = {"start": "start_from", "compile": "compile_tower"}  # fields of Recipe whose parameter has another name
+CHARACTERS = 100  # of a prompt in a text file: how many there are is not counted, only estimated
+TIMEOUT = 5  # seconds for a Dask scheduler to answer
+
+
+@dataclass
+class Found:
+    """What is wrong, a line each, and what the checks so far have learnt for those that follow."""
+
+    wrong: list[str] = field(default_factory=list)
+    pairs: pl.DataFrame | None = None
+    n_test: int = 0
+    clips: dict[str, Encoder | None] = field(default_factory=dict)  # None for one that does not load
+
+    @contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        """Any error inside becomes one line that begins with `what`, the parameter."""
+        try:
+            yield
+        except Exception as error:  # whatever a library raises on a user's file is what the user must know
+            said = _said(error)
+            self.wrong.append(said if said.startswith(what.split()[0]) else f"{what}: {said}")
+
+
+def _said(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text if isinstance(error, ValueError | OSError | RuntimeError | AssertionError) else f"{type(error).__name__}: {text}"
+
+
+def problems(per_stage: dict[str, dict]) -> list[str]:
+    """What would stop the stages of `per_stage` (stage -> parameters), each a line that names the parameter; empty if nothing."""
+    found = Found()
+    for stage, check in CHECKS.items():
+        if stage in per_stage:
+            check(found, per_stage[stage])
+    _check_room(found, per_stage)
+    return list(dict.fromkeys(found.wrong))
+
+
+# --- one check a notebook ---
+
+
+def _check_data(found: Found, values: dict) -> None:
+    with found.noting("train"):
+        found.pairs, rejected = data.read_all(values["train"])
+        share = data.bad_share(len(found.pairs), rejected)
+        if found.pairs.is_empty() or share > values["max_rejected"]:
+            raise ValueError(f"{len(found.pairs)} rows can be used and {len(rejected)} cannot (max_rejected = "
+                             f"{values['max_rejected']}): {dict(data.tally(rejected).rows())}")
+    with found.noting("test"):
+        found.n_test = len(data.read_test(values["test"])[0])
+    with found.noting("held_out"):
+        _first_prompts(values["held_out"])
+    with found.noting("fold_file"):
+        if values["fold_file"] is not None and found.pairs is not None:
+            dedup.given_folds(values["fold_file"], found.pairs["id"].to_list(), np.arange(len(found.pairs)))
+    with found.noting("cosine_keep"):
+        dedup.keeps_one(values["cosine_keep"])
+    with found.noting("keep"):
+        dedup.walk_order(pl.Series(["a prompt"]), values["keep"])
+    _check_models(found, values)
+
+
+def _check_training(found: Found, values: dict) -> None:
+    _check_models(found, values)
+    _check_cluster(found, values)
+    with found.noting("02_train_model_a"):
+        given = {f.name: values[RENAMED.get(f.name, f.name)] for f in fields(Recipe) if RENAMED.get(f.name, f.name) in values}
+        recipe = Recipe(**given)
+        for name in [values["clip"], *values["backbones"]]:
+            if found.clips[name] is not None:
+                _dry_step(found.clips[name], recipe)
+
+
+def _dry_step(clip: Encoder, recipe: Recipe) -> None:
+    """Cut the tower as training will; on a GPU one step on a batch of noise too, which says whether the memory suffices."""
+    tower = model_a.make_tower(clip, recipe)
+    if clip.device.type != "cuda":
+        return
+    noise = np.random.default_rng(0).integers(0, 256, (recipe.batch_size, clip.geometry.size, clip.geometry.size, 3), np.uint8)
+    try:
+        with encoder.autocast(clip.device):
+            embedding = tower(tower.frozen(clip.normalise(noise)))
+        if embedding.requires_grad:
+            embedding.float().sum().backward()
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(f"batch_size {recipe.batch_size} does not fit the GPU's memory; halve it and double accumulate, turn on "
+                           f"grad_checkpointing, or lower trainable_blocks ({str(error).split('. ')[0]})") from None
+
+
+def _check_search(found: Found, values: dict) -> None:
+    _check_models(found, values)
+    _check_cluster(found, values)
+    with found.noting("text"):
+        _first_prompts(values["text"])
+    for folder in values["stores"]:
+        with found.noting("stores"):
+            data.read_store(folder)
+    with found.noting("engine"):
+        knn.resolve_engine(values["engine"])
+    with found.noting("routes"):
+        if not [model_b.Route(**route) for route in values["routes"]]:
+            raise ValueError("none is given; the paper's is [{name: text}]")
+    with found.noting("delta, coef, distance"):
+        similarity = np.ones((1, 1), np.float32)
+        for dim in values["dim_grid"]:
+            model_b.Weighting(dim, values["delta"], values["coef"], values["distance"], values["delta_inside"])(similarity)
+        for tau in values["tau_grid"]:
+            model_b.Weighting(tau=tau)(similarity)
+        if not values["k_grid"] or min(values["k_grid"]) < 1 or not values["dim_grid"] + values["tau_grid"]:
+            raise ValueError("k_grid must hold numbers of neighbours from 1, and dim_grid or tau_grid something to try")
+
+
+def _check_slices(found: Found, values: dict) -> None:
+    if values["attributes"] is not None:
+        _check_columns(found, "attributes", values["attributes"], ["file_name", *values["slice_by"]])
+
+
+def _check_truth(found: Found, values: dict) -> None:
+    with found.noting("test"):
+        data.read_test(values["test"])
+    if values["test_truth"] is not None:
+        _check_columns(found, "test_truth", values["test_truth"], ["imgId", "prompt"])
+    _check_models(found, values)
+
+
+CHECKS = {"01_dedup": _check_data, "02_train_model_a": _check_training, "03_cuml_knn_model_b": _check_search,
+          "04_ensemble_oof": _check_slices, "05_submit": _check_truth}
+
+
+# --- what several notebooks share ---
+
+
+def _check_models(found: Found, values: dict) -> None:
+    """The device is there; every CLIP and the sentence encoder load, and fit the task."""
+    device = "cpu"
+    with found.noting("device"):
+        device = encoder.choose_device(values["device"]).type
+    for name in [values["clip"], *values.get("backbones", [])] if "clip" in values else []:
+        if name not in found.clips:
+            found.clips[name] = None
+            with found.noting(f"clip {name!r}"):
+                found.clips[name] = encoder.load(name, device=device)
+    if "sentence_model" in values:
+        with found.noting("sentence_model"):
+            prompts.encode(["a prompt"], model=values["sentence_model"], device="cpu")
+
+
+def _check_cluster(found: Found, values: dict) -> None:
+    with found.noting("cluster"):
+        if values["cluster"] not in (None, "local"):
+            scheme, _, address = values["cluster"].partition("://")
+            host, _, port = address.rpartition(":")
+            if scheme not in ("tcp", "tls") or not host or not port.isdigit():
+                raise ValueError(f"must be null, local or tcp://host:port, got {values['cluster']!r}")
+            socket.create_connection((host, int(port)), timeout=TIMEOUT).close()
+
+
+def _check_columns(found: Found, name: str, file: str, wanted: list[str]) -> None:
+    with found.noting(name):
+        if not resolve(file).is_file():
+            raise FileNotFoundError(f"{shown(resolve(file))} does not exist")
+        columns = artifacts.load_table(resolve(file)).columns
+        missing = [column for column in wanted if column not in columns]
+        if missing:
+            raise ValueError(f"{shown(resolve(file))} has no column {', '.join(missing)}; there are {columns}")
+
+
+def _first_prompts(text: str | list | None) -> None:
+    """Read the beginning of each text-only source."""
+    for entry in [text] if isinstance(text, str) else text or []:
+        if next(data.text_batches(entry, rows=1000), None) is None:
+            raise ValueError(f"{shown(resolve(entry))} holds no prompts")
+
+
+# --- room ---
+
+
+def _check_room(found: Found, per_stage: dict[str, dict]) -> None:
+    """The output can be written; and, once all else is right, what will be written has room."""
+    output = resolve(next(iter(per_stage.values()))["output_dir"])
+    with found.noting("output_dir"):
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    if found.wrong:
+        return
+    needed, free = room_needed(found, per_stage, output), shutil.disk_usage(output).free
+    if sum(needed.values()) > free:
+        parts = ", ".join(f"{name} {n / 2**30:.2f}" for name, n in needed.items())
+        found.wrong.append(f"output_dir: {shown(output)} needs about {sum(needed.values()) / 2**30:.2f} GiB ({parts}), "
+                           f"{free / 2**30:.2f} are free: make room, or set output_dir on another disk")
+
+
+def room_needed(found: Found, per_stage: dict[str, dict], output: Path) -> dict[str, int]:
+    """Bytes that the stages will write, by kind, less what the cache holds already; an estimate, on the low side."""
+    needed = {"pixels": 0, "activations": 0, "weights": 0, "embeddings": 0, "store": 0}
+    rows = found.n_test + (0 if found.pairs is None else len(found.pairs))
+    training, searching = per_stage.get("02_train_model_a"), per_stage.get("03_cuml_knn_model_b")
+    for name, clip in ((name, clip) for name, clip in found.clips.items() if clip is not None):
+        width = _width(clip)
+        needed["pixels"] += rows * 3 * clip.geometry.size**2
+        needed["embeddings"] += rows * 4 * width
+        if training:
+            recipe = Recipe(trainable_blocks=training["trainable_blocks"], tower=training["tower"])
+            needed["activations"] += _activation_bytes(clip, recipe, rows)
+            trained = sum(p.numel() for p in model_a.make_tower(clip, recipe).parameters() if p.requires_grad)
+            folds = per_stage.get("01_dedup", {}).get("n_folds", 1)
+            needed["weights"] += 4 * trained * (folds * (4 if name == training["clip"] else 1) + 5)  # 5: one checkpoint
+        if searching and name == searching["clip"]:
+            bytes_each = (2 if searching["store_dtype"] == "float16" else 4) * (width + model_a.N_OUT)
+            needed["store"] += bytes_each * (rows + _count_prompts(searching["text"]))
+    needed["embeddings"] += rows * 4 * model_a.N_OUT * 8  # targets, and a prediction of each row of the tables
+    held = [f.stat().st_size for folder in (paths.CACHE, paths.STORE_SHARDS) for f in (output / folder).rglob("*") if f.is_file()]
+    needed["there already"] = -min(sum(held), sum(needed.values()))
+    return needed
+
+
+def _width(clip: Encoder) -> int:
+    size = clip.geometry.size
+    return encoder.embed_images(clip, np.zeros((1, size, size, 3), np.uint8)).shape[1]
+
+
+def _activation_bytes(clip: Encoder, recipe: Recipe, rows: int) -> int:
+    """What `model_a.frozen_activations` will keep; nothing where it keeps none."""
+    tower = model_a.make_tower(clip, recipe)
+    if not tower.splits or not tower.trains:
+        return 0
+    size = clip.geometry.size
+    with encoder.autocast(clip.device):
+        one = tower.frozen(clip.normalise(np.zeros((1, size, size, 3), np.uint8))).numel()
+    n_bytes = rows * one * (2 if clip.device.type == "cuda" else 4)
+    return n_bytes if n_bytes <= model_a.ACTIVATION_BYTES else 0
+
+
+def _count_prompts(text: str | list | None) -> int:
+    """About how many prompts the text-only sources hold: Parquet tables say it, other files are estimated by their size."""
+    count = 0
+    for entry in [text] if isinstance(text, str) else text or []:
+        path = resolve(entry)
+        for file in (f for f in (path.iterdir() if path.is_dir() else [path]) if f.suffix in data.TEXTS):
+            parquet = file.suffix == ".parquet"
+            count += pl.scan_parquet(file).select(pl.len()).collect().item() if parquet else file.stat().st_size // CHARACTERS
+    return count
+
+
+if __name__ == "__main__":
+    json.dump(problems(json.load(sys.stdin)), sys.stdout)

@@ -1,0 +1,16 @@
+"""`./run_tests.sh --endurance` runs tests/endurance (an hour and more) instead of the ordinary tests."""
+
+from pathlib import Path
+
+ENDURANCE = Path(__file__).parent / "endurance"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--endurance", action="store_true", help="the tests of tests/endurance, which take an hour")
+
+
+def pytest_ignore_collect(collection_path, config):
+    enduring = collection_path == ENDURANCE or ENDURANCE in collection_path.parents
+    if collection_path.suffix == ".py" and enduring != config.getoption("--endurance"):
+        return True
+    return None

@@ -1,0 +1,167 @@
+"""What is checked before a run: everything that is wrong is said at once, each with its parameter; what is right passes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import polars as pl
+import pytest
+from PIL import Image
+
+from src import params, pipeline, preflight
+from src.paths import ROOT
+from tests import toy
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory) -> Path:
+    """A small CLIP, six training pictures in a folder with metadata.csv, two test pictures, a text file."""
+    folder = tmp_path_factory.mktemp("preflight")
+    toy.write_clip(folder / "clip")
+    for part, n in (("train", 6), ("test/images", 2)):
+        (folder / part).mkdir(parents=True)
+        for i in range(n):
+            Image.new("RGB", (40, 40), (40 * i, 90, 200 - 30 * i)).save(folder / part / f"p{i}.png")
+    rows = pl.DataFrame({"file_name": [f"p{i}.png" for i in range(6)], "prompt": [f"a plain square number {i}" for i in range(6)]})
+    rows.write_csv(folder / "train" / "metadata.csv")
+    (folder / "prompts.txt").write_text("a red door\na blue wall\n")
+    return folder
+
+
+@pytest.fixture
+def per_stage(disk, tmp_path) -> dict[str, dict]:
+    """The real notebooks' parameters, set to what is on `disk`."""
+    common = {"train": str(disk / "train"), "test": str(disk / "test"), "text": str(disk / "prompts.txt"),
+              "clip": f"local-dir:{disk / 'clip'}", "output_dir": str(tmp_path / "out"), "device": "cpu"}
+    return params.stage_params({"common": common}, "test")
+
+
+def test_what_is_right_passes(per_stage):
+    assert preflight.problems(per_stage) == []
+
+
+FAULTS = [
+    ("01_dedup", "train", "input/no_such_folder", "train: "),
+    ("01_dedup", "test", "input/no_such_folder", "test: no pictures in"),
+    ("01_dedup", "keep", "shortest", "keep must be one of first, longest, most_pictures, got 'shortest'"),
+    ("01_dedup", "cosine_keep", "two", "cosine_keep must be one or none, got 'two'"),
+    ("01_dedup", "held_out", "input/none.txt", "held_out: text: input/none.txt does not exist"),
+    ("01_dedup", "sentence_model", "no/such model", "sentence_model: "),
+    ("02_train_model_a", "backbones", ["ViT-B-99/none"], "clip: 'ViT-B-99/none' could not be loaded"),
+    ("02_train_model_a", "clip", "local-dir:input/none", "clip: there is no folder input/none"),
+    ("02_train_model_a", "head", "tall", "02_train_model_a: head must be one of linear, paper, wide, got 'tall'"),
+    ("02_train_model_a", "trainable_blocks", 99, "02_train_model_a: trainable_blocks 99, but the tower has 3"),
+    ("02_train_model_a", "start_from", "nothing", "02_train_model_a: start must be one of probe, random, got 'nothing'"),
+    ("02_train_model_a", "cluster", "tcp://127.0.0.1:9", "cluster: "),
+    ("02_train_model_a", "cluster", "many", "cluster: must be null, local or tcp://host:port, got 'many'"),
+    ("02_train_model_a", "device", "gpu", "device must be auto, cpu or cuda, got 'gpu'"),
+    ("03_cuml_knn_model_b", "text", "input/none.txt", "text: input/none.txt does not exist"),
+    ("03_cuml_knn_model_b", "stores", ["input/none"], "stores: "),
+    ("03_cuml_knn_model_b", "engine", "magic", "engine 'magic' is not one of"),
+    ("03_cuml_knn_model_b", "routes", [{"name": "x", "keys": "sound"}], "routes: route x: keys 'sound' is not one of"),
+    ("03_cuml_knn_model_b", "routes", [{"nam": "x"}], "routes: TypeError: "),
+    ("03_cuml_knn_model_b", "delta", 0.0, "delta, coef, distance: dim = 2, delta = 0.0"),
+    ("03_cuml_knn_model_b", "distance", "manhattan", "delta, coef, distance: distance 'manhattan' is not one of"),
+    ("03_cuml_knn_model_b", "k_grid", [], "delta, coef, distance: k_grid must hold"),
+    ("04_ensemble_oof", "attributes", "input/none.csv", "attributes: input/none.csv does not exist"),
+    ("05_submit", "test_truth", "input/none.csv", "test_truth: input/none.csv does not exist"),
+]
+
+
+@pytest.mark.parametrize(("stage", "name", "value", "line"), FAULTS, ids=lambda x: str(x)[:30])
+def test_each_fault_is_one_line_that_names_its_parameter(per_stage, stage, name, value, line):
+    given = {stage: {**per_stage[stage], name: value}}
+    found = preflight.problems(given)
+    assert len(found) == 1 and found[0].startswith(line), found
+
+
+def test_columns_are_looked_at(per_stage, disk):
+    per_stage["04_ensemble_oof"]["attributes"] = str(disk / "train" / "metadata.csv")
+    per_stage["05_submit"]["test_truth"] = str(disk / "train" / "metadata.csv")
+    found = preflight.problems(per_stage)
+    assert len(found) == 2 and "has no column subject, style; there are ['file_name', 'prompt']" in found[0]
+    assert "has no column imgId; there are" in found[1]
+
+
+def test_a_set_that_is_mostly_bad_is_refused_with_its_tally(per_stage, disk, tmp_path):
+    rows = pl.DataFrame({"file_name": ["p0.png", *[f"gone{i}.png" for i in range(5)]], "prompt": ["a plain square"] * 6})
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "p0.png").write_bytes((disk / "train" / "p0.png").read_bytes())
+    rows.write_csv(tmp_path / "train" / "metadata.csv")
+    per_stage["01_dedup"]["train"] = str(tmp_path / "train")
+    found = preflight.problems(per_stage)
+    assert len(found) == 1 and found[0].startswith("train: 1 rows can be used and 5 cannot (max_rejected = 0.2)"), found
+
+
+def test_too_little_room_is_said_with_what_needs_it(per_stage, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    found = preflight.problems(per_stage)
+    assert len(found) == 1 and found[0].startswith("output_dir: ") and "pixels" in found[0] and "make room, or" in found[0]
+
+
+def test_an_output_that_cannot_be_written_is_said(per_stage, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for values in per_stage.values():
+        values["output_dir"] = str(tmp_path / "file" / "out")
+    found = preflight.problems(per_stage)
+    assert len(found) == 1 and found[0].startswith("output_dir: ")
+
+
+def test_the_room_is_about_what_is_then_used(per_stage):
+    found = preflight.Found()
+    for stage, check in preflight.CHECKS.items():
+        check(found, per_stage[stage])
+    needed = preflight.room_needed(found, per_stage, Path("/no/output/yet"))
+    assert needed["pixels"] == 8 * 3 * 32 * 32 and needed["store"] == 2 * (24 + 384) * 8 and needed["there already"] == 0
+    assert needed["activations"] > 0 and needed["weights"] > 0
+
+
+def test_the_runner_lists_everything_and_runs_nothing(disk, tmp_path, capfd):
+    changes = [f"train={disk / 'train'}", f"test={disk / 'test'}", "text=null", f"clip=local-dir:{disk / 'clip'}",
+               f"output_dir={tmp_path / 'out'}", "02_train_model_a.head=tall", "03_cuml_knn_model_b.engine=magic"]
+    (tmp_path / "params.yaml").write_text("common:\n  seed: 1\n")
+    arguments = [part for change in changes for part in ("--set", change)]
+    assert pipeline.main(["--params", str(tmp_path / "params.yaml"), *arguments]) == 2
+    error = capfd.readouterr().err
+    assert "head must be one of" in error and "engine 'magic'" in error and not (tmp_path / "out" / "executed").exists()
+
+
+OFFLINE = """
+import src, socket
+socket.socketpair()
+server = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(server.getsockname()).close()
+for call in (lambda: socket.create_connection(("192.0.2.1", 80), timeout=1), lambda: socket.getaddrinfo("example.org", 80)):
+    try:
+        call()
+    except OSError as error:
+        print(error)
+"""
+
+
+def fresh(*command: str, text: str = "", **environment: str) -> str:
+    """What a Python process of its own prints, with these variables in its environment."""
+    done = subprocess.run([sys.executable, *command], input=text, env={**os.environ, **environment}, cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_offline_lets_no_connection_leave_the_machine():
+    said = fresh("-c", OFFLINE, OFFLINE="1").splitlines()
+    assert len(said) == 2 and all(line.startswith("offline is set, so no connection to ") for line in said)
+    assert "192.0.2.1" in said[0] and "example.org" in said[1]
+
+
+def test_offline_is_a_switch_of_common_and_names_what_would_need_a_hub(per_stage):
+    with pytest.raises(params.Problem, match="common.offline must be bool, got 'yes'"):
+        params.stage_params({"common": {"offline": "yes"}}, "test")
+    assert "offline" not in params.stage_params({"common": {"offline": True}}, "test")["01_dedup"]
+    training = {"02_train_model_a": {**per_stage["02_train_model_a"], "clip": "ViT-B-32/openai"}}
+    said = fresh("-m", "src.preflight", text=json.dumps(training), OFFLINE="1", HF_HUB_OFFLINE="1")
+    found = json.loads(said.splitlines()[-1])
+    assert len(found) == 1 and found[0].startswith("clip: 'ViT-B-32/openai' could not be loaded") and "local-dir:" in found[0]
