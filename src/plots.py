@@ -113,6 +113,8 @@ def heat_map(score: np.ndarray, rows: list, columns: list, *, row_name: str, col
     axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2))
     axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
     axes.set(xlabel=column_name, ylabel=row_name, title=title)
+    if max(len(str(column)) for column in columns) > 5:
+        plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     return figure
 
 

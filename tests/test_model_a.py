@@ -12,6 +12,8 @@ from tests import toy
 
 RECIPE = model_a.Recipe(epochs=2, batch_size=16, lr_vision=1e-3)
 CONVNEXT = {"timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
+VIT_B_32 = {"image_size": 224, "patch_size": 32, "width": 768, "layers": 12, "head_width": 64}  # OpenAI's, in full size
+CONVNEXT_TINY = {"timm_model_name": "convnext_tiny", "timm_pool": "avg", "timm_proj": "linear", "image_size": 224}
 TIMM = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 160}
 
 
@@ -21,9 +23,13 @@ def tasks(folder):
              "base": folder / f"model_a_fold{f}", "label": f"fold {f}"} for f in (0, 1)]
 
 
-@pytest.mark.parametrize("vision", [toy.VISION, CONVNEXT, TIMM], ids=["openai_vit", "convnext", "timm_vit"])
-def test_a_tower_is_trained_kept_loaded_and_predicts_the_same(tmp_path, vision):
-    clip = encoder.load(toy.write_clip(tmp_path / "clip", vision), device="cpu")
+TOWERS = {"vit": (toy.VISION, {}), "convnext": (CONVNEXT, {}), "timm_vit": (TIMM, {}), "ViT-B-32": (VIT_B_32, {"quick_gelu": True}),
+          "ConvNeXt-T": (CONVNEXT_TINY, {})}
+
+
+@pytest.mark.parametrize(("vision", "options"), TOWERS.values(), ids=TOWERS)
+def test_a_tower_is_trained_kept_loaded_and_predicts_the_same(tmp_path, vision, options):
+    clip = encoder.load(toy.write_clip(tmp_path / "clip", vision, **options), device="cpu")
     data = toy.data_for(clip, 24)
     rows = np.arange(24)
     found = model_a.train_fold(clip, data, data, rows=rows, scored=rows[:6], recipe=replace(RECIPE, head="paper"), seed=0,

@@ -15,9 +15,9 @@ TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "lay
 MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
 
 
-def write_clip(folder: Path, vision: dict = VISION) -> str:
+def write_clip(folder: Path, vision: dict = VISION, **model_options: object) -> str:
     torch.manual_seed(0)
-    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT, **model_options}
     model = open_clip.model.CustomTextCLIP(**config)
     folder.mkdir(parents=True)
     settings = {"mean": MEAN, "std": STD, "size": [vision["image_size"]] * 2, "mode": "RGB", "interpolation": "bicubic",
