@@ -13,15 +13,16 @@ from src import demo
 from src.paths import ROOT
 
 
-def smoke(folder: Path, output: Path | None = None) -> list[str]:
-    """Write the smoke demo into `folder` once; the command that runs it into `output` (default: `folder`/output)."""
+def smoke(folder: Path, output: Path | None = None, **sizes: int) -> list[str]:
+    """Write the smoke demo, of other `sizes` where given, into `folder` once; the command that runs it into `output`
+    (default: `folder`/output)."""
     given = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text(encoding="utf-8"))
     text = yaml.safe_dump(given).replace("input/smoke", str(folder / "input"))
     given = yaml.safe_load(text)
     given["common"]["output_dir"] = str(output or folder / "output")
     settings = given.pop("demo")
     if not (folder / "input" / demo.STAMP).exists():
-        demo.write(Path(settings.pop("folder")), **settings)
+        demo.write(Path(settings.pop("folder")), **{**settings, **sizes})
     file = folder / f"{(output or folder / 'output').name}.yaml"
     file.write_text(yaml.safe_dump(given), encoding="utf-8")
     return [sys.executable, "-m", "src.pipeline", "--params", str(file)]
