@@ -266,11 +266,15 @@ def _provenance(metas: dict) -> str:
 
 
 def over_runs(outputs: Sequence[Path]) -> pl.DataFrame:
-    """`ladder` of several runs in one: each number's mean over the runs, and `spread`, `test_spread`: standard deviations."""
-    tables = pl.concat([ladder(output).with_row_index("place") for output in outputs])
-    middle = [pl.col(n).mean() for n in ("avg_cos", "low", "high", "seconds", "paper", "test", "test_low", "test_high")]
+    """`ladder` of several runs in one: each number's mean over the runs, and `spread`, `test_spread`: standard deviations.
+
+    Seconds are those of the first run: later ones may find in its cache what the first had to compute.
+    """
+    tables = pl.concat([ladder(output).with_row_index("place").with_columns(run=pl.lit(n)) for n, output in enumerate(outputs)])
+    middle = [pl.col(n).mean() for n in ("avg_cos", "low", "high", "paper", "test", "test_low", "test_high")]
     return tables.group_by("model", "table1").agg(
-        pl.col("place").min(), pl.len().alias("runs"), pl.col("rows_trained").mean().round().cast(pl.Int64), *middle,
+        pl.col("place").min(), pl.col("seconds").filter(pl.col("run") == 0).first(), pl.len().alias("runs"),
+        pl.col("rows_trained").mean().round().cast(pl.Int64), *middle,
         spread=pl.col("avg_cos").std(), test_spread=pl.col("test").std()).sort("place").drop("place")
 
 
@@ -306,7 +310,8 @@ def _conditions(outputs: Sequence[Path]) -> str:
     metas = [artifacts.load_json(output / "04_ensemble_oof" / paths.META) for output in outputs]
     seeds, rows = [meta["seed"] for meta in metas], metas[0]["rows"]
     gained = gains(outputs)
-    named = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}; ± is the standard deviation over them"
+    several = f"seeds {', '.join(map(str, seeds))}; ± is the standard deviation over them, seconds are those of the first"
+    named = several if len(seeds) > 1 else f"seed {seeds[0]}"
     each = [f"{gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]" for gain in gained]
     return (f"All rows are scored on the same {rows:,} out-of-fold rows, intervals by a bootstrap over groups; {named}. The "
             f"ensemble gains {', '.join(each)} over the better single model, paired. Written by `python -m src.report --readme` "
