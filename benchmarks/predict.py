@@ -43,7 +43,7 @@ def main() -> None:
         decoded = list(predictor.pool.map(predictor.decode, sources[: options.batch_size]))
         batch = predict.stack([decoded[i % len(decoded)] for i in range(options.batch_size)])
         steps = -(-options.pictures // options.batch_size)
-        clip = predictor.trunks[predictor.clip_b].clip
+        clip = predictor.trunks[next(iter(predictor.clips_b.values()))].clip
         bare = Trunk(clip, {})
         found = []
         for _ in range(options.runs):

@@ -62,7 +62,7 @@ def write(output: Path, folder: Path) -> Path:
     """Copy what inference needs into `folder`: models, store, CLIPs, code, run.py, README.txt. Problem when it is not empty."""
     if folder.exists() and any(folder.iterdir()):
         raise Problem(f"--pack: {shown(folder)} is not empty")
-    clips, clip_b = clip_names(output)
+    clips, clips_b = clip_names(output)
     used = used_members(artifacts.load_json(output / paths.BLEND)["weights"], list(clips))
     clips = {name: clips[name] for name in used}
     files = [output / name for name in FILES if (output / name).exists()]
@@ -74,7 +74,7 @@ def write(output: Path, folder: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(file, target) if file.is_dir() else shutil.copyfile(file, target)
     shutil.copytree(paths.ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    _pack_clips(folder, clips, clip_b)
+    _pack_clips(folder, clips, clips_b)
     carried = [_carry(name, folder / "vendor") for name in CARRIED]
     (folder / "fallback").mkdir()
     (folder / "fallback" / "faiss.py").write_text(FAISS, encoding="utf-8")
@@ -83,21 +83,22 @@ def write(output: Path, folder: Path) -> Path:
     return folder
 
 
-def _pack_clips(folder: Path, clips: dict[str, str], clip_b: str) -> None:
+def _pack_clips(folder: Path, clips: dict[str, str], clips_b: dict[str, str]) -> None:
     """Copy each local CLIP and let the packed output name the copies. Problem for a CLIP that is not a local folder."""
     places = {}
-    for clip in sorted({clip_b, *clips.values()}):
+    for clip in sorted({*clips.values(), *clips_b.values()}):
         if not clip.startswith(encoder.LOCAL):
             raise Problem(f"--pack: the CLIP {clip!r} is read from a hub; train with clip=local-dir:<folder> to pack it")
         places[clip] = f"{encoder.LOCAL}clip/{len(places)}"
         shutil.copytree(encoder.local_folder(clip), folder / "clip" / str(len(places) - 1))
-    members = folder / "output" / paths.MEMBERS_A
-    known = artifacts.load_json(members) if members.exists() else {"members": list(clips)}
-    artifacts.save_json(members, {**known, "clip": {name: places[clip] for name, clip in clips.items()}})
+    for file, used, alone in ((paths.MEMBERS_A, clips, list(clips)), (paths.MEMBERS_B, clips_b, ["model_b"])):
+        members = folder / "output" / file
+        known = artifacts.load_json(members) if members.exists() else {"members": alone}
+        artifacts.save_json(members, {**known, "clip": {name: places[clip] for name, clip in used.items()}})
     fingerprints = {place: encoder.load(clip, device="cpu").fingerprint for clip, place in places.items()}
     artifacts.save_json(folder / "output" / paths.PACKED, {"clips": fingerprints})
     blend = folder / "output" / paths.BLEND
-    artifacts.save_json(blend, {**artifacts.load_json(blend), "clip": places[clip_b]})
+    artifacts.save_json(blend, {**artifacts.load_json(blend), "clip": places[next(iter(clips_b.values()))]})
 
 
 def _carry(name: str, vendor: Path) -> str:

@@ -34,7 +34,7 @@ STORE_PICTURES = "03_cuml_knn_model_b/pictures_{clip}"  # embeddings of the trai
 ROUTE_B = "03_cuml_knn_model_b/route_{n}.npz"  # what a route of CHOICE_B learnt from the training rows
 OOF_B = "03_cuml_knn_model_b/oof_{member}"
 TEST_B = "03_cuml_knn_model_b/test_{member}"
-MEMBERS_B = "03_cuml_knn_model_b/members.json"  # members: the predictions of Model B
+MEMBERS_B = "03_cuml_knn_model_b/members.json"  # members: the predictions of Model B; clip: the CLIP of each column of keys
 NEIGHBOURS = "03_cuml_knn_model_b/neighbours.parquet"  # query, rank, neighbour, prompt, similarity, weight (test queries)
 CHOICE_B = "03_cuml_knn_model_b/choice.json"  # the routes with their K, weights and shares
 

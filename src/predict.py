@@ -62,10 +62,10 @@ class Predictor:
         blend = artifacts.load_json(self.output / paths.BLEND)
         self.weights, self.calibration = blend["weights"], ensemble.Calibration(**blend["calibration"])
         self.sides = ensemble.member_names(self.output)
-        clips, self.clip_b = clip_names(self.output)
+        clips, self.clips_b = clip_names(self.output)
         used = used_members(self.weights, self.sides[0])
         self.trunks = {}
-        for clip in {self.clip_b, *(clips[name] for name in used)}:
+        for clip in {*self.clips_b.values(), *(clips[name] for name in used)}:
             loaded = load_clip(self.output, clip, device)
             self.trunks[clip] = Trunk(loaded, {name: [model_a.load_fold(base, loaded) for base in fold_bases(self.output, name)]
                                                for name in used if clips[name] == clip})
@@ -92,12 +92,11 @@ class Predictor:
 
     def predict(self, pixels: Pixels) -> Found:
         """Predict a batch of decoded pictures."""
-        members = {}
+        members, embeddings = {}, {}
         for name, trunk in self.trunks.items():
-            embedding, predictions = trunk(pixels[trunk.clip.geometry])
+            embeddings[name], predictions = trunk(pixels[trunk.clip.geometry])
             members |= predictions
-            if name == self.clip_b:
-                prediction, similarity, index = self.b.predict(embedding)
+        prediction, similarity, index = self.b.predict({column: embeddings[clip] for column, clip in self.clips_b.items()})
         members |= dict.fromkeys(used_members(self.weights, self.sides[1]), prediction)
         sides = tuple([name for name in side if name in members] for side in self.sides)
         members = {name: members[name] for side in sides for name in side}
@@ -123,11 +122,14 @@ def load_clip(output: Path, clip: str, device: str) -> encoder.Encoder:
     return replace(loaded, fingerprint=artifacts.load_json(output / paths.PACKED)["clips"][clip])
 
 
-def clip_names(output: Path) -> tuple[dict[str, str], str]:
-    """The CLIP behind each member of Model A, and that of Model B's store."""
-    members = artifacts.load_json(output / paths.MEMBERS_A) if (output / paths.MEMBERS_A).exists() else {}
-    clip_b = artifacts.load_json(output / paths.BLEND)["clip"]
-    return {name: members.get("clip", {}).get(name, clip_b) for name in ensemble.member_names(output)[0]}, clip_b
+def clip_names(output: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The CLIP behind each member of Model A, and behind each column of keys that Model B's routes look up, in their order."""
+    first = artifacts.load_json(output / paths.BLEND)["clip"]
+    a, b = ((artifacts.load_json(output / file) if (output / file).exists() else {}).get("clip", {})
+            for file in (paths.MEMBERS_A, paths.MEMBERS_B))
+    columns = [part["route"]["clip"] for part in artifacts.load_json(output / paths.CHOICE_B)["parts"]]
+    return ({name: a.get(name, first) for name in ensemble.member_names(output)[0]},
+            {column: b.get(column, first) for column in dict.fromkeys(columns)})
 
 
 def fold_bases(output: Path, member: str) -> list[Path]:

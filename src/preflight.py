@@ -124,8 +124,12 @@ def _check_search(found: Found, values: dict) -> None:
     with found.noting("engine"):
         knn.resolve_engine(values["engine"])
     with found.noting("routes"):
-        if not [model_b.Route(**route) for route in values["routes"]]:
+        if not values["routes"]:
             raise ValueError("none is given; the paper's is [{name: text}]")
+        for route in values["routes"]:
+            model_b.Route(**{**route, "clip": ""})
+            if not 1 <= route.get("clip", 1) <= 1 + len(values["more_clips"]):
+                raise ValueError(f"{route} names a clip that is not there: clip is 1, those of more_clips follow")
     with found.noting("delta, coef, distance"):
         similarity = np.ones((1, 1), np.float32)
         for dim in values["dim_grid"]:
@@ -161,7 +165,7 @@ def _check_models(found: Found, values: dict) -> None:
     device = "cpu"
     with found.noting("device"):
         device = encoder.choose_device(values["device"]).type
-    for name in [values["clip"], *values.get("backbones", [])] if "clip" in values else []:
+    for name in [values["clip"], *values.get("backbones", []), *values.get("more_clips", [])] if "clip" in values else []:
         if name not in found.clips:
             found.clips[name] = None
             with found.noting(f"clip {name!r}"):
@@ -232,9 +236,10 @@ def room_needed(found: Found, per_stage: dict[str, dict], output: Path) -> dict[
             trained = sum(p.numel() for p in model_a.make_tower(clip, recipe).parameters() if p.requires_grad)
             folds = per_stage.get("01_dedup", {}).get("n_folds", 1)
             needed["weights"] += 4 * trained * (folds * (4 if name == training["clip"] else 1) + 5)  # 5: one checkpoint
-        if searching and name == searching["clip"]:
-            bytes_each = (2 if searching["store_dtype"] == "float16" else 4) * (width + model_a.N_OUT)
-            needed["store"] += bytes_each * (rows + _count_prompts(searching["text"]))
+        if searching and name in (searching["clip"], *searching["more_clips"]):
+            columns = width + (model_a.N_OUT if name == searching["clip"] else 0)
+            n_bytes = 2 if searching["store_dtype"] == "float16" else 4
+            needed["store"] += n_bytes * columns * (rows + _count_prompts(searching["text"]))
     needed["embeddings"] += rows * 4 * model_a.N_OUT * 8  # targets, and a prediction of each row of the tables
     held = [f.stat().st_size for folder in (paths.CACHE, paths.STORE_SHARDS) for f in (output / folder).rglob("*") if f.is_file()]
     needed["there already"] = -min(sum(held), sum(needed.values()))

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
-from src import demo, params, paths, pipeline, submission
+from src import artifacts, demo, params, paths, pipeline, predict, submission
 from src.paths import ROOT, STAGES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -90,5 +90,9 @@ def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path)
     assert len(rejected) == 2 and len(pl.read_parquet(tmp_path / "output" / "01_dedup" / "pairs.parquet")) == len(table) - 2
     assert sorted(rejected["reason"].str.head(12)) == ["empty prompt", "unreadable p"], rejected
     assert len(pl.read_csv(tmp_path / "output" / "table1.csv")) == 6
+    predictor = predict.Predictor(tmp_path / "output", device="cpu")  # two members of Model A, and routes by two CLIPs
+    pictures = sorted((tmp_path / "input" / "test" / "images").iterdir())[:6]
+    _, submitted = artifacts.load_embeddings(tmp_path / "output" / "submission", [file.stem for file in pictures])
+    assert predictor(pictures).embedding == pytest.approx(submitted, abs=1e-3) and len(predictor.clips_b) == 2
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert second.returncode == 0 and "everything is up to date" in second.stdout, second.stdout + second.stderr

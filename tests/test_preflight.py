@@ -63,6 +63,8 @@ FAULTS = [
     ("03_cuml_knn_model_b", "engine", "magic", "engine 'magic' is not one of"),
     ("03_cuml_knn_model_b", "routes", [{"name": "x", "keys": "sound"}], "routes: route x: keys 'sound' is not one of"),
     ("03_cuml_knn_model_b", "routes", [{"nam": "x"}], "routes: TypeError: "),
+    ("03_cuml_knn_model_b", "routes", [{"name": "x", "clip": 2}], "routes: {'name': 'x', 'clip': 2} names a clip"),
+    ("03_cuml_knn_model_b", "more_clips", ["local-dir:input/none"], "clip: there is no folder input/none"),
     ("03_cuml_knn_model_b", "delta", 0.0, "delta, coef, distance: dim = 2, delta = 0.0"),
     ("03_cuml_knn_model_b", "distance", "manhattan", "delta, coef, distance: distance 'manhattan' is not one of"),
     ("03_cuml_knn_model_b", "k_grid", [], "delta, coef, distance: k_grid must hold"),
