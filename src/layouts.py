@@ -63,7 +63,7 @@ def read(path: Path, layout: str | None, text_column: str | None) -> pl.DataFram
 
 
 def load_table(file: Path) -> pl.DataFrame:
-    """A CSV, TSV, JSON-lines or Parquet table; text formats as strings, a line that is no JSON or too long as a row of nulls.
+    """A CSV, TSV, JSON-lines or Parquet table; text formats as strings, a row that is no JSON or has too many cells as nulls.
 
     Raises ValueError naming a file that is broken, empty or has a column twice.
     """

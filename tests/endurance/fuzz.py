@@ -1,9 +1,10 @@
 """A fuzzer on the readers: pictures, tables, shards and captions of any bytes are read or refused, without crash, hang or growth.
 
-    python tests/endurance/fuzz.py --minutes 10 [--keep FOLDER]     FOLDER: what it learns, and the input that broke something
+    python tests/endurance/fuzz.py --minutes 10 [--only pictures|tables] [--keep FOLDER]
 
-Fails on any exception but the documented ones, on a fatal signal, on an input that takes longer than 20 seconds, and on memory that
-grows. The first byte of an input chooses its reader. pip install atheris==3.0.0 for this script alone.
+FOLDER keeps what it learns, and the input that broke something. Fails on any exception but the documented ones, on a fatal
+signal, on an input that takes longer than 20 seconds, and on memory that grows. The first byte of an input chooses its reader.
+pip install atheris==3.0.0 for this script alone.
 """
 
 import argparse
@@ -26,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 SECONDS = 20  # for one input
 GROWTH = 400  # MiB from the first look at the memory to any later one
 LOOK = 5_000  # executions between two looks at the memory
+PICTURE = "picture"
 FILES = ("metadata.csv", "table.tsv", "metadata.jsonl", "0.tar", "captions_x.json", "part-000001.json", "a.txt")
+READERS = {"all": (PICTURE, *FILES), "pictures": (PICTURE,), "tables": FILES}
 
 
 def pictures() -> list[bytes]:
@@ -56,25 +59,24 @@ def shard() -> bytes:
     return stream.getvalue()
 
 
-def seeds() -> list[bytes]:
-    """One good input for each reader, to begin from."""
+def seeds(only: str) -> list[bytes]:
+    """Good inputs for each reader, to begin from."""
     row = {"file_name": "fox.png", "prompt": "a \ud83e fox"}
     coco = {"images": [{"id": 1, "file_name": "fox.png"}], "annotations": [{"image_id": 1, "id": 2, "caption": "a fox"}]}
     texts = ('file_name,prompt\nfox.png,"a ""red"" fox"\n', "file_name\tprompt\nfox.png\ta fox\n", json.dumps(row) + "\n{cut\n", "",
              json.dumps(coco), json.dumps({"fox.png": {"p": "a fox"}}), "\ufeffa fox\n\nan owl\n")
-    tables = [bytes([n + 1]) + (shard() if FILES[n] == "0.tar" else text.encode()) for n, text in enumerate(texts)]
-    return tables + [b"\0" + picture for picture in pictures()]
+    good = {name: [text.encode()] for name, text in zip(FILES, texts, strict=True)} | {"0.tar": [shard()]}
+    if PICTURE in READERS[only]:
+        good[PICTURE] = pictures()
+    return [bytes([n]) + content for n, name in enumerate(READERS[only]) for content in good[name]]
 
 
-def reader(folder: Path) -> Callable[[bytes], None]:
+def reader(folder: Path, only: str) -> Callable[[bytes], None]:
     """What is done with each input. Its files are written into `folder`."""
-    import torch
-
     from src import data, images
 
-    torch.set_num_threads(1)
-    (folder / "fox.png").write_bytes(pictures()[0])
-    geometry = images.Geometry(32)
+    (folder / "fox.png").touch()
+    geometry, names = images.Geometry(32), READERS[only]
 
     def picture(content: bytes) -> None:
         try:
@@ -98,8 +100,8 @@ def reader(folder: Path) -> Callable[[bytes], None]:
             (folder / name).unlink()
 
     def one(content: bytes) -> None:
-        kind = content[0] % (len(FILES) + 1) if content else 0
-        picture(content[1:]) if kind == 0 else table(FILES[kind - 1], content[1:])
+        name = names[content[0] % len(names)] if content else names[0]
+        picture(content[1:]) if name == PICTURE else table(name, content[1:])
 
     return one
 
@@ -123,7 +125,7 @@ def watched(function: Callable[[bytes], None]) -> Callable[[bytes], None]:
     return one
 
 
-def fuzz(options: list[str]) -> None:
+def fuzz(only: str, options: list[str]) -> None:
     """In a process of its own, since libFuzzer ends the one that it runs in."""
     import atheris
 
@@ -131,7 +133,9 @@ def fuzz(options: list[str]) -> None:
     random.seed(0)
     with tempfile.TemporaryDirectory() as folder:
         with atheris.instrument_imports(include=["src", "PIL", "tarfile"]):
-            one = reader(Path(folder))
+            one = reader(Path(folder), only)
+            for content in seeds(only):  # what is only loaded once is not counted
+                one(content)
         atheris.Setup([sys.argv[0], *options], watched(one))
         atheris.Fuzz()
 
@@ -139,16 +143,17 @@ def fuzz(options: list[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--only", choices=READERS, default="all")
     parser.add_argument("--keep", metavar="FOLDER", help="instead of a temporary folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.keep or temporary)
         (folder / "corpus").mkdir(parents=True, exist_ok=True)
-        for n, content in enumerate(seeds()):
+        for n, content in enumerate(seeds(arguments.only)):
             (folder / "corpus" / f"seed{n}").write_bytes(content)
         limits = [f"-max_total_time={round(60 * arguments.minutes)}", f"-timeout={SECONDS}", "-rss_limit_mb=4096", "-max_len=8192"]
         told = [f"-artifact_prefix={folder}/", "-print_final_stats=1"]
-        done = subprocess.run([sys.executable, __file__, "--child", str(folder / "corpus"), *limits, *told])
+        done = subprocess.run([sys.executable, __file__, "--child", arguments.only, str(folder / "corpus"), *limits, *told])
         broke = [file for file in folder.iterdir() if file.is_file()]
         for file in broke:
             print(f"{file.name}: {file.read_bytes()[:400]!r}")
@@ -158,6 +163,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        fuzz(sys.argv[2:])
+        fuzz(sys.argv[2], sys.argv[3:])
     else:
         sys.exit(main())
