@@ -55,6 +55,8 @@ def check_embeddings(ids: Sequence[str], x: np.ndarray, what: str) -> None:
     if len(ids) != len(x):
         raise ValueError(f"{what}: {len(ids)} ids for {len(x)} embeddings")
     series = pl.Series(ids, dtype=pl.String)
+    if series.null_count():
+        raise ValueError(f"{what}: {series.null_count()} ids are null")
     doubled = series.filter(series.is_duplicated()).unique(maintain_order=True)
     if len(doubled):
         raise ValueError(f"{what}: {len(doubled)} ids occur more than once, e.g. {doubled[:3].to_list()}")
@@ -83,8 +85,11 @@ def load_embeddings(path: Path, ids: Sequence[str] | None = None) -> tuple[list[
     Raises FileNotFoundError naming the stage to run, ValueError when the two files disagree or an id is missing.
     """
     array_file, ids_file = _embedding_files(path)
-    have = load_table(ids_file)["id"].to_list()
-    x = np.load(_existing(array_file))
+    column = load_table(ids_file, ["id"])["id"]
+    if column.dtype != pl.String:
+        raise ValueError(f"{shown(ids_file)}: ids are {column.dtype}, must be text")
+    have = column.to_list()
+    x = load_array(_existing(array_file))
     check_embeddings(have, x, shown(path))
     if ids is None:
         return have, x
@@ -106,10 +111,35 @@ def save_table(path: Path, frame: pl.DataFrame) -> None:
         frame.write_csv(temporary) if path.suffix == ".csv" else frame.write_parquet(temporary)
 
 
-def load_table(path: Path) -> pl.DataFrame:
-    """The table at `path` (.parquet or .csv). Raises FileNotFoundError naming the stage that writes it."""
+def load_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """The table at `path` (.parquet or .csv), or `columns` of it.
+
+    Raises FileNotFoundError naming the stage that writes it, ValueError naming a file that is broken or lacks a column.
+    """
     _existing(path)
-    return pl.read_csv(path) if path.suffix == ".csv" else pl.read_parquet(path)
+    with readable(path):
+        return (pl.read_csv if path.suffix == ".csv" else pl.read_parquet)(path, columns=columns)
+
+
+def load_array(path: Path, mmap_mode: str | None = None) -> np.ndarray:
+    """The .npy array at `path`, never a pickled one. Raises ValueError naming a file that is broken or something else."""
+    with readable(path):
+        found = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            raise ValueError("it is an archive, not one array")
+        return found
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What goes wrong inside, whatever a library calls it, becomes a ValueError that names the file; OSError stays what it is."""
+    try:
+        yield
+    except OSError:
+        raise
+    except (Exception, pl.exceptions.PanicException) as error:  # a panic of polars is no Exception
+        said = str(error).strip().split("\n")[0][:300]
+        raise ValueError(f"{shown(path)} cannot be read: {said or type(error).__name__}") from error
 
 
 def save_json(path: Path, content: dict) -> None:
@@ -119,8 +149,13 @@ def save_json(path: Path, content: dict) -> None:
 
 
 def load_json(path: Path) -> dict:
-    """The JSON object at `path`. Raises FileNotFoundError naming the stage that writes it."""
-    return json.loads(_existing(path).read_text(encoding="utf-8"))
+    """The JSON object at `path`. Raises FileNotFoundError naming the stage that writes it, ValueError when it is none."""
+    text = _existing(path).read_bytes()
+    with readable(path):
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}, wanted a JSON object")
+        return found
 
 
 def _existing(path: Path) -> Path:

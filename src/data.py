@@ -13,8 +13,9 @@ import numpy as np
 import polars as pl
 
 from src import layouts, references
+from src.artifacts import load_array, load_table, readable
 from src.layouts import PICTURES, TEXT_COLUMNS
-from src.paths import resolve, shown
+from src.paths import as_text, resolve, shown
 
 SCHEMA = {"id": pl.String, "image": pl.String, "prompt": pl.String, "source": pl.String}
 TEXTS = (".txt", *layouts.TABLES)
@@ -38,7 +39,7 @@ def read_all(train: str | list) -> tuple[pl.DataFrame, pl.DataFrame]:
     An id that occurs twice is rejected where it occurs again; two sources of one name are told apart by their folders.
     """
     entries = [entry if isinstance(entry, dict) else {"path": entry} for entry in ([train] if isinstance(train, str) else train)]
-    wrong = [e for e in entries if "path" not in e or not e.keys() <= {"path", "layout", "text_column"}]
+    wrong = [e for e in entries if not isinstance(e.get("path"), str | Path) or not e.keys() <= {"path", "layout", "text_column"}]
     if wrong or not entries:
         raise ValueError(f"train: {wrong[0] if wrong else train} must be a path or {{path: ..., layout: ..., text_column: ...}}")
     names: dict[str, Path] = {}
@@ -69,11 +70,11 @@ def read_test(folder: str | Path) -> tuple[pl.DataFrame, Path | None]:
     files = sorted(f for f in images.glob("*") if f.suffix.lower() in PICTURES) if images.is_dir() else []
     if not files:
         raise FileNotFoundError(f"test: no pictures in {shown(images)}; set common.test to a folder in the competition's layout")
-    table = pl.DataFrame({"id": [f.stem for f in files], "image": [shown(f) for f in files]})
+    table = pl.DataFrame({"id": [as_text(f.stem) for f in files], "image": [shown(f) for f in files]})
     sample = folder / "sample_submission.csv"
     if not sample.exists():
         return table, None
-    wanted = pl.read_csv(sample, columns=["imgId_eId"])["imgId_eId"].str.replace(r"_\d+$", "").unique(maintain_order=True)
+    wanted = load_table(sample, ["imgId_eId"])["imgId_eId"].cast(pl.String).str.replace(r"_\d+$", "").unique(maintain_order=True)
     missing = wanted.filter(~wanted.is_in(table["id"].implode()))
     if len(missing):
         raise ValueError(f"{shown(sample)}: {len(missing)} of {len(wanted)} ids have no picture in {shown(images)}, "
@@ -98,8 +99,8 @@ def text_batches(text: str | list | None, *, text_column: str | None = None, row
     for entry in [text] if isinstance(text, str) else text or []:
         for file in _text_files(resolve(entry)):
             for prompts in _prompt_batches(file, text_column, rows):
-                prompts = prompts.drop_nulls().str.replace_all("\0", "", literal=True)
-                prompts = prompts.filter(prompts.str.strip_chars() != "")
+                prompts = layouts.texts_of(prompts, file).drop_nulls().str.replace_all("\0", "", literal=True)
+                prompts = prompts.filter(~blank(prompts))
                 yield pl.DataFrame({"prompt": prompts}).with_columns(pl.lit(file.stem).alias("source"))
 
 
@@ -111,17 +112,19 @@ def _text_files(path: Path) -> list[Path]:
 
 def _prompt_batches(file: Path, text_column: str | None, rows: int) -> Iterator[pl.Series]:
     if file.suffix == ".txt":
-        with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
+        with layouts.opened(file, newline="\n") as stream:
             lines = (line.rstrip("\r\n") for line in stream)
             while batch := list(islice(lines, rows)):
                 yield pl.Series("prompt", batch, dtype=pl.String)
     elif file.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        table = pq.ParquetFile(file)
+        with readable(file):
+            table = pq.ParquetFile(file)
         column = layouts.column_of(table.schema_arrow.names, TEXT_COLUMNS, text_column, file, "text")
-        for batch in table.iter_batches(batch_size=rows, columns=[column]):
-            yield pl.Series("prompt", pl.from_arrow(batch)[column].cast(pl.String))
+        with readable(file):
+            for batch in table.iter_batches(batch_size=rows, columns=[column]):
+                yield pl.from_arrow(batch)[column]
     else:
         yield from _column_batches(file, text_column, rows)
 
@@ -139,7 +142,7 @@ def read_store(folder: str | Path, *, width: int = 384) -> list[tuple[Path, Path
     pair's rows differ in number.
     """
     folder = resolve(folder)
-    shapes = {file: np.load(file, mmap_mode="r").shape for file in sorted(folder.rglob("*.npy"))}
+    shapes = {file: load_array(file, "r").shape for file in sorted(folder.rglob("*.npy"))}
     values = [file for file, shape in shapes.items() if len(shape) == 2 and shape[1] == width]
     keys = [file for file, shape in shapes.items() if len(shape) == 2 and shape[1] != width]
     if not keys or len(keys) != len(values):
@@ -173,12 +176,16 @@ def _told_apart(rows: pl.DataFrame, path: Path, names: dict[str, Path]) -> pl.Da
     return rows
 
 
+def blank(prompts: pl.Series) -> pl.Series:
+    """Whether each prompt shows nothing: null, or spaces, control and format characters of Unicode alone."""
+    return prompts.fill_null("").str.replace_all(r"[\s\p{Z}\p{Cc}\p{Cf}]+", "") == ""
+
+
 def _set_aside(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The usable rows, and the others with their first reason. NULs are taken out of prompts."""
     prompt = rows["prompt"].str.replace_all("\0", "", literal=True)
-    blank = prompt.fill_null("").str.strip_chars() == ""
-    exists = pl.Series([references.file_of(image).is_file() for image in rows["image"]], dtype=pl.Boolean)
-    reason = (pl.when(pl.col("reason").is_not_null()).then("reason").when(blank).then(pl.lit("empty prompt"))
+    exists = pl.Series([os.path.isfile(references.file_of(image)) for image in rows["image"]], dtype=pl.Boolean)
+    reason = (pl.when(pl.col("reason").is_not_null()).then("reason").when(blank(prompt)).then(pl.lit("empty prompt"))
               .when(~exists).then(pl.lit("no such picture")))
     rows = rows.with_columns(prompt).with_columns(reason=reason)
     good = rows["reason"].is_null().to_numpy()
@@ -196,7 +203,7 @@ def _with_unlisted(pairs: pl.DataFrame, rejected: pl.DataFrame) -> tuple[pl.Data
     folders = {os.path.dirname(file): source for file, source in files}
     found = [(f"{folder}/{name}", source) for folder, source in sorted(folders.items()) for name in sorted(os.listdir(folder))
              if name.lower().endswith(PICTURES) and f"{folder}/{name}" not in listed]
-    unlisted = pl.DataFrame({"id": [f"{source}/{Path(file).stem}" for file, source in found],
+    unlisted = pl.DataFrame({"id": [f"{source}/{as_text(Path(file).stem)}" for file, source in found],
                              "image": [shown(file) for file, _ in found], "prompt": [None] * len(found),
                              "source": [source for _, source in found], "reason": [UNLISTED] * len(found)},
                             schema={**SCHEMA, "reason": pl.String})

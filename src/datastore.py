@@ -13,7 +13,7 @@ import polars as pl
 from tqdm import tqdm
 
 from src import knn
-from src.artifacts import atomic, load_json, load_table, save_json, save_table
+from src.artifacts import atomic, load_array, load_json, load_table, save_json, save_table
 from src.metrics import unit
 from src.paths import shown
 
@@ -43,7 +43,7 @@ class Datastore:
 
     def column(self, name: str) -> list[np.ndarray]:
         """The memory maps of a column, one a shard: "values", or the name of a CLIP. FileNotFoundError when one is missing."""
-        return [np.load(self._file(shard, name), mmap_mode="r") for shard in self.shards]
+        return [load_array(self._file(shard, name), "r") for shard in self.shards]
 
     def has(self, shard: dict, name: str) -> bool:
         return self._file(shard, name).exists()
@@ -63,6 +63,8 @@ def open_store(folder: Path, *, dtype: str | None = None, sentence_model: str | 
             raise ValueError(f"dtype {dtype!r} is not one of {DTYPES}")
         return Datastore(folder, dtype, sentence_model, ())
     kept = load_json(folder / INDEX)
+    if not {"dtype", "sentence_model", "shards"} <= kept.keys():
+        raise ValueError(f"{shown(folder / INDEX)} holds {sorted(kept)}, wanted dtype, sentence_model and shards")
     for name, wanted in (("dtype", dtype), ("sentence_model", sentence_model)):
         if wanted not in (None, kept[name]):
             raise ValueError(f"{shown(folder)} was begun with {name} {kept[name]}, {wanted} is asked for: remove it to begin anew")
@@ -99,7 +101,7 @@ def add_precomputed(store: Datastore, pairs: Sequence[tuple[Path, Path]], *, cli
     for key_file, value_file in pairs:
         if str(value_file) in there:
             continue
-        key, value = np.load(key_file, mmap_mode="r"), np.load(value_file, mmap_mode="r")
+        key, value = load_array(key_file, "r"), load_array(value_file, "r")
         fits = key.ndim == value.ndim == 2 and len(key) == len(value) and {key.dtype.name, value.dtype.name} <= set(DTYPES)
         if not fits:
             raise ValueError(f"{shown(key_file)} {key.dtype}{key.shape} and {shown(value_file)} {value.dtype}{value.shape} are "

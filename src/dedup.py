@@ -150,7 +150,7 @@ def given_folds(file: str | Path, ids: list[str], group: np.ndarray) -> np.ndarr
     table = load_table(file)
     if not {"id", "fold"} <= set(table.columns):
         raise ValueError(f"{shown(file)}: columns are {table.columns}, wanted id and fold")
-    table = table.select(pl.col("id").cast(pl.String), pl.col("fold").cast(pl.Int64))
+    table = table.select(pl.col("id").cast(pl.String), pl.col("fold").cast(pl.Int64, strict=False))
     numbers = table["fold"].unique().sort().to_list()
     if numbers != list(range(len(numbers))) or table["id"].is_duplicated().any():
         raise ValueError(f"{shown(file)}: folds must be 0, 1, ... and each id named once; folds are {numbers[:10]}")

@@ -71,7 +71,7 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
     """The CLIP that open_clip knows as `clip`: `ViT-L-14/openai`, `hf-hub:...` or `local-dir:path` (relative to the root).
 
     `@336` behind the name changes the input size; position embeddings are interpolated. Raises FileNotFoundError naming what a
-    local folder lacks, RuntimeError when a name cannot be loaded.
+    local folder lacks, RuntimeError when a name cannot be loaded. Weights are data: what is pickled beyond tensors is refused.
     """
     import open_clip
 
@@ -81,15 +81,27 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
         model = open_clip.create_model(name, pretrained=pretrained, device=choose_device(device), pretrained_text=False,
                                        force_image_size=size, **_text_tower(plain))
         tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RuntimeError(f"clip: {clip!r} could not be loaded ({error}); without internet use local-dir:<folder>") from error
-    settings = open_clip.get_model_preprocess_cfg(model)
+        settings = open_clip.get_model_preprocess_cfg(model)
+        _check_loaded(model, settings)
+    except Exception as error:  # libraries raise what they like on broken weights or settings
+        said = str(error) if isinstance(error, OSError | RuntimeError | ValueError) else f"{type(error).__name__}: {error}"
+        raise RuntimeError(f"clip: {clip!r} could not be loaded ({said}); without internet use local-dir:<folder>") from error
     given = settings["size"][0] if isinstance(settings["size"], tuple | list) else settings["size"]
     model = model.eval().requires_grad_(False)
     model.visual.to(memory_format=torch.channels_last)
     geometry = Geometry(size or given, settings["interpolation"], settings["resize_mode"])
     return Encoder(model, tokenizer, geometry, tuple(settings["mean"]), tuple(settings["std"]), choose_device(device),
                    _weights_fingerprint(plain, size), clip)
+
+
+def _check_loaded(model: torch.nn.Module, settings: dict) -> None:
+    """Raise ValueError for weights that are not finite, or a mean and std that are not three numbers each."""
+    bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if bad:
+        raise ValueError(f"{len(bad)} of its tensors hold NaN or infinity, e.g. {bad[0]}")
+    mean, std = (np.array(settings[name], dtype=np.float64) for name in ("mean", "std"))
+    if mean.shape != (3,) or std.shape != (3,) or not np.isfinite(mean).all() or not (std > 0).all():
+        raise ValueError(f"mean {settings['mean']} and std {settings['std']} must be three numbers each, std above 0")
 
 
 def _load_on(clip: str, device: str) -> Encoder:
@@ -111,12 +123,17 @@ def _split_name(clip: str) -> tuple[str, str | None]:
 
 
 def local_folder(clip: str) -> Path:
-    """The folder of a `local-dir:` CLIP. Raises FileNotFoundError when it, its config or its weights are missing."""
+    """The folder of a `local-dir:` CLIP. Raises FileNotFoundError when it, its config or its weights are missing.
+
+    ValueError names a config that is no JSON object.
+    """
     folder = resolve(clip.removeprefix(LOCAL))
     if not folder.is_dir():
         raise FileNotFoundError(f"clip: there is no folder {shown(folder)} (from {clip!r})")
-    if not (folder / "open_clip_config.json").exists():
-        raise FileNotFoundError(f"clip: {shown(folder)} lacks open_clip_config.json, without which size and mean/std are guesses")
+    config = folder / "open_clip_config.json"
+    settings = load_json(config).get("preprocess_cfg") if config.exists() else None
+    if not isinstance(settings, dict) or not {"mean", "std"} <= settings.keys():
+        raise FileNotFoundError(f"clip: {shown(folder)} lacks open_clip_config.json with mean and std, which would be guesses")
     if not any(folder.glob("open_clip_*model*.safetensors")) and not any(folder.glob("*.bin")):
         raise FileNotFoundError(f"clip: {shown(folder)} holds no weights, e.g. open_clip_model.safetensors")
     return folder

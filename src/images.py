@@ -24,6 +24,8 @@ from src.artifacts import fingerprint, load_table, positions, save_table
 
 Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses twice as many: a decompression bomb, not a photograph
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # up to that they are decoded
+# no others: to draw an EPS Pillow would run a program
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 REDUCING_GAP = 2  # a JPEG is decoded at a half, quarter or eighth only while it stays twice as large as what is wanted
 CHUNK = 2048  # pictures between two saves: what a kill can cost
 TASK = 8  # pictures that a thread decodes before it reports
@@ -94,8 +96,12 @@ def decode(reference: str | Path) -> Image.Image:
 
     Raises what Pillow raises (OSError and its kin, DecompressionBombError) on a broken picture.
     """
-    with Image.open(io.BytesIO(references.read(reference))) as picture:
+    with _opened(references.read(reference)) as picture:
         return _upright_rgb(picture)
+
+
+def _opened(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
 def examples(rows: pl.DataFrame, n: int, *, size: int = 256) -> list[tuple[Image.Image, dict]]:
@@ -104,7 +110,7 @@ def examples(rows: pl.DataFrame, n: int, *, size: int = 256) -> list[tuple[Image
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:
         for row in rows.iter_rows(named=True):
-            with suppress(Exception), Image.open(io.BytesIO(references.read(row["image"]))) as picture:
+            with suppress(Exception), _opened(references.read(row["image"])) as picture:
                 thumbnail = picture.convert("RGB")
                 thumbnail.thumbnail((size, size))
                 found.append((thumbnail, row))
@@ -137,15 +143,27 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     """16-bit, 32-bit and floating-point grey to 8 bits: the range is 65,535, 255 or, of floats, 1 by the highest value."""
     values = np.asarray(picture, dtype=np.float32)
     highest = values.max()
+    if not np.isfinite(highest):
+        raise ValueError("some of its pixels are NaN or infinite")
     scale = 255 if picture.mode == "F" and highest <= 1 else 1 / 257 if highest > 255 else 1
     return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
 
 
 def resized(picture: Image.Image, geometry: Geometry) -> np.ndarray:
-    """(size, size, 3) uint8: open_clip's own evaluation transform up to, but without, the conversion to a tensor."""
+    """(size, size, 3) uint8: open_clip's own evaluation transform up to, but without, the conversion to a tensor.
+
+    Raises ValueError for a picture so narrow that it could not be held in memory once its shorter side is `size`.
+    """
+    _check_shape(*picture.size, geometry)
     for step in _steps(geometry):
         picture = step(picture)
     return np.asarray(picture, dtype=np.uint8)
+
+
+def _check_shape(width: int, height: int, geometry: Geometry) -> None:
+    long, short = max(width, height), min(width, height)
+    if geometry.resize_mode == "shortest" and geometry.size**2 * long > Image.MAX_IMAGE_PIXELS * short:
+        raise ValueError(f"{width} x {height} pixels are too narrow for {geometry.size} x {geometry.size}")
 
 
 @remembered
@@ -196,7 +214,7 @@ def from_bytes(content: bytes, geometry: Geometry) -> np.ndarray:
     if plain and min(plain) < 2 * wanted:
         with suppress(RuntimeError):  # what it cannot read, Pillow can, or says why not
             return _resized_by_torch(decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)), geometry)
-    picture = Image.open(io.BytesIO(content))
+    picture = _opened(content)
     if plain:
         picture.draft("RGB", (wanted, wanted))
     return _resized_by_torch(torch.from_numpy(np.array(_upright_rgb(picture))).permute(2, 0, 1), geometry)
@@ -221,6 +239,7 @@ def _plain_jpeg(content: bytes) -> tuple[int, int] | None:
 def _resized_by_torch(pixels, geometry: Geometry) -> np.ndarray:
     """`resized` on a (3, h, w) uint8 tensor; what torch has no counterpart for goes through Pillow."""
     steps = _tensor_steps(geometry)
+    _check_shape(pixels.shape[2], pixels.shape[1], geometry)
     if steps is None:
         return resized(Image.fromarray(pixels.permute(1, 2, 0).numpy()), geometry)
     for step in steps:

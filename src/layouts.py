@@ -4,25 +4,29 @@ Every reader takes (path, text_column) and returns `id, image, prompt, source, r
 `references.py` defines it, `reason` is set where the layout itself says that a row is no good.
 """
 
+import codecs
 import csv
 import json
+import os
 import re
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path, PureWindowsPath
+from typing import TextIO
 
 import polars as pl
 from tqdm import tqdm
 
-from src import references
-from src.paths import resolve, shown
+from src import artifacts, references
+from src.paths import as_text, resolve, shown
 
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "image_name", "img_path", "filename", "jpg", "png", "webp")
 TEXT_COLUMNS = ("prompt", "Prompt", "text", "TEXT", "caption", "top_caption", "orig_text", "txt", "p")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+BEGINNING = 100  # lines of a JSON-lines file in which its columns are looked for
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ROW = {"id": pl.String, "image": pl.String, "prompt": pl.String, "source": pl.String, "reason": pl.String}
 BLURRED = "blurred by the publisher"  # DiffusionDB's image_nsfw == 2.0
@@ -32,6 +36,7 @@ NOT_DELIVERED = "not downloaded"  # img2dataset's status is not "success"
 # Midjourney's flags end a prompt: "a fox --ar 16:9 --v 4 --no text, frame"; phones write a long dash for two
 FLAG = re.compile(r"(?:--|—)(?:no\s+(?:(?!--|—).)*|[a-zA-Z][a-zA-Z0-9]*(?:\s+(?:[\d.:]+%?|raw|cute|expressive|scenic)(?=\s|$|,))?)")
 URL = re.compile(r"<?https?://\S+>?")
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates: JSON can spell one out, no UTF-8 file can hold it
 
 csv.field_size_limit(sys.maxsize)  # prompts of scraped sets can be longer than Python's limit
 
@@ -58,25 +63,45 @@ def read(path: Path, layout: str | None, text_column: str | None) -> pl.DataFram
 
 
 def load_table(file: Path) -> pl.DataFrame:
-    """A CSV, TSV, JSON-lines or Parquet table; text formats as strings, a line that is no JSON as a row of nulls."""
+    """A CSV, TSV, JSON-lines or Parquet table; text formats as strings, a row that is no JSON or has too many cells as nulls.
+
+    Raises ValueError naming a file that is broken, empty or has a column twice.
+    """
     if file.suffix == ".parquet":
-        return pl.read_parquet(file)
+        return artifacts.load_table(file)
     if file.suffix in (".jsonl", ".ndjson"):
         return _json_lines(file)
     if file.suffix not in TABLES:
         raise ValueError(f"{shown(file)}: a table must be one of {', '.join(TABLES)}")
-    # Python's reader takes the ragged and oddly quoted rows that scraped prompts have
-    with open(file, encoding="utf-8-sig", errors="replace", newline="") as stream:
-        rows = list(csv.DictReader((line.replace("\0", "") for line in stream),
-                                   delimiter="\t" if file.suffix == ".tsv" else ","))
+    with opened(file) as stream:
+        rows = list(_cells(file, stream))
     if not rows:
         raise ValueError(f"{shown(file)}: no rows below the header")
-    columns = [name for name in rows[0] if name is not None]
+    columns = list(dict.fromkeys(chain.from_iterable(rows)))
     return pl.DataFrame({name: [row.get(name) for row in rows] for name in columns}, schema=dict.fromkeys(columns, pl.String))
 
 
+def opened(file: Path, newline: str | None = "") -> TextIO:
+    """A text file: UTF-16 by its mark, as spreadsheets write it, else UTF-8, with U+FFFD for what is neither."""
+    with open(file, "rb") as raw:
+        encoding = "utf-16" if raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    return open(file, encoding=encoding, errors="replace", newline=newline)
+
+
+def _cells(file: Path, stream: TextIO) -> Iterator[dict[str, str | None]]:
+    """The rows of a CSV or TSV by column. Empty for one with more cells than the header: which cell was split cannot be known."""
+    # Python's reader takes the short and oddly quoted rows that scraped prompts have
+    rows = csv.DictReader((line.replace("\0", "") for line in stream), delimiter="\t" if file.suffix == ".tsv" else ",")
+    names = [name for name in rows.fieldnames or [] if name]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ValueError(f"{shown(file)}: columns are there twice: {doubled}")
+    for row in rows:
+        yield {} if any(row.pop(None, [])) else row
+
+
 def _json_lines(file: Path) -> pl.DataFrame:
-    with open(file, encoding="utf-8-sig", errors="replace") as stream:
+    with opened(file, newline=None) as stream:
         rows = [_json(line) for line in stream if line.strip()]
     columns = list(dict.fromkeys(chain.from_iterable(rows)))
     if not columns:
@@ -100,32 +125,56 @@ def column_of(columns: Iterable[str], known: tuple[str, ...], named: str | None,
 def column_cells(file: Path, text_column: str | None) -> Iterator[str | None]:
     """The text column of a CSV, TSV or JSON-lines table, cell by cell, so that a file of any size can be read."""
     column = column_of(_columns(file), TEXT_COLUMNS, text_column, file, "text")
-    with open(file, encoding="utf-8-sig", errors="replace", newline="") as stream:
-        if file.suffix in (".csv", ".tsv"):
-            lines = (line.replace("\0", "") for line in stream)
-            yield from (row.get(column) for row in csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ","))
-        else:
-            yield from (_text(_json(line).get(column)) for line in stream)
+    plain = file.suffix in (".csv", ".tsv")
+    with opened(file, newline="" if plain else None) as stream:
+        yield from (_text(row.get(column)) for row in (_cells(file, stream) if plain else map(_json, stream)))
 
 
 def _json(line: str) -> dict:
     """The JSON object in a line; empty where there is none."""
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
+        row = parsed(line)
+    except ValueError:
         return {}
     return row if isinstance(row, dict) else {}
 
 
+def parsed(text: str) -> object:
+    """The value of a JSON text, with U+FFFD for half a surrogate pair. Raises ValueError for what is no JSON or nested too deep."""
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            value = json.loads(HALF_PAIR.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    return value
+
+
 def _columns(file: Path) -> set[str]:
-    """A table's column names, from its beginning alone."""
+    """A table's column names, from its beginning alone; of JSON lines those of the first object."""
     if file.suffix == ".parquet":
-        return set(pl.read_parquet_schema(file))
-    with open(file, encoding="utf-8-sig", errors="replace", newline="") as stream:
-        first = stream.readline()
+        return set(schema_of(file))
+    with opened(file, newline=None) as stream:
         if file.suffix in (".csv", ".tsv"):
-            return set(next(csv.reader([first.replace("\0", "")], delimiter="\t" if file.suffix == ".tsv" else ","), []))
-    return set(_json(first))
+            first = stream.readline().replace("\0", "")
+            return set(next(csv.reader([first], delimiter="\t" if file.suffix == ".tsv" else ","), []))
+        return set(next(filter(None, map(_json, islice(stream, BEGINNING))), {}))
+
+
+def schema_of(file: Path) -> dict[str, pl.DataType]:
+    """The columns of a Parquet file. Raises ValueError naming one that is broken."""
+    with artifacts.readable(file):
+        return pl.read_parquet_schema(file)
+
+
+def texts_of(column: pl.Series, file: Path) -> pl.Series:
+    """A text column as strings, bytes as the text they spell. Raises ValueError for what is no text, such as lists."""
+    if column.dtype.is_nested():
+        raise ValueError(f"{shown(file)}: column {column.name} holds {column.dtype}, wanted text")
+    if column.dtype == pl.Binary:
+        texts = [None if cell is None else cell.decode("utf-8", errors="replace") for cell in column]
+        return pl.Series(column.name, texts, dtype=pl.String)
+    return column.cast(pl.String)
 
 
 def _tables(path: Path) -> list[Path]:
@@ -150,8 +199,8 @@ def _read_table(path: Path, text_column: str | None) -> pl.DataFrame:
         image = column_of(table.columns, IMAGE_COLUMNS, None, file, "image")
         text = column_of(table.columns, TEXT_COLUMNS, text_column, file, "text")
         source = file.stem if path.is_file() and file.name not in METADATA else file.parent.name
-        names = table[image].cast(pl.String).fill_null("")
-        parts.append(_rows(ids=_ids(source, names), images=located(file.parent, names), prompts=table[text].cast(pl.String),
+        names = texts_of(table[image], file).fill_null("")
+        parts.append(_rows(ids=_ids(source, names), images=located(file.parent, names), prompts=texts_of(table[text], file),
                            source=source))
     return pl.concat(parts)
 
@@ -172,10 +221,10 @@ def located(folder: Path, names: Iterable[str]) -> list[str]:
     for name in names:
         parts = PureWindowsPath(name).parts  # splits at / and \ alike
         absolute = bool(parts) and (PureWindowsPath(name).root != "" or ":" in parts[0])
-        if not absolute or resolve(name).is_file():
+        if not absolute or os.path.isfile(resolve(name)):
             found.append(shown(folder / name) if not absolute else shown(Path(name)))
             continue
-        tails = (k for k in dict.fromkeys((cut, *range(1, len(parts)))) if folder.joinpath(*parts[max(k, 1):]).is_file())
+        tails = (k for k in dict.fromkeys((cut, *range(1, len(parts)))) if os.path.isfile(folder.joinpath(*parts[max(k, 1):])))
         cut = max(next(tails, 1), 1)
         found.append(shown(folder.joinpath(*parts[cut:])))
     return found
@@ -220,7 +269,7 @@ def _read_numbered(path: Path, text_column: str | None) -> pl.DataFrame:
     first = 0 if (folder / f"0{suffix}").exists() else 1
     names = [str(row) for row in range(first, first + len(table))]
     return _rows(ids=[f"{file.stem}/{name}" for name in names], images=[shown(folder / (name + suffix)) for name in names],
-                 prompts=table[text].cast(pl.String), source=file.stem)
+                 prompts=texts_of(table[text], file), source=file.stem)
 
 
 # --- DiffusionDB ---
@@ -249,7 +298,7 @@ def _diffusiondb_tables(path: Path) -> list[Path]:
 
 def _read_diffusiondb(path: Path, text_column: str | None) -> pl.DataFrame:
     root = path if path.is_dir() else path.parent
-    tables = [pl.read_parquet(f, columns=[c for c in ("image_name", "part_id", "prompt", "image_nsfw") if c in _columns(f)])
+    tables = [artifacts.load_table(f, [c for c in ("image_name", "part_id", "prompt", "image_nsfw") if c in _columns(f)])
               for f in _diffusiondb_tables(root)]
     parts = _parts(path)
     named = _diffusiondb_from_parts(parts) if parts else _diffusiondb_from_tables(tables, _part_folders(root))
@@ -263,8 +312,10 @@ def _diffusiondb_from_parts(parts: list[Path]) -> list[tuple[str, str | None, st
     found = []
     for part in tqdm(parts, desc="reading parts", unit="part", disable=len(parts) < 20):
         try:
-            rows = json.loads(part.read_text(encoding="utf-8", errors="replace"))
-        except json.JSONDecodeError as error:
+            rows = parsed(part.read_text(encoding="utf-8", errors="replace"))
+            if not isinstance(rows, dict):
+                raise ValueError(f"it holds a {type(rows).__name__}")
+        except ValueError as error:
             found.append((shown(part), None, f"part is no JSON: {error}"))
             continue
         folder = part.with_suffix("") if part.with_suffix("").is_dir() else part.parent
@@ -276,7 +327,7 @@ def _diffusiondb_from_parts(parts: list[Path]) -> list[tuple[str, str | None, st
 
 def _diffusiondb_from_tables(tables: list[pl.DataFrame], folders: dict[int, Path]) -> list[tuple[str, str | None, None]]:
     rows = (row for table in tables for row in table.filter(pl.col("part_id").is_in(list(folders))).iter_rows(named=True))
-    return [(shown(folders[row["part_id"]] / row["image_name"]), row["prompt"], None) for row in rows]
+    return [(shown(folders[row["part_id"]] / (row["image_name"] or "")), row.get("prompt"), None) for row in rows]
 
 
 # --- samples of files with one stem: WebDataset shards, and img2dataset's output as shards or files ---
@@ -301,7 +352,7 @@ def _read_shards(path: Path, text_column: str | None) -> pl.DataFrame:
 
 def _samples(rows: list[tuple], source: str) -> pl.DataFrame:
     ids, images, prompts, reasons = zip(*rows, strict=True) if rows else ([], [], [], [])
-    return _rows(ids=[f"{source}/{i}" for i in ids], images=list(images), prompts=list(prompts), source=source,
+    return _rows(ids=[as_text(f"{source}/{i}") for i in ids], images=list(images), prompts=list(prompts), source=source,
                  reasons=list(reasons))
 
 
@@ -310,9 +361,11 @@ def _shard_rows(shard: Path, text_column: str | None) -> Iterator[tuple[str, str
     key, members = None, {}
     with open(shard, "rb") as raw:
         try:
-            with tarfile.open(shard, "r:") as tar:
+            with tarfile.open(shard, "r:", errors="replace") as tar:
                 for member in tar:
                     tar.members.clear()  # tarfile keeps every header otherwise
+                    if member.size < 0:  # it would be read over and over
+                        raise tarfile.TarError("a member has a negative size")
                     if not member.isfile():
                         continue
                     folder, _, name = member.name.rpartition("/")
@@ -322,8 +375,12 @@ def _shard_rows(shard: Path, text_column: str | None) -> Iterator[tuple[str, str
                         members = {}
                     key = folder, stem
                     members["." + extension.lower()] = member
-        except (tarfile.TarError, EOFError, OSError) as error:
-            yield f"{shard.stem}/rest", shown(shard), None, f"shard cannot be read on: {error}"
+                raw.seek(tar.offset)
+                if raw.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes what it cannot read for the end
+                    raise tarfile.TarError("a header is damaged")
+        except Exception as error:  # tarfile raises what it likes on a damaged header: MemoryError, OverflowError, ...
+            said = str(error) or type(error).__name__
+            yield f"{shard.stem}/rest", shown(shard), None, f"shard cannot be read on: {said}"
         if members:  # the last sample, after the end or before the cut
             yield _sample(shard, key, members, raw, text_column)
 
@@ -331,7 +388,7 @@ def _shard_rows(shard: Path, text_column: str | None) -> Iterator[tuple[str, str
 def _sample(shard: Path, key: tuple[str, str], members: dict, raw, text_column: str | None) -> tuple:
     def content(member: tarfile.TarInfo) -> bytes:
         raw.seek(member.offset_data)
-        return raw.read(member.size)
+        return raw.read(min(member.size, os.fstat(raw.fileno()).st_size))  # a header can claim any size
 
     picture = next((members[e] for e in members if "." + e.rpartition(".")[2] in PICTURES), None)
     name = "/".join(filter(None, (shard.stem, *key)))
@@ -348,8 +405,8 @@ def _prompt_of(members: dict, text_column: str | None) -> str | None:
     if ".json" not in members:
         return None
     try:
-        values = json.loads(members[".json"]().decode("utf-8", errors="replace"))
-    except json.JSONDecodeError:
+        values = parsed(members[".json"]().decode("utf-8", errors="replace"))
+    except ValueError:
         return None
     return next((_text(values[c]) for c in ([text_column] if text_column else TEXT_COLUMNS) if c in values), None) \
         if isinstance(values, dict) else None
@@ -359,7 +416,7 @@ def _not_delivered(table: Path) -> Iterator[tuple[str, str, str | None, str]]:
     """The rows that img2dataset's own table, beside a shard or a folder, says it could not download."""
     if not table.exists() or not {"key", "status"} <= _columns(table):
         return
-    frame = pl.read_parquet(table).filter(pl.col("status") != "success")
+    frame = artifacts.load_table(table).filter(pl.col("status") != "success")
     text = next((c for c in TEXT_COLUMNS if c in frame.columns), None)
     for row in frame.iter_rows(named=True):
         yield f"{table.stem}/{row['key']}", shown(table), _text(row[text]) if text else None, f"{NOT_DELIVERED}: {row['status']}"
@@ -401,7 +458,7 @@ def _parquet_files(path: Path) -> list[Path]:
 
 def _picture_column(file: Path) -> str | None:
     """The column that holds encoded pictures: bytes, or a struct with `bytes`."""
-    for name, kind in pl.read_parquet_schema(file).items():
+    for name, kind in schema_of(file).items():
         if kind == pl.Binary or (isinstance(kind, pl.Struct) and "bytes" in {f.name for f in kind.fields}):
             return name
     return None
@@ -418,7 +475,7 @@ def _read_parquet(path: Path, text_column: str | None) -> pl.DataFrame:
         if image is None:
             raise ValueError(f"{shown(file)}: no column of encoded pictures among {sorted(_columns(file))}")
         text = column_of(_columns(file), TEXT_COLUMNS, text_column, file, "text")
-        prompts = pl.read_parquet(file, columns=[text])[text].cast(pl.String)
+        prompts = texts_of(artifacts.load_table(file, [text])[text], file)
         parts.append(_rows(ids=[f"{source}/{file.stem}/{row}" for row in range(len(prompts))], prompts=prompts, source=source,
                            images=[references.in_table(file, image, row) for row in range(len(prompts))]))
     if not parts:
@@ -451,7 +508,7 @@ def _read_journeydb(path: Path, text_column: str | None) -> pl.DataFrame:
         prompts = [_inner(value, inner) for value in table[column_of(table.columns, (), outer, file, "text")]]
         names = table["img_path"].fill_null("").str.strip_prefix("./")
         folder = next((f for f in (file.parent, file.parent / "imgs", root / "imgs")
-                       if any((f / name).is_file() for name in names[:50])), file.parent)
+                       if any(os.path.isfile(f / name) for name in names[:50])), file.parent)
         parts.append(_rows(ids=_ids(root.name, names), images=located(folder, names), source=root.name,
                            prompts=[None if p is None else without_flags(p) for p in prompts]))
     return pl.concat(parts)
@@ -462,12 +519,15 @@ def _inner(value: str | None, name: str) -> str | None:
     if value is None or not name:
         return value
     try:
-        return _text(json.loads(value).get(name))
-    except (json.JSONDecodeError, AttributeError):
+        return _text(parsed(value).get(name))
+    except (ValueError, AttributeError):
         return None
 
 
 # --- COCO captions ---
+
+
+COCO = {"images": {"id": int | str, "file_name": str}, "annotations": {"image_id": int | str}}  # what a row is made of
 
 
 def _coco_files(path: Path) -> list[Path]:
@@ -480,15 +540,25 @@ def _is_coco(path: Path) -> bool:
     return bool(_coco_files(path))
 
 
+def _coco(file: Path) -> dict:
+    """The content of a COCO file. Raises ValueError naming one that is no JSON or lacks what makes a row."""
+    with artifacts.readable(file):
+        content = parsed(file.read_text(encoding="utf-8"))
+        for part, wanted in COCO.items():
+            if not all(isinstance(entry.get(name), kind) for entry in content[part] for name, kind in wanted.items()):
+                raise ValueError(f"not every entry of its {part} has {' and '.join(wanted)}")
+        return content
+
+
 def _read_coco(path: Path, text_column: str | None) -> pl.DataFrame:
     rows = []
     for file in _coco_files(path) or [path]:
         root = file.parent.parent if file.parent.name == "annotations" else file.parent
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = _coco(file)
         names = {image["id"]: image["file_name"] for image in content["images"]}
         split = file.stem.removeprefix("captions_")
         folder = next((f for f in (root / split, root / "images" / split, root / "images", root)
-                       if any((f / name).is_file() for name in list(names.values())[:50])), root / split)
+                       if any(os.path.isfile(f / name) for name in list(names.values())[:50])), root / split)
         for note in content["annotations"]:
             name = names.get(note["image_id"])
             rows.append((f"{split}/{Path(name or str(note['image_id'])).stem}#{note.get('id', len(rows))}",

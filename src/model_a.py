@@ -15,20 +15,32 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sklearn.model_selection import GroupShuffleSplit
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from src import head as heads
 from src import images, prompts
-from src.artifacts import atomic, fingerprint, load_embeddings, load_json, positions, reserved, save_embeddings, save_json
+from src.artifacts import atomic, fingerprint, load_embeddings, load_json, positions, readable, reserved, save_embeddings, save_json
 from src.encoder import Encoder, autocast, image_embeddings, text_embeddings
 from src.head import N_OUT, Head
 from src.metrics import avg_cos
 from src.paths import CACHE
 from src.tower import Tower
-from src.training import Fitted, Recipe, Run, TrainingSet, between, inputs, parameter_groups, restore, snapshot, weights
+from src.training import (
+    Fitted,
+    Recipe,
+    Run,
+    TrainingSet,
+    between,
+    inputs,
+    load_weights,
+    parameter_groups,
+    restore,
+    snapshot,
+    weights,
+)
 
 __all__ = ["N_OUT", "Fitted", "Head", "Recipe", "TrainingSet", "fit", "gather", "load_fold", "parameter_groups", "predict",
            "predict_pixels", "train_fold", "training_set"]
@@ -260,14 +272,19 @@ def train_fold(encoder: Encoder, data: TrainingSet, test: TrainingSet, *, rows: 
 
 
 def load_fold(base: Path, encoder: Encoder) -> Fitted:
-    """The trained tower and head that `train_fold` kept under `base`. Raises ValueError when they belong to another CLIP."""
-    record = load_json(base.with_name(base.name + ".json"))
-    if record["clip"] != encoder.fingerprint:
+    """The trained tower and head that `train_fold` kept under `base`.
+
+    Raises ValueError when they belong to another CLIP, or naming the file that is broken or does not fit.
+    """
+    file = base.with_name(base.name + ".json")
+    record = load_json(file)
+    if record.get("clip") != encoder.fingerprint:
         raise ValueError(f"{base.name} was trained from another CLIP than the one given; its folder or weights have changed")
-    recipe = replace(Recipe(**record["recipe"]), compile=False)
-    head = heads.build(recipe.head, record["width"], activation=recipe.activation, mix=recipe.mix, learn_mix=recipe.learn_mix)
-    fitted = Fitted(make_tower(encoder, recipe), head.to(encoder.device), record["history"], record["factor"])
-    restore(fitted, load_file(base.with_name(base.name + ".safetensors"), device=str(encoder.device)))
+    with readable(file):
+        recipe = replace(Recipe(**record["recipe"]), compile=False)
+        head = heads.build(recipe.head, record["width"], activation=recipe.activation, mix=recipe.mix, learn_mix=recipe.learn_mix)
+        fitted = Fitted(make_tower(encoder, recipe), head.to(encoder.device), record["history"], record["factor"])
+    restore(fitted, load_weights(base.with_name(base.name + ".safetensors"), str(encoder.device)))
     fitted.head.eval()
     return fitted
 

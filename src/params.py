@@ -7,6 +7,8 @@ import ast
 import difflib
 import inspect
 import json
+import math
+import os
 import re
 from pathlib import Path
 
@@ -39,6 +41,8 @@ def _types(annotation: ast.expr) -> tuple[type, ...]:
 
 
 def _fits(value: object, types: tuple[type, ...]) -> bool:
+    if type(value) is float and not math.isfinite(value):
+        return False
     return type(value) in types or (type(value) is int and float in types)
 
 
@@ -51,7 +55,8 @@ def load_params(file: str, changes: list[str]) -> dict[str, dict]:
         raise Problem(f"--params: {shown(path)} does not exist; there are "
                       + ", ".join(shown(p) for p in sorted((ROOT / "params").glob("*.yaml"))))
     try:
-        params = yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader(yaml)) or {}
+        params = yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader(yaml))
+        params = {} if params is None else params
         if not isinstance(params, dict):
             raise Problem(f"{shown(path)}: must hold sections (`common:`, `01_dedup:`), got a {type(params).__name__}")
         wrong = [name for name, section in params.items() if not isinstance(section, dict)]
@@ -62,15 +67,22 @@ def load_params(file: str, changes: list[str]) -> dict[str, dict]:
             if not equals:
                 raise Problem(f"--set {change}: wanted KEY=VALUE")
             section, _, name = key.rpartition(".")
-            params.setdefault(section or "common", {})[name] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+            params.setdefault(section or "common", {})[name] = yaml.load(value, Loader=_strict_loader(yaml))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Problem(f"{shown(path)}: {error}") from None
+    except RecursionError:
+        raise Problem(f"{shown(path)}: nested too deep") from None
     return params
 
 
 def _strict_loader(yaml):
     class Loader(yaml.SafeLoader):
-        """YAML keeps the last of two equal keys and says nothing; here that is an error."""
+        """YAML keeps the last of two equal keys and says nothing; here that is an error. So are aliases, which can multiply."""
+
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases are not taken, write the value out")
+            return super().compose_node(parent, index)
 
     def mapping(loader, node, deep=False):
         keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
@@ -112,7 +124,7 @@ def stage_params(params: dict[str, dict], file: str, notebooks: Path = NOTEBOOKS
 
 
 def _near(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, 1)
+    close = difflib.get_close_matches(str(name), names, 1)  # YAML reads `on:` and `1:` as no text
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -149,7 +161,7 @@ def check_inputs(per_stage: dict[str, dict], file: str, *, to_be_written: Path |
     """Raise Problem listing every input that does not exist, before anything runs; the demo's folder is yet `to_be_written`."""
     inputs = [entry for values in per_stage.values() for entry in input_paths(values).items()]
     missing = {f"{name}: {shown(path)} does not exist" for name, path in inputs
-               if not path.exists() and not (to_be_written and path.is_relative_to(to_be_written))}
+               if not os.path.exists(path) and not (to_be_written and path.is_relative_to(to_be_written))}
     if missing:
         raise Problem("\n  ".join([f"{file}: inputs are missing", *sorted(missing)])
                       + "\nset them in the file or with --set, or run the embedded demo: ./run_all.sh --params params/demo.yaml")

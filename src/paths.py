@@ -4,6 +4,7 @@ Names are relative to `output_dir`: `resolve(output_dir) / paths.PAIRS`. Embeddi
 `artifacts.save_embeddings` writes two files (`.npy` and `.ids.parquet`).
 """
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,11 +66,16 @@ LOCK = ".lock"  # held while a run is at work
 
 def resolve(path: str | Path) -> Path:
     """`path` as an absolute path; a relative one is relative to the repository's root, wherever the caller runs."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # Path.expanduser fails on a user that is not there
     return path if path.is_absolute() else ROOT / path
 
 
 def shown(path: str | Path) -> str:
     """`path` as a reader would type it from the repository's root."""
     path = Path(path)
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+    return as_text(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
+
+
+def as_text(name: str) -> str:
+    """A file's name as text that can be stored: bytes that are no UTF-8 are spelt out."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from src import artifacts, encoder, ensemble, images, model_a, model_b, paths, submission
 from src.images import Geometry
 from src.metrics import unit
-from src.paths import resolve, shown
+from src.paths import as_text, resolve, shown
 from src.trunk import Trunk
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -241,7 +241,7 @@ def _decoded(predictor: Predictor, folder: Path, parts: Iterable[Sequence[str]],
     def attempt(name: str) -> Pixels | str:
         try:
             return predictor.decode(folder / name)
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        except Exception as error:  # decoders raise what they like on broken input, and none of it may stop a run
             return f"{type(error).__name__}: {error}".split("\n")[0][:200]
 
     jobs = ((n, names[i:i + batch_size]) for n, names in enumerate(parts) for i in range(0, len(names), batch_size))
@@ -278,11 +278,6 @@ def _predicted(predictor: Predictor, batches: Iterable[list[tuple[str, Pixels | 
     return names, found, rejected
 
 
-def as_text(name: str) -> str:
-    """A file's name as text that can be stored: bytes that are no UTF-8 are spelt out."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _part_file(parts: Path, n: int) -> Path:
     return parts / f"{n:06d}.parquet"
 
@@ -314,7 +309,7 @@ def _list_rejected(out: Path, rejected: pl.DataFrame) -> None:
 
 def harmless(text: pl.Expr) -> pl.Expr:
     """Text for a CSV: what a spreadsheet would take for a formula begins with an apostrophe instead."""
-    return text.str.replace(r"^(\s*[=+\-@\t\r])", "'${1}")
+    return text.str.replace(r"^([\s\p{Cc}\p{Cf}]*[=+\-@\t\r\n＝＋－＠])", "'${1}")
 
 
 def _assemble(parts: Path, number: int, out: Path) -> None:

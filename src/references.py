@@ -15,8 +15,8 @@ from threading import Lock
 
 from src.paths import resolve, shown
 
-MEMBER = re.compile(r"(?P<file>.+\.tar)::(?P<name>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
-CELL = re.compile(r"(?P<file>.+\.parquet)::(?P<column>.+)@(?P<row>\d+)", re.DOTALL)
+MEMBER = re.compile(r"(?P<file>.+?\.tar)::(?P<name>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
+CELL = re.compile(r"(?P<file>.+?\.parquet)::(?P<column>.+)@(?P<row>\d+)", re.DOTALL)
 _one_reader = Lock()  # neighbouring rows share a row group: threads wait for it instead of reading it twice
 
 

@@ -206,7 +206,7 @@ def _thumbnail(image: str, side: int = 320) -> str:
     """The picture as an inlined JPEG, or a word where it cannot be read."""
     try:
         picture = images.decode(image)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # decoders raise what they like on broken input
         return f'<div class="none">{escape(type(error).__name__)}</div>'
     picture.thumbnail((side, side))
     buffer = BytesIO()

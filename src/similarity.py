@@ -214,6 +214,7 @@ class _Search:
         if len(self.thresholds) > 64:
             raise ValueError(f"{len(self.thresholds)} thresholds in one pass, at most 64 are possible")
         self.links = np.empty(0, np.float32) if link is None else np.arange(link, 1, LINK_STEP).round(6).astype(np.float32)
+        self.links[:1] = link  # whatever its decimals
         self.watched = np.unique(np.concatenate([self.thresholds, self.links]))
         self.main = np.uint64(1 << int(np.searchsorted(self.thresholds, np.float32(threshold))))
         passed = np.searchsorted(self.thresholds, self.watched, side="right").tolist()

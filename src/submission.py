@@ -48,7 +48,7 @@ def check(path: Path, sample: Path | None = None) -> None:
     not 384 long; a value not finite; rows in another order; values that differ between the files; a confidence beyond -1..1.
     """
     path = _stem(path)
-    csv, parquet = _read_csv(_file(path, ".csv")), artifacts.load_table(_file(path, ".parquet"))
+    csv, parquet = _read_csv(_file(path, ".csv")), _read_parquet(_file(path, ".parquet"))
     order = pl.Series(parquet["id"].to_list() if sample is None else sample_ids(sample), dtype=pl.String)
     file = shown(_file(path, ".csv"))
     if _whole_ids(csv[HEADER[0]]) != order.to_list() or not csv["val"].is_finite().fill_null(False).all():
@@ -62,6 +62,8 @@ def check(path: Path, sample: Path | None = None) -> None:
 def sample_ids(sample: Path) -> list[str]:
     """The picture ids of a sample_submission.csv in its order. ValueError unless each has rows 0..383, in order."""
     frame = _read_csv(Path(sample))
+    if frame.is_empty():
+        raise ValueError(f"{shown(Path(sample))}: no rows below the header")
     whole = _whole_ids(frame[HEADER[0]])
     if whole is not None:
         return whole
@@ -103,12 +105,21 @@ def _cell_names(ids: Sequence[str]) -> pl.Series:
 def _read_csv(path: Path) -> pl.DataFrame:
     if not path.exists():
         raise FileNotFoundError(f"{shown(path)} does not exist")
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
         header = lines.readline().strip()
     if header != ",".join(HEADER):
         raise ValueError(f"{shown(path)}: the header is {header!r}, must be {','.join(HEADER)!r}")
     # values that are no number become null here and are counted with the ones that are not finite
-    return pl.read_csv(path, schema={HEADER[0]: pl.String, HEADER[1]: pl.Float32}, ignore_errors=True)
+    with artifacts.readable(path):
+        return pl.read_csv(path, schema={HEADER[0]: pl.String, HEADER[1]: pl.Float32}, ignore_errors=True)
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    table = artifacts.load_table(path)
+    found = {name: table.schema.get(name) for name in ("id", "embedding")}
+    if found["id"] != pl.String or not isinstance(found["embedding"], pl.Array):
+        raise ValueError(f"{shown(path)}: columns are {dict(table.schema)}, must be id (text) and embedding (arrays of {WIDTH})")
+    return table
 
 
 def _compare_ids(wanted: pl.Series, have: pl.Series) -> list[str]:

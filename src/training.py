@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from src import augmentation
-from src.artifacts import atomic
+from src.artifacts import atomic, readable
 from src.encoder import Encoder, autocast
 from src.head import ACTIVATIONS, HEADS
 from src.images import Rows
+from src.paths import shown
 from src.tower import Tower
 
 LOSSES = ("cosine", "contrastive", "huber")
@@ -162,6 +163,16 @@ class Fitted:
 # --- weights ---
 
 
+def load_weights(file: Path, device: str) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name. Raises ValueError naming a file that is broken or holds NaN or infinity."""
+    with readable(file):
+        found = load_file(file, device=device)
+    bad = [name for name, tensor in found.items() if not tensor.isfinite().all()]
+    if bad:
+        raise ValueError(f"{shown(file)}: {len(bad)} of {len(found)} tensors hold NaN or infinity, e.g. {bad[0]}")
+    return found
+
+
 def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
     """The tensors that training changes, by name: trained parameters and the head's running statistics. Not copies."""
     tower = {f"tower.{name}": p for name, p in fitted.tower.named_parameters() if p.requires_grad}
@@ -175,10 +186,14 @@ def snapshot(fitted: Fitted) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def restore(fitted: Fitted, state: dict[str, torch.Tensor]) -> None:
-    """Put a snapshot back. Raises ValueError naming the tensors that are missing or too many."""
+    """Put a snapshot back. Raises ValueError naming the tensors that are missing, too many or of another shape."""
     here = weights(fitted)
     if here.keys() != state.keys():
         raise ValueError(f"weights do not fit this tower and head, e.g. {sorted(here.keys() ^ state.keys())[:3]}")
+    wrong = [name for name, p in here.items() if p.shape != state[name].shape]
+    if wrong:  # copy_ would repeat a smaller one
+        shape, wanted = tuple(state[wrong[0]].shape), tuple(here[wrong[0]].shape)
+        raise ValueError(f"weights do not fit this tower and head, e.g. {wrong[0]} {shape}, wanted {wanted}")
     for name, p in here.items():
         p.copy_(state[name])
 
@@ -372,12 +387,14 @@ class Run:
                 old.unlink()
 
     def load(self, folder: Path) -> bool:
-        """Go on from a checkpoint; False when there is none."""
+        """Go on from a checkpoint; False when there is none. Raises ValueError naming a file that is broken or no data."""
         if not (folder / "state.pt").exists():
             return False
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        with readable(folder / "state.pt"):
+            state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+            file = folder / state["weights"]
         parts: dict[str, dict] = {"now": {}, "best": {}, "average": {}}
-        for name, tensor in load_file(folder / state["weights"], device=str(self.encoder.device)).items():
+        for name, tensor in load_weights(file, str(self.encoder.device)).items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         restore(self.fitted, parts["now"])
