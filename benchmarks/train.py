@@ -25,7 +25,7 @@ from src import artifacts, encoder, model_a, paths
 from src.encoder import autocast
 from src.training import Run, inputs, losses
 
-DEFAULT = model_a.Recipe(epochs=1, batch_size=32, lr_vision=1e-2, lr_fc=1e-3, trainable_blocks=1, several_pictures=True)
+DEFAULT = model_a.Recipe(epochs=1, batch_size=32, lr_vision=1e-2, lr_fc=1e-3, trainable_blocks=1, several_pictures=True, ema=0.98)
 RECIPES = {"cut": DEFAULT, "whole": replace(DEFAULT, trainable_blocks=-1, lr_vision=1e-4)}
 
 
