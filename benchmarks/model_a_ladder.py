@@ -124,7 +124,7 @@ def openmoji(folder: Path, size: int = 256) -> tuple[pl.DataFrame, np.ndarray]:
     found = similarity.one_pass(targets, 0.85, curve=dedup.CURVE, link=0.7)
     group, _ = dedup.balanced_groups(found, max_share=0.1)
     return frame.with_columns(keeper=frame["id"].gather(found.keeper), similarity=pl.Series(found.similarity), group=group,
-                              filter2=found.stays, fold=dedup.folds(group, 3)), targets
+                              filter1=pl.lit(True), filter2=found.stays, fold=dedup.folds(group, 3)), targets
 
 
 def main() -> None:
