@@ -30,14 +30,13 @@ TOWERS = {"vit": (toy.VISION, {}), "convnext": (CONVNEXT, {}), "timm_vit": (TIMM
 @pytest.mark.parametrize(("vision", "options"), TOWERS.values(), ids=TOWERS)
 def test_a_tower_is_trained_kept_loaded_and_predicts_the_same(tmp_path, vision, options):
     clip = encoder.load(toy.write_clip(tmp_path / "clip", vision, **options), device="cpu")
-    data = toy.data_for(clip, 24)
-    rows = np.arange(24)
-    found = model_a.train_fold(clip, data, data, rows=rows, scored=rows[:6], recipe=replace(RECIPE, head="paper"), seed=0,
-                               base=tmp_path / "fold")
+    data = toy.data_for(clip, 12)
+    rows, recipe = np.arange(12), replace(RECIPE, head="paper", epochs=1, batch_size=4)
+    found = model_a.train_fold(clip, data, data, rows=rows, scored=rows[:6], recipe=recipe, seed=0, base=tmp_path / "fold")
     _, stored = load_embeddings(tmp_path / "fold_test")
     fitted = model_a.load_fold(tmp_path / "fold", clip)
     assert model_a.predict_pixels(fitted, clip, data.pixels) == pytest.approx(stored, abs=1e-5)
-    assert found["rows_trained"] == 24 and len(found["history"]) == 3 and not (tmp_path / "fold.checkpoint").exists()
+    assert found["rows_trained"] == 12 and len(found["history"]) == 2 and not (tmp_path / "fold.checkpoint").exists()
 
 
 def test_a_fold_is_not_trained_twice_and_not_loaded_with_another_clip(tmp_path, monkeypatch):
