@@ -14,6 +14,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +35,7 @@ LOG.setLevel(logging.INFO)
 LOG.propagate = False
 logging.raiseExceptions = False  # a log that finds the disk full must not bury the message that says so
 FULL = (errno.ENOSPC, errno.EDQUOT)
+LITTLE = 32 << 20  # bytes: with so little free an error is the disk's; numpy's says "138240 requested and 38880 written"
 NEEDS = {  # the stages whose artifacts a stage reads; tests/test_notebooks.py holds it against what the notebooks name
     "01_dedup": (),
     "02_train_model_a": ("01_dedup",),
@@ -385,7 +387,7 @@ def _report_failure(stage: str, error: Exception, output: Path, again: str) -> N
     else:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         where = f"{type(error).__name__}: {error}"
-    if getattr(error, "errno", None) in FULL or os.strerror(errno.ENOSPC) in where:
+    if getattr(error, "errno", None) in FULL or os.strerror(errno.ENOSPC) in where or shutil.disk_usage(output).free < LITTLE:
         print(f"the disk that holds {shown(output)} is full: make room; what is finished stays", file=sys.stderr)
     if "Kernel died" in where:
         print("the kernel was killed; if memory ran out (the log has what was in use), lower batch_size", file=sys.stderr)
