@@ -47,11 +47,10 @@ LADDER = {
 TABLE_1 = {"clip": PLAIN, "clip_filter1": PLAIN, "clip_filter2": PLAIN, "model_a": BEST}
 
 
-def rows_of_the_demo(out: Path, clip: encoder.Encoder) -> tuple[pl.DataFrame, np.ndarray, model_a.TrainingSet]:
-    """01's pairs, their targets and what Model A sees of them."""
+def rows_of_the_demo(out: Path) -> tuple[pl.DataFrame, np.ndarray]:
+    """01's pairs and their targets."""
     pairs = artifacts.load_table(out / paths.PAIRS)
-    _, targets = artifacts.load_embeddings(out / paths.TARGETS, pairs["id"].to_list())
-    return pairs, targets, model_a.training_set(clip, pairs, out, name="pairs", recipe=BEST, targets=targets[None])
+    return pairs, artifacts.load_embeddings(out / paths.TARGETS, pairs["id"].to_list())[1]
 
 
 def out_of_fold(clip: encoder.Encoder, data: model_a.TrainingSet, pairs: pl.DataFrame, name: str, recipe: model_a.Recipe, seed: int
@@ -70,7 +69,9 @@ def out_of_fold(clip: encoder.Encoder, data: model_a.TrainingSet, pairs: pl.Data
 
 def table(clip: encoder.Encoder, options: argparse.Namespace, recipes: dict[str, model_a.Recipe]) -> None:
     """One line a recipe: the mean score over seeds, and the first seed's difference to the recipe before, or to the default."""
-    pairs, _, data = rows_of_the_demo(paths.resolve(options.output), clip)
+    out = paths.resolve(options.output)
+    pairs, targets = rows_of_the_demo(out)
+    data = model_a.training_set(clip, pairs, out, name=f"pairs.{clip.tag}", recipe=BEST, targets=targets[None])
     group, before, against = pairs.filter("filter2")["group"].to_numpy(), None, ""
     for name, recipe in recipes.items():
         found = [out_of_fold(clip, data, pairs, name, recipe, options.seed + 10 * s) for s in range(options.seeds)]
@@ -87,7 +88,7 @@ def table(clip: encoder.Encoder, options: argparse.Namespace, recipes: dict[str,
 def small(clip: encoder.Encoder, options: argparse.Namespace) -> None:
     """On small sets: the probe, the default, which may go back to it, and the default without points between the two."""
     out = paths.resolve(options.output)
-    pairs, targets, _ = rows_of_the_demo(out, clip)
+    pairs, targets = rows_of_the_demo(out)
     for n in (500, 1000, 2000):
         first = pairs.head(n).with_columns(fold=dedup.folds(pairs["group"].to_numpy()[:n], 3))
         compare(clip, first, targets[:n], out, f"{n} scenes of the demo")

@@ -51,18 +51,17 @@ class Bench:
 
     def pictures(self, clip: encoder.Encoder) -> np.ndarray:
         pixels, _ = images.cache(self.pairs.select("id", "image"), self.output / paths.CACHE, geometry=clip.geometry, name="pairs")
-        rows = encoder.image_embeddings(clip, pixels, self.folder, name=f"pairs_{clip.fingerprint[:8]}")
+        rows = encoder.image_embeddings(clip, pixels, self.folder, name=f"pairs.{clip.tag}")
         return rows[artifacts.positions(pixels.ids, self.kept["id"].to_list(), "pictures")]
 
     def library(self, texts: list[str], clip: encoder.Encoder | None = None) -> tuple[model_b.Library, np.ndarray]:
         """The training prompts and `texts`, and what of them conflicts with each fold."""
         clip = clip or self.clip
-        column = f"clip_{clip.fingerprint[:12]}"
         every = [*self.kept["prompt"], *texts]
         self.disk = datastore.add(self.disk, every, {datastore.VALUES: prompts.encode,
-                                                     column: lambda t: encoder.embed_texts(clip, t)}, shard_rows=10_000)
+                                                     clip.tag: lambda t: encoder.embed_texts(clip, t)}, shard_rows=10_000)
         place = datastore.places(self.disk, every)
-        keys, values = (datastore.Selection(self.disk.column(name), place) for name in (column, datastore.VALUES))
+        keys, values = (datastore.Selection(self.disk.column(name), place) for name in (clip.tag, datastore.VALUES))
         library = model_b.Library(keys, values, self.pictures(clip))
         return library, model_b.store_conflicts(library, self.targets, self.pairs["fold"].to_numpy(), self.similar)
 

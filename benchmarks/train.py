@@ -36,7 +36,8 @@ class Bench:
         self.recipe, self.encoder, self.output = RECIPES[kind], encoder.load(clip), output
         self.pairs = artifacts.load_table(output / paths.PAIRS)
         _, targets = artifacts.load_embeddings(output / paths.TARGETS, self.pairs["id"].to_list())
-        self.data = model_a.training_set(self.encoder, self.pairs, output, name="pairs", recipe=self.recipe, targets=targets[None])
+        self.data = model_a.training_set(self.encoder, self.pairs, output, name=f"pairs.{self.encoder.tag}", recipe=self.recipe,
+                                          targets=targets[None])
         self.kept = np.flatnonzero(self.pairs["filter2"])
 
     def run(self, rows: np.ndarray) -> Run:

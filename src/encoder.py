@@ -41,6 +41,11 @@ class Encoder:
         """Pictures in a forward pass: a small batch stays in a CPU's cache, a large one fills a GPU."""
         return 128 if self.device.type == "cuda" else 32
 
+    @property
+    def tag(self) -> str:
+        """A short name that changes with the weights: of its columns in Model B's store, of its files in the cache."""
+        return f"clip_{fingerprint(self.fingerprint)[:12]}"
+
     def __reduce__(self) -> tuple:
         return _load_on, (self.name, self.device.type)
 

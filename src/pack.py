@@ -85,12 +85,15 @@ def write(output: Path, folder: Path) -> Path:
 
 def _pack_clips(folder: Path, clips: dict[str, str], clips_b: dict[str, str]) -> None:
     """Copy each local CLIP and let the packed output name the copies. Problem for a CLIP that is not a local folder."""
-    places = {}
+    places, copies = {}, {}
     for clip in sorted({*clips.values(), *clips_b.values()}):
-        if not clip.startswith(encoder.LOCAL):
+        plain, size = encoder.sized(clip)
+        if not plain.startswith(encoder.LOCAL):
             raise Problem(f"--pack: the CLIP {clip!r} is read from a hub; train with clip=local-dir:<folder> to pack it")
-        places[clip] = f"{encoder.LOCAL}clip/{len(places)}"
-        shutil.copytree(encoder.local_folder(clip), folder / "clip" / str(len(places) - 1))
+        if plain not in copies:
+            copies[plain] = f"clip/{len(copies)}"
+            shutil.copytree(encoder.local_folder(plain), folder / copies[plain])
+        places[clip] = f"{encoder.LOCAL}{copies[plain]}" + (f"@{size}" if size else "")
     for file, used, alone in ((paths.MEMBERS_A, clips, list(clips)), (paths.MEMBERS_B, clips_b, ["model_b"])):
         members = folder / "output" / file
         known = artifacts.load_json(members) if members.exists() else {"members": alone}

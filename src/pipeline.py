@@ -293,13 +293,14 @@ def prepare_demo(demo: dict | None) -> None:
 def preflight(per_stage: dict[str, dict], file: str) -> None:
     """Raise Problem listing all that would stop the stages, before the first one begins; `preflight.py` in a process of its own."""
     clock, command = time.perf_counter(), [sys.executable, "-m", "src.preflight"]
+    print("checking   sources, weights, settings and room", flush=True)
     done = subprocess.run(command, input=json.dumps(per_stage), text=True, capture_output=True, cwd=ROOT)
     if done.returncode:
         raise Problem(f"the checks before the run failed themselves:\n{done.stderr[-3000:]}")
     wrong = json.loads(done.stdout.splitlines()[-1])
     if wrong:
         raise Problem("\n  ".join([f"{file}: nothing has run, since this would stop it", *wrong]))
-    print(f"checked    sources, weights, settings and room: {time.perf_counter() - clock:.0f} s")
+    print(f"checked    nothing is in the way: {time.perf_counter() - clock:.0f} s")
 
 
 def chosen(first: str | None, only: str | None) -> list[str]:
@@ -334,9 +335,6 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
         LOG.info("%s", shlex.join(["./run_all.sh", *sys.argv[1:]]))
         prepare_demo(demo)
         check_inputs(wanted, options.params)
-        stale = any(reasons_to_run(stage, state_of(stage, wanted[stage], output, notebooks), output) for stage in stages)
-        if notebooks == NOTEBOOKS and (stale or options.force):  # it knows the parameters of these notebooks
-            preflight(wanted, options.params)
         times = {}
         for stage in stages:
             reasons = reasons_to_run(stage, state_of(stage, per_stage[stage], output, notebooks), output)
@@ -344,6 +342,8 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
                 print(f"{stage}: up to date")
                 times[stage] = None
                 continue
+            if notebooks == NOTEBOOKS and not any(times.values()):  # before the first; it knows these notebooks' parameters
+                preflight(wanted, options.params)
             why = "; ".join(reasons[:3]) or "asked for by --force"
             print(f"\n=== {stage}: {why}", flush=True)
             LOG.info("%s begins: %s", stage, why)

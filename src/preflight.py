@@ -36,6 +36,8 @@ class Found:
     pairs: pl.DataFrame | None = None
     n_test: int = 0
     clips: dict[str, Encoder | None] = field(default_factory=dict)  # None for one that does not load
+    kept: dict[str, int] = field(default_factory=dict)  # by CLIP: bytes of one picture's frozen activations, 0 where none is kept
+    trained: dict[str, int] = field(default_factory=dict)  # by CLIP: parameters that train
 
     @contextmanager
     def noting(self, what: str) -> Iterator[None]:
@@ -94,23 +96,28 @@ def _check_training(found: Found, values: dict) -> None:
         recipe = Recipe(**given)
         for name in [values["clip"], *values["backbones"]]:
             if found.clips[name] is not None:
-                _dry_step(found.clips[name], recipe)
+                _dry_step(found, name, recipe)
 
 
-def _dry_step(clip: Encoder, recipe: Recipe) -> None:
-    """Cut the tower as training will; on a GPU one step on a batch of noise too, which says whether the memory suffices."""
-    tower = model_a.make_tower(clip, recipe)
-    if clip.device.type != "cuda":
-        return
-    noise = np.random.default_rng(0).integers(0, 256, (recipe.batch_size, clip.geometry.size, clip.geometry.size, 3), np.uint8)
+def _dry_step(found: Found, name: str, recipe: Recipe) -> None:
+    """Cut the tower as training will and run a picture of noise through it; on a GPU a step with a whole batch, which says whether
+    the memory suffices.
+    """
+    clip = found.clips[name]
+    tower, on_gpu = model_a.make_tower(clip, recipe), clip.device.type == "cuda"
+    shape = (recipe.batch_size if on_gpu else 1, clip.geometry.size, clip.geometry.size, 3)
+    noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     try:
         with encoder.autocast(clip.device):
-            embedding = tower(tower.frozen(clip.normalise(noise)))
-        if embedding.requires_grad:
+            frozen = tower.frozen(clip.normalise(noise))
+            embedding = tower(frozen)
+        if on_gpu and embedding.requires_grad:
             embedding.float().sum().backward()
     except torch.OutOfMemoryError as error:
         raise RuntimeError(f"batch_size {recipe.batch_size} does not fit the GPU's memory; halve it and double accumulate, turn on "
                            f"grad_checkpointing, or lower trainable_blocks ({str(error).split('. ')[0]})") from None
+    found.trained[name] = sum(p.numel() for p in tower.parameters() if p.requires_grad)
+    found.kept[name] = frozen[0].numel() * (2 if on_gpu else 4) if tower.splits and tower.trains else 0
 
 
 def _check_search(found: Found, values: dict) -> None:
@@ -230,12 +237,11 @@ def room_needed(found: Found, per_stage: dict[str, dict], output: Path) -> dict[
         width = _width(clip)
         needed["pixels"] += rows * 3 * clip.geometry.size**2
         needed["embeddings"] += rows * 4 * width
-        if training:
-            recipe = Recipe(trainable_blocks=training["trainable_blocks"], tower=training["tower"])
-            needed["activations"] += _activation_bytes(clip, recipe, rows)
-            trained = sum(p.numel() for p in model_a.make_tower(clip, recipe).parameters() if p.requires_grad)
-            folds = per_stage.get("01_dedup", {}).get("n_folds", 1)
-            needed["weights"] += 4 * trained * (folds * (4 if name == training["clip"] else 1) + 5)  # 5: one checkpoint
+        if name in found.trained:
+            kept = rows * found.kept[name]
+            needed["activations"] += kept if kept <= model_a.ACTIVATION_BYTES else 0
+            fits = per_stage.get("01_dedup", {}).get("n_folds", 1) * (4 if name == training["clip"] else 1)
+            needed["weights"] += 4 * found.trained[name] * (fits + 5)  # 5: one checkpoint
         if searching and name in (searching["clip"], *searching["more_clips"]):
             columns = width + (model_a.N_OUT if name == searching["clip"] else 0)
             n_bytes = 2 if searching["store_dtype"] == "float16" else 4
@@ -251,18 +257,6 @@ def _width(clip: Encoder) -> int:
     return encoder.embed_images(clip, np.zeros((1, size, size, 3), np.uint8)).shape[1]
 
 
-def _activation_bytes(clip: Encoder, recipe: Recipe, rows: int) -> int:
-    """What `model_a.frozen_activations` will keep; nothing where it keeps none."""
-    tower = model_a.make_tower(clip, recipe)
-    if not tower.splits or not tower.trains:
-        return 0
-    size = clip.geometry.size
-    with encoder.autocast(clip.device):
-        one = tower.frozen(clip.normalise(np.zeros((1, size, size, 3), np.uint8))).numel()
-    n_bytes = rows * one * (2 if clip.device.type == "cuda" else 4)
-    return n_bytes if n_bytes <= model_a.ACTIVATION_BYTES else 0
-
-
 def _count_prompts(text: str | list | None) -> int:
     """About how many prompts the text-only sources hold: Parquet tables say it, other files are estimated by their size."""
     count = 0
@@ -275,4 +269,4 @@ def _count_prompts(text: str | list | None) -> int:
 
 
 if __name__ == "__main__":
-    json.dump(problems(json.load(sys.stdin)), sys.stdout)
+    print("\n" + json.dumps(problems(json.load(sys.stdin))))  # on a line of its own, whatever libraries have said before

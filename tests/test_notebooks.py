@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
-from src import artifacts, demo, params, paths, pipeline, predict, submission
+from src import artifacts, demo, pack, params, paths, pipeline, predict, submission
 from src.paths import ROOT, STAGES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -94,5 +94,11 @@ def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path)
     pictures = sorted((tmp_path / "input" / "test" / "images").iterdir())[:6]
     _, submitted = artifacts.load_embeddings(tmp_path / "output" / "submission", [file.stem for file in pictures])
     assert predictor(pictures).embedding == pytest.approx(submitted, abs=1e-3) and len(predictor.clips_b) == 2
+    pack.write(tmp_path / "output", tmp_path / "pack")  # both sizes of the one CLIP
+    packed = [sys.executable, "run.py", "--images", str(pictures[0].parent), "--out", str(tmp_path / "new.parquet")]
+    elsewhere = subprocess.run(packed, cwd=tmp_path / "pack", capture_output=True, text=True, timeout=300)
+    assert elsewhere.returncode == 0, elsewhere.stdout + elsewhere.stderr
+    new = pl.read_parquet(tmp_path / "new.parquet").sort("id")["embedding"].to_numpy()
+    assert new[:6] == pytest.approx(submitted, abs=1e-3) and len(list((tmp_path / "pack" / "clip").iterdir())) == 1
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert second.returncode == 0 and "everything is up to date" in second.stdout, second.stdout + second.stderr
