@@ -1,6 +1,7 @@
 """Model A's recipe on the demo, measured: every row on the same folds, paired on the same out-of-fold rows.
 
-    python benchmarks/model_a_ladder.py ladder             what each step of the recipe is worth
+    python benchmarks/model_a_ladder.py ladder             what each step of the recipe is worth; --only NAME ... measures the
+                                                           default and these
     python benchmarks/model_a_ladder.py seeds --seeds 3    Table 1's CLIP rows and Model A, mean and spread over seeds
     python benchmarks/model_a_ladder.py small              against its own start on 500, 1,000 and 2,000 scenes, and on the single
                                                            OpenMoji drawings with their names as prompts
@@ -43,6 +44,11 @@ LADDER = {
     "wide head": replace(BEST, head="wide"),
     "contrastive": replace(BEST, loss="contrastive"),
     "Huber": replace(BEST, loss="huber"),
+    "no warm-up": replace(BEST, warmup=0.0),
+    "no gradient clipping": replace(BEST, clip_norm=0.0),
+    "two batches a step": replace(BEST, accumulate=2),
+    "weighed by CLIP agreement": replace(BEST, weigh_by_agreement=True),
+    "LoRA, rank 4, frozen blocks": replace(BEST, lora_rank=4),  # runs the whole tower: nothing is kept in front of an adapter
 }
 TABLE_1 = {"clip": PLAIN, "clip_filter1": PLAIN, "clip_filter2": PLAIN, "model_a": BEST}
 
@@ -71,10 +77,12 @@ def table(clip: encoder.Encoder, options: argparse.Namespace, recipes: dict[str,
     """One line a recipe: the mean score over seeds, and the first seed's difference to the recipe before, or to the default."""
     out = paths.resolve(options.output)
     pairs, targets = rows_of_the_demo(out)
-    data = model_a.training_set(clip, pairs, out, name=f"pairs.{clip.tag}", recipe=BEST, targets=targets[None])
+    data = model_a.training_set(clip, pairs, out, name=f"pairs.{clip.tag}", recipe=replace(BEST, weigh_by_agreement=True),
+                                targets=targets[None])
     group, before, against = pairs.filter("filter2")["group"].to_numpy(), None, ""
     for name, recipe in recipes.items():
-        found = [out_of_fold(clip, data, pairs, name, recipe, options.seed + 10 * s) for s in range(options.seeds)]
+        given = replace(data, activations=None) if recipe.lora_rank else data
+        found = [out_of_fold(clip, given, pairs, name, recipe, options.seed + 10 * s) for s in range(options.seeds)]
         scores, cosine = [cosine.mean() for cosine, _ in found], found[0][0]
         spread = f" (+- {np.std(scores, ddof=1):.4f} over {len(scores)} seeds)" if len(scores) > 1 else ""
         line = f"{name:36} {np.mean(scores):.4f}{spread}, {found[0][1]:4.0f} s"
@@ -135,12 +143,14 @@ def main() -> None:
     parser.add_argument("--clip", default="local-dir:input/demo/clip")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=LADDER, metavar="NAME", help="of the ladder: the default and these rows")
     options = parser.parse_args()
     clip = encoder.load(options.clip)
     if options.measure == "small":
         small(clip, options)
     else:
-        table(clip, options, LADDER if options.measure == "ladder" else TABLE_1)
+        ladder = {name: recipe for name, recipe in LADDER.items() if not options.only or name in (DEFAULT, *options.only)}
+        table(clip, options, ladder if options.measure == "ladder" else TABLE_1)
 
 
 if __name__ == "__main__":
