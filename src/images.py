@@ -128,15 +128,14 @@ def _upright_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy it
 
 
 def _turned(picture: Image.Image) -> Image.Image:
     picture.load()  # a broken picture fails here; what fails below is its EXIF alone
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # broken EXIF comes as struct.error, SyntaxError, KeyError, ...: the picture itself is sound
-        return picture
+    with suppress(Exception):  # broken EXIF comes as struct.error, SyntaxError, KeyError, ...: the picture itself is sound
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
@@ -215,6 +214,7 @@ def from_bytes(content: bytes, geometry: Geometry) -> np.ndarray:
         with suppress(RuntimeError):  # what it cannot read, Pillow can, or says why not
             return _resized_by_torch(decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)), geometry)
     picture = _opened(content)
+    _check_shape(*picture.size, geometry)  # before it is decoded: a few bytes can stand for millions of rows
     if plain:
         picture.draft("RGB", (wanted, wanted))
     return _resized_by_torch(torch.from_numpy(np.array(_upright_rgb(picture))).permute(2, 0, 1), geometry)

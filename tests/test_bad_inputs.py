@@ -135,6 +135,7 @@ def bombs() -> dict[str, tuple[bytes, object]]:
         "tiff_of_3600_megapixels": (bytes(tiff), "DecompressionBombError"),
         "png_with_a_text_of_200_MB": (png(64, 64, png_rows(np.asarray(corners())), before=huge), ANY),
         "png_of_one_column": (encoded(Image.new("1", (1, 200_000)), "png"), "1 x 200000 pixels are too narrow for 32 x 32"),
+        "png_that_says_one_column_and_has_no_pixels": (png(1, 10**8, b""), "1 x 100000000 pixels are too narrow for 32 x 32"),
         "png_of_one_row": (encoded(Image.new("1", (200_000, 1)), "png"), "200000 x 1 pixels are too narrow for 32 x 32"),
         "jpeg_of_one_column": (encoded(Image.new("RGB", (1, 65_500)), "jpeg"), CORNERS[:0]),
         "gif_of_a_picture_without_pixels": (b"GIF89a" + bytes(7) + b";", ANY),
