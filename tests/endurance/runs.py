@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -49,3 +50,14 @@ def kill(process: subprocess.Popen, kernel: bool) -> None:
                 child.kill()
     else:
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def largest(process: subprocess.Popen) -> int:
+    """Resident bytes of the largest process of a run."""
+    sizes = [0]
+    with suppress(psutil.NoSuchProcess):
+        whole = psutil.Process(process.pid)
+        for one in (whole, *whole.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                sizes.append(one.memory_info().rss)
+    return max(sizes)
