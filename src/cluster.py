@@ -1,7 +1,7 @@
 """Independent pieces of work, here one after another or on Dask workers, with the same results in the same order."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from tqdm import tqdm
@@ -22,11 +22,12 @@ def connect(cluster: str | None) -> Iterator[object | None]:
         raise ValueError(f"cluster must be null, local or tcp://host:port, got {cluster!r}")
     from distributed import Client
 
-    with Client(_local() if cluster == "local" else cluster, timeout="30s") as client:
+    # closing a client leaves the workers that were started for it: they would hold their memory until this process ends
+    with _local() if cluster == "local" else nullcontext(cluster) as scheduler, Client(scheduler, timeout="30s") as client:
         yield client
 
 
-def _local() -> object:
+def _local() -> AbstractContextManager:
     if torch.cuda.is_available():
         from dask_cuda import LocalCUDACluster
 

@@ -1,6 +1,7 @@
 """Folds on disk: trained, kept, loaded again, on three families of towers, here and on Dask workers."""
 
 from dataclasses import replace
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -59,7 +60,9 @@ def test_two_dask_workers_give_what_one_process_gives(tmp_path):
     torch.set_num_threads(1)  # as a worker has: another number adds in another order
     here = cluster.run(model_a.train_fold, tasks(tmp_path / "here"), shared=shared)
     torch.set_num_threads(threads)
+    before = set(active_children())
     there = cluster.run(model_a.train_fold, tasks(tmp_path / "there"), shared=shared, cluster="local")
+    assert set(active_children()) == before, "the workers outlive their work"
     assert [f["score"] for f in here] == [f["score"] for f in there]
     for f in (0, 1):
         a, b = (load_embeddings(tmp_path / place / f"model_a_fold{f}_test")[1] for place in ("here", "there"))
@@ -119,3 +122,16 @@ def test_gather_joins_folds_and_averages_test_rows(tmp_path):
     bases = [tmp_path / "f0", tmp_path / "f1"]
     assert model_a.gather(bases, "oof")[0] == ["p0", "p1"]
     assert model_a.gather(bases, "test")[1] == pytest.approx(np.array([[np.cos(0.5), np.sin(0.5)]]), abs=1e-6)
+
+
+def test_activations_too_large_to_keep_are_not_kept(tmp_path, monkeypatch):
+    clip = encoder.load(toy.write_clip(tmp_path / "clip"), device="cpu")
+    raw = toy.data_for(clip, 12)
+    pixels = images.Pixels(raw.ids, raw.pixels, "some pictures", raw.ids)
+    whole = model_a.make_tower(clip, replace(RECIPE, trainable_blocks=-1))
+    assert model_a.frozen_activations(whole, clip, pixels, tmp_path / "kept.npy") is None, "no block is frozen"
+    monkeypatch.setattr(model_a, "ACTIVATION_BYTES", 1000)
+    assert model_a.frozen_activations(model_a.make_tower(clip, RECIPE), clip, pixels, tmp_path / "kept.npy") is None
+    assert not list(tmp_path.glob("*kept*"))
+    compiled = model_a.make_tower(clip, replace(RECIPE, compile=True))  # at the first batch, not here
+    assert compiled._compiled_call_impl is not None
