@@ -62,14 +62,6 @@ class Rows:
     def shape(self) -> tuple[int, ...]:
         return (len(self.index), *self.array.shape[1:])
 
-    @property
-    def dtype(self) -> np.dtype:
-        return self.array.dtype
-
-    @property
-    def ndim(self) -> int:
-        return self.array.ndim
-
 
 @dataclass(frozen=True)
 class Pixels:

@@ -98,3 +98,10 @@ def test_fingerprint_sees_a_changed_file_and_a_changed_array(tmp_path):
     (tmp_path / "a.txt").write_text("three")
     assert artifacts.fingerprint(tmp_path) != before
     assert artifacts.fingerprint(rows()) != artifacts.fingerprint(rows() + 1)
+
+
+def test_versions_leave_out_what_is_not_installed_and_a_commit_needs_git(monkeypatch):
+    monkeypatch.setattr(artifacts, "VERSIONS", ("numpy", "no-such-package"))
+    assert set(artifacts.versions()) == {"python", "numpy"}
+    monkeypatch.setenv("PATH", "/no/such/folder")
+    assert artifacts.git_commit() is None

@@ -1,5 +1,6 @@
 """Readers and decoding: every layout that is read here, and every bad row with its reason."""
 
+import io
 import json
 
 import numpy as np
@@ -89,3 +90,21 @@ def test_decoding_turns_everything_into_upright_rgb(tmp_path):
     assert np.asarray(images.decode(tmp_path / "deep.png")).min() == 255, "16 bits are scaled, not cut"
     assert images.decode(tmp_path / "turned.jpg").size == (4, 8)
     assert {images.decode(tmp_path / n).mode for n in ("print.jpg", "palette.png")} == {"RGB"}
+
+
+def test_pictures_whose_longer_side_counts_are_resized_by_pillow():
+    wide = np.zeros((8, 16, 3), np.uint8)
+    wide[:, 8:] = 255
+    content = io.BytesIO()
+    Image.fromarray(wide).save(content, "PNG")
+    geometry = images.Geometry(8, resize_mode="longest")
+    found = images.from_bytes(content.getvalue(), geometry)
+    np.testing.assert_array_equal(found, images.resized(Image.fromarray(wide), geometry))
+    assert found.shape == (8, 8, 3) and found[4].max() == 255
+
+
+def test_only_as_many_examples_as_asked_for(tmp_path):
+    for name in ("ant", "bee", "cat"):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+    rows = pl.DataFrame({"image": [str(tmp_path / f"{name}.png") for name in ("ant", "gone", "bee", "cat")]})
+    assert [row["image"][-7:] for _, row in images.examples(rows, 2)] == ["ant.png", "bee.png"]

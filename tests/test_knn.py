@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -188,3 +189,16 @@ def busy_worker(client):
                 return worker
         time.sleep(0.01)
     raise AssertionError("no worker was ever busy")
+
+
+def test_where_cuml_is_not_installed_auto_takes_faiss_and_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuml.neighbors", None)
+    name, why = knn.resolve_engine()
+    assert name == "faiss" and why.startswith("cuML is not installed (")
+
+
+def test_masks_and_blocks_of_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"rows must be bool of shape \(4,\), got int64 of shape \(3,\)"):
+        knn.search(STORE, STORE, 1, "faiss", rows=np.arange(3))
+    with pytest.raises(ValueError, match="blocks of 0 store rows and 5 queries: both must be at least 1"):
+        knn.search(STORE, STORE, 1, "faiss", store_rows=0, query_rows=5)

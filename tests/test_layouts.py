@@ -370,3 +370,42 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     pixels, bad = images.cache(frame_of(tmp_path, names), tmp_path / "cache", geometry=images.Geometry(8), name="x")
     assert bad.is_empty() and 0 < len(decoded) <= 12, "at least two chunks were kept"
     assert [int(row[0, 0, 0]) for row in pixels.array] == list(range(20))
+
+
+def test_layouts_named_for_what_is_not_theirs_say_what_is_there(tmp_path):
+    picture(tmp_path / "images" / "0.png")
+    (tmp_path / "prompts.csv").write_text("id,text\n0,a fox\n")
+    (tmp_path / "note.xlsx").write_text("a fox")
+    pl.DataFrame({"prompt": ["a fox"]}).write_parquet(tmp_path / "texts.parquet")
+    (tmp_path / "empty").mkdir()
+    for layout, path, message in (
+        ("competition", "", r"prompts.csv: columns are \['id', 'text'\], wanted imgId and prompt"),
+        ("table", "note.xlsx", "note.xlsx: a table must be one of .csv"),
+        ("numbered", "empty", "no table with a text column beside a folder of pictures named by row number"),
+        ("parquet", "texts.parquet", r"no column of encoded pictures among \['prompt'\]"),
+        ("parquet", "empty", "no .parquet file in it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layouts.read(tmp_path / path, layout, None)
+
+
+def test_a_text_file_is_no_layout_and_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("a fox")
+    with pytest.raises(ValueError, match=r"it holds \['notes.txt'\]"):
+        layouts.read(tmp_path / "notes.txt", None, None)
+
+
+def test_a_caption_that_is_no_json_is_an_empty_prompt(tmp_path):
+    for name in ("a", "b", "c"):
+        picture(tmp_path / f"{name}.png")
+    cells = ['{"Caption": "a fox"}', "{a fox", "[1]"]
+    lines = [json.dumps({"img_path": f"{name}.png", "Task2": cell}) for name, cell in zip("abc", cells, strict=True)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    pairs, rejected = data.read_pairs(tmp_path, "journeydb", "Task2.Caption")
+    assert pairs["prompt"].to_list() == ["a fox"] and rejected["reason"].to_list() == ["empty prompt"] * 2
+
+
+def test_a_shard_that_ends_inside_a_picture(tmp_path):
+    (tmp_path / "cut.tar").write_bytes(b"0123456789")
+    with pytest.raises(OSError, match="the shard ends after 4 of the picture's 9 bytes"):
+        references.read(references.in_tar(tmp_path / "cut.tar", "a.png", offset=6, size=9))

@@ -34,3 +34,8 @@ def test_refuses(prediction, message):
 def test_refuses_no_rows():
     with pytest.raises(ValueError, match="no rows"):
         avg_cos(FOX[:0], FOX[:0])
+
+
+def test_unit_length_needs_rows():
+    with pytest.raises(ValueError, match=r"unit length needs \(n, d\) rows, got shape \(3,\)"):
+        unit(np.ones(3, np.float32))

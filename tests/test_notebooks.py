@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
-from src import artifacts, demo, pack, params, paths, pipeline, predict, submission
+from src import artifacts, pack, params, paths, pipeline, predict, submission
 from src.paths import ROOT, STAGES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -76,7 +76,7 @@ def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path)
     """With a corrupt picture and an empty prompt among the training set: set aside, counted, listed; nothing else is lost."""
     command = [sys.executable, "-m", "src.pipeline", "--params", str(smoke_params(tmp_path))]
     settings = yaml.safe_load((tmp_path / "smoke.yaml").read_text(encoding="utf-8"))["demo"]
-    demo.write(Path(settings.pop("folder")), **settings)
+    pipeline.prepare_demo(settings)  # as the runner does; here before it, so that a picture can be spoilt
     train = tmp_path / "input" / "train"
     (train / "images" / "000007.jpg").write_bytes(b"no picture")
     table = pl.read_csv(train / "metadata.csv")

@@ -1,8 +1,10 @@
 """The runner on five toy notebooks: what it refuses, what it skips and why, and how it speaks of a failure."""
 
+import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from src import params, pipeline
+from src import params, paths, pipeline
 from src.paths import ROOT, STAGES
 
 BODY = """import sys
@@ -73,6 +75,7 @@ def run(toy: Path, *arguments: str) -> int:
     ("n=true", "01_dedup.n must be int, got True"),
     ("05_submit.truth=3", "05_submit.truth must be str or NoneType, got 3"),
     ("demo.colour=3", "demo.colour is unknown"),
+    ("demo.train_scenes=big", "demo.train_scenes must be int, got 'big'"),
     ("train=/no/such/folder", "train: /no/such/folder does not exist"),
     ("seed", "--set seed: wanted KEY=VALUE"),
 ])
@@ -264,3 +267,57 @@ def test_meta_keeps_the_notebook_s_facts_and_the_runner_s(toy):
     assert run(toy, "--only", "01") == 0
     meta = json.loads((toy / "out" / "01_dedup" / "meta.json").read_text())
     assert meta["rows"] == 1 and meta["state"]["parameter"]["n"] == 1 and list(meta["files"]) == ["01_dedup/result.txt"]
+
+
+ENDS = [("import errno, os; raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))", "is full: make room; what is finished stays"),
+        ("import os; os.kill(os.getpid(), 9)", "the kernel was killed; if memory ran out")]
+
+
+@pytest.mark.parametrize(("body", "advice"), ENDS, ids=["full disk", "killed kernel"])
+def test_what_a_full_disk_and_a_killed_kernel_need_is_said(toy, capfd, body, advice):
+    write_notebook(toy, "01_dedup", body)
+    assert run(toy, "--only", "01") == 1
+    assert advice in capfd.readouterr().err
+
+
+def test_a_report_that_lacks_a_stage_is_no_failure(toy, capfd):
+    (toy / "out" / paths.BLEND).parent.mkdir(parents=True)
+    (toy / "out" / paths.BLEND).write_text("{}")
+    assert run(toy, "--only", "01") == 0
+    assert "no report: " in capfd.readouterr().err
+
+
+def test_offline_reaches_the_libraries_by_their_own_variables(toy, monkeypatch):
+    names = ("OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    for name in names:
+        monkeypatch.setenv(name, "0")
+    assert run(toy, "--set", "offline=true", "--status") == 0
+    assert [os.environ[name] for name in names] == ["1", "1", "1"]
+
+
+def test_checks_that_fail_themselves_are_said(monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(params.Problem, match="the checks before the run failed themselves"):
+        pipeline.preflight({}, "params.yaml")
+
+
+@pytest.mark.parametrize(("error", "status", "said"), [
+    (ModuleNotFoundError("no polars", name="polars"), 2, "the package polars is not installed for"),
+    (OSError(errno.ENOSPC, "No space left on device"), 1, "make room and start again"), (KeyboardInterrupt(), 130, "stopped"),
+])
+def test_what_ends_a_run_outside_the_notebooks(toy, capsys, monkeypatch, error, status, said):
+    def ended(file, changes):
+        raise error
+
+    monkeypatch.setattr(pipeline, "load_params", ended)
+    assert run(toy) == status
+    assert said in capsys.readouterr().err
+
+
+def test_an_error_of_another_kind_keeps_its_traceback(toy, monkeypatch):
+    def denied(file, changes):
+        raise PermissionError(errno.EACCES, "denied")
+
+    monkeypatch.setattr(pipeline, "load_params", denied)
+    with pytest.raises(PermissionError):
+        run(toy)

@@ -163,3 +163,11 @@ def test_several_seeds_become_a_mean_and_a_spread(tmp_path, capsys):
 def test_no_run_is_no_traceback(tmp_path, capsys):
     assert report.main(["--runs", str(tmp_path)]) == 2
     assert "table1.csv does not exist" in capsys.readouterr().err
+
+
+def test_the_command_rewrites_the_readme_once(tmp_path, capsys, monkeypatch):
+    write_output(tmp_path / "run")
+    (tmp_path / "README.md").write_text(f"{report.BEGIN}\n{report.END}\n")
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    assert [report.main(["--readme", "--runs", str(tmp_path / "run")]) for _ in range(2)] == [0, 0]
+    assert capsys.readouterr().out == "README.md: Table 1 rewritten\nREADME.md: Table 1 is up to date\n"

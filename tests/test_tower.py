@@ -121,3 +121,13 @@ def test_a_chain_that_is_none_is_left_whole():
 
 def test_open_clip_is_the_version_whose_parts_are_used():
     assert hasattr(open_clip.transformer.VisionTransformer, "_embeds") and hasattr(open_clip.transformer.VisionTransformer, "_pool")
+
+
+def test_a_tower_that_trains_whole_checkpoints_its_own_blocks():
+    tower = Tower(visual("openai_vit"), -1, checkpointing=True)
+    assert not tower.splits and tower.visual.transformer.grad_checkpointing
+
+
+def test_a_tower_without_known_blocks_is_refused_with_what_it_can_do():
+    with pytest.raises(ValueError, match="no blocks found in a Linear: this tower can be used with tower: frozen only"):
+        blocks_of(torch.nn.Linear(2, 2))

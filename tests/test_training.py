@@ -198,3 +198,8 @@ def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path):
     assert process(tmp_path / "killed").wait(120) == 0
     for file in ("fold.safetensors", "fold_oof.npy"):
         assert (tmp_path / "calm" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
+
+
+def test_parts_of_different_lengths_are_refused(data):
+    with pytest.raises(ValueError, match=r"parts have different lengths: \[59, 60\]"):
+        replace(data, group=data.group[1:])
