@@ -75,7 +75,7 @@ def test_killed_half_way_it_ends_with_the_same_file(pictures, tmp_path):
     predicted(pictures, tmp_path / "undisturbed.parquet")
     out, command = tmp_path / "found.parquet", [sys.executable, "-m", "tests.toy_predictor", str(pictures)]
     process = subprocess.Popen([*command, str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    parts, deadline = predict.parts_folder(out), time.monotonic() + 60
+    parts, deadline = predict.parts_folder(out), time.monotonic() + 300
     while len(list(parts.glob("[0-9]*[0-9].parquet"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
@@ -161,3 +161,23 @@ def test_only_broken_pictures_are_a_problem_that_names_the_list(tmp_path):
     (tmp_path / "fox.png").write_bytes(b"")
     with pytest.raises(predict.Problem, match="none of the 1 pictures.*found.parquet.rejected.csv"):
         predict.run(Toy(tmp_path), tmp_path, tmp_path / "found.parquet")
+
+
+def test_the_command_writes_a_submission_and_says_how_many_were_filled(pictures, tmp_path, capsys, monkeypatch):
+    submission.write(["0000", "0001"], np.eye(2, 384, dtype=np.float32) + 0.01, tmp_path / "any")
+    monkeypatch.setattr(predict, "Predictor", lambda output, **_: Toy(tmp_path))
+    command = ["--images", str(pictures), "--sample", str(tmp_path / "any.csv"), "--out", str(tmp_path / "submission.csv")]
+    assert predict.main(command) == 0
+    assert "submission.csv: 1 pictures, checked; 1 unreadable ones have the mean prediction" in capsys.readouterr().out
+
+    def stopped(output, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "Predictor", stopped)
+    assert predict.main(command) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_a_member_without_folds_names_the_stage_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no trained fold of model_a: run ./run_all.sh --only 02 first"):
+        predict.fold_bases(tmp_path, "model_a")

@@ -1,6 +1,6 @@
 """A Predictor whose models are arithmetic on pixels, so that the stream around them is tested alone and in seconds.
 
-Run as a script it predicts a folder slowly: the test kills it half-way.
+Run as a script it predicts half of a folder, then waits to be killed.
 """
 
 import sys
@@ -19,13 +19,14 @@ GEOMETRY = Geometry(12)
 
 
 class Toy(predict.Predictor):
-    def __init__(self, output: Path, *, slow: float = 0):
-        self.output, self.neighbours, self.slow, self.count = output, 2, slow, 0
+    def __init__(self, output: Path, *, waits_after: float = float("inf")):
+        self.output, self.neighbours, self.waits_after, self.count = output, 2, waits_after, 0
         self.trunks, self.ahead, self.geometries = {}, 2, {GEOMETRY}
         self.pool = ThreadPoolExecutor(2)
 
     def predict(self, pixels: predict.Pixels) -> predict.Found:
-        time.sleep(self.slow)
+        if self.count >= self.waits_after:
+            time.sleep(600)
         self.count += len(pixels[GEOMETRY])
         x = pixels[GEOMETRY].reshape(len(pixels[GEOMETRY]), -1)[:, :384].astype(np.float32)
         prompts = [["=1+1 fox", "owl"] if row[0] % 2 else ["an owl", "-fox"] for row in x]
@@ -46,4 +47,4 @@ def write_pictures(folder: Path, count: int) -> None:
 
 if __name__ == "__main__":
     pictures, out = map(Path, sys.argv[1:3])
-    predict.run(Toy(out.parent, slow=0.1), pictures, out, batch_size=4, part=8)
+    predict.run(Toy(out.parent, waits_after=20), pictures, out, batch_size=4, part=8)
