@@ -1,7 +1,7 @@
 """Independent pieces of work, here one after another or on Dask workers, with the same results in the same order."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 from tqdm import tqdm
@@ -22,12 +22,22 @@ def connect(cluster: str | None) -> Iterator[object | None]:
         raise ValueError(f"cluster must be null, local or tcp://host:port, got {cluster!r}")
     from distributed import Client
 
-    # closing a client leaves the workers that were started for it: they would hold their memory until this process ends
     with _local() if cluster == "local" else nullcontext(cluster) as scheduler, Client(scheduler, timeout="30s") as client:
         yield client
 
 
-def _local() -> AbstractContextManager:
+@contextmanager
+def _local() -> Iterator[object]:
+    """Workers that end with the block: closing a client leaves them, and they would hold their memory as long as this process."""
+    workers = _started()
+    try:
+        yield workers
+    finally:
+        with suppress(TimeoutError):  # on a busy machine a worker that has been killed may not be gone in time
+            workers.close()
+
+
+def _started() -> object:
     if torch.cuda.is_available():
         from dask_cuda import LocalCUDACluster
 

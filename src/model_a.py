@@ -81,19 +81,20 @@ def frozen_activations(tower: Tower, encoder: Encoder, pixels: images.Pixels, fi
 
 @torch.no_grad()
 def _write_activations(tower: Tower, encoder: Encoder, pixels: np.ndarray, file: Path) -> bool:
-    dtype = np.float16 if encoder.device.type == "cuda" else np.float32
+    """Whether the file was written: not where it would be above ACTIVATION_BYTES, which the first batch's shape tells."""
+    def part(start: int) -> np.ndarray:
+        x = encoder.normalise(pixels[start:start + encoder.batch]).contiguous(memory_format=torch.channels_last)
+        with autocast(encoder.device):
+            return tower.frozen(x).float().cpu().numpy()
+
+    first, dtype = part(0), np.float16 if encoder.device.type == "cuda" else np.float32
+    shape = (len(pixels), *first.shape[1:])
+    if np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize > ACTIVATION_BYTES:
+        return False
     with atomic(file) as temporary:
-        array = None
+        array = reserved(temporary, dtype, shape)
         for start in tqdm(range(0, len(pixels), encoder.batch), desc="frozen blocks", unit="batch"):
-            x = encoder.normalise(pixels[start:start + encoder.batch]).contiguous(memory_format=torch.channels_last)
-            with autocast(encoder.device):
-                part = tower.frozen(x).float().cpu().numpy()
-            if array is None:
-                shape = (len(pixels), *part.shape[1:])
-                if np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize > ACTIVATION_BYTES:
-                    return False
-                array = reserved(temporary, dtype, shape)
-            array[start:start + len(part)] = part
+            array[start:start + encoder.batch] = part(start) if start else first
         array.flush()
     return True
 
