@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -57,6 +58,18 @@ def test_rules_give_each_prompt_its_first_reason():
     assert reason.to_list() == [None, "exact duplicate", "fewer than 2 words", "empty", "more than 10 tokens", "exact duplicate"]
 
 
+def test_rules_let_pass_what_is_just_at_a_limit():
+    prompts = pl.Series(["a fox", "two owls", "fox"])
+    reason = dedup.rules(prompts, min_words=2, max_tokens=7, edge_characters=0, n_tokens=np.array([7, 8, 1]))
+    assert reason.to_list() == [None, "more than 7 tokens", "fewer than 2 words"]
+    with pytest.raises(ValueError, match="3 prompts, 2 token counts"):
+        dedup.rules(prompts, min_words=2, max_tokens=7, edge_characters=0, n_tokens=np.array([7, 8]))
+
+
+def test_a_missing_prompt_stays_missing_when_normalised():
+    assert dedup.normalised(pl.Series(["ÉCOLE", None, "A  Fox "])).to_list() == ["école", None, "a fox"]
+
+
 def test_rules_can_drop_equal_openings_as_the_public_recipe_does():
     prompts = pl.Series(["a painting of a fox, oil", "a painting of a cat, ink", "one dog in the rain, oil"])
     tokens = np.full(3, 5)
@@ -77,6 +90,12 @@ def test_a_giant_group_raises_the_threshold_but_keeps_removed_rows_with_their_ke
     assert used == 0.9 and len(set(label)) == 1
 
 
+def test_groups_may_be_just_as_large_as_they_may():
+    found = similarity.one_pass(rows_at(0, 20, 180, 270), 0.99, link=0.9)
+    label, used = dedup.balanced_groups(found, max_share=0.5)
+    assert label.tolist() == [0, 0, 1, 2] and used == 0.9
+
+
 def test_equal_prompts_and_equal_pictures_share_a_group():
     found = similarity.one_pass(rows_at(0, 90, 180, 270), 0.85, link=0.7)
     links = dedup.same(["fox", "owl", "fox", "cat"], ["1.png", "2.png", "3.png", "2.png"])
@@ -92,6 +111,7 @@ def test_folds_never_split_a_group_and_a_planted_leak_is_seen():
     i, j = np.argwhere(np.triu(x @ x.T, 1) > 0.8)[0]
     fold[i] = (fold[j] + 1) % 3
     assert dedup.leaks(x, fold)["highest"].max() > 0.8
+    assert sorted(dedup.folds(np.array([0, 1, 2]), 3)) == [0, 1, 2]
     with pytest.raises(ValueError, match="2 groups cannot fill 3 folds"):
         dedup.folds(np.array([0, 0, 1]), 3)
 
@@ -116,6 +136,12 @@ def test_the_longest_or_the_most_pictured_prompt_of_a_cluster_stays():
         dedup.walk_order(prompts, "last")
 
 
+def test_one_row_of_a_cluster_stays_or_none():
+    assert dedup.keeps_one("one") is True and dedup.keeps_one("none") is False
+    with pytest.raises(ValueError, match="cosine_keep must be one or none, got 'first'"):
+        dedup.keeps_one("first")
+
+
 def test_rules_within_a_source():
     prompts, scope = pl.Series(["a red fox"] * 3), pl.Series(["a", "b", "a"])
     reason = dedup.rules(prompts, min_words=1, max_tokens=9, edge_characters=0, n_tokens=np.full(3, 5), scope=scope)
@@ -131,6 +157,25 @@ def test_a_given_fold_file_is_honoured(tmp_path):
     pl.DataFrame({"id": ["a", "b"], "fold": [1, 3]}).write_parquet(tmp_path / "folds.parquet")
     with pytest.raises(ValueError, match="folds must be 0, 1, ..."):
         dedup.given_folds(tmp_path / "folds.parquet", ["a", "b"], np.array([0, 1]))
+
+
+def test_rows_that_a_fold_file_does_not_name_go_where_their_group_is_first_or_fewest_are(tmp_path):
+    pl.DataFrame({"id": [1, 2, 3], "fold": [1, 0, 1]}).write_csv(tmp_path / "folds.csv")
+    ids = ["1", "2", "3", "new", "x", "y", "z"]
+    fold = dedup.given_folds(tmp_path / "folds.csv", ids, np.array([5, 5, 6, 5, 7, 8, 7]))
+    assert fold.tolist() == [1, 0, 1, 1, 0, 0, 0], "after new, 3 rows to 1: x and y fill fold 0, z follows x"
+    assert fold.dtype == np.int64
+
+
+@pytest.mark.parametrize(("table", "message"), [
+    ({"id": ["a"], "part": [0]}, r"folds.csv: columns are \['id', 'part'\], wanted id and fold"),
+    ({"id": ["a", "a"], "fold": [0, 1]}, r"each id named once; folds are \[0, 1\]"),
+    ({"id": ["a", "b"], "fold": ["0", "one"]}, r"folds are \[None, 0\]"),
+])
+def test_a_fold_file_of_another_form_is_refused(tmp_path, table, message):
+    pl.DataFrame(table).write_csv(tmp_path / "folds.csv")
+    with pytest.raises(ValueError, match=message):
+        dedup.given_folds(tmp_path / "folds.csv", ["a", "b"], np.array([0, 1]))
 
 
 ODD = ["A  red\tFOX ", "a ｒed fox", "ÉCOLE  d'été", "赤い狐が 眠る", "", " ", "fox", "a b c", "x " * 50, "a red fox"]
@@ -161,6 +206,39 @@ def test_a_text_store_keeps_the_first_of_equal_prompts_across_batches(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["store.parquet"]
     with pytest.raises(ValueError, match="auto, polars or cudf, got 'spark'"):
         dedup.frame_engine("spark")
+
+
+def test_a_text_store_numbers_its_rows_over_all_batches(tmp_path):
+    texts = [f"the prompt number {i}" for i in range(300)]
+    batches = [pl.DataFrame({"source": f"list {i}", "prompt": texts[i:i + 100]}) for i in range(0, 300, 100)]
+    tally = dedup.text_store(batches, tmp_path / "new" / "store" / "all.parquet", engine="polars")
+    store = pl.read_parquet(tmp_path / "new" / "store" / "all.parquet")
+    assert store.sort("row").rows() == [(i, text, f"list {i // 100 * 100}") for i, text in enumerate(texts)]
+    assert tally["kept"] == tally.total() == 300
+
+
+def test_a_text_store_is_made_distinct_in_64_parts(tmp_path):
+    batches = [pl.DataFrame({"prompt": [f"the prompt number {i}" for i in range(1000)], "source": "list"})]
+    dedup._divide(batches, tmp_path, "polars", min_words=3, max_characters=99)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{part:03}.parquet" for part in range(64)]
+
+
+def test_a_text_store_takes_three_words_to_two_thousand_characters(tmp_path):
+    texts = ["a fox", "a red fox", "a red " + "x" * 1994, "a red " + "x" * 1995]
+    tally = dedup.text_store([pl.DataFrame({"prompt": texts, "source": "list"})], tmp_path / "store.parquet", engine="polars")
+    assert pl.read_parquet(tmp_path / "store.parquet")["prompt"].sort().to_list() == texts[1:3]
+    assert tally["fewer than 3 words"] == tally["more than 2000 characters"] == 1
+
+
+def test_frames_are_cudf_s_only_on_a_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # it is not installed
+    assert (dedup.frame_engine(), dedup.frame_engine("polars")) == ("polars", "polars")
+    with pytest.raises(ValueError, match="no GPU is usable; use auto or polars"):
+        dedup.frame_engine("cudf")
+    for usable, engine in ((False, "polars"), (True, "cudf")):
+        monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda usable=usable: usable)))
+        assert (dedup.frame_engine("auto"), dedup.frame_engine("polars")) == (engine, "polars")
+    assert dedup.frame_engine("cudf") == "cudf"
 
 
 MILLION = """

@@ -20,6 +20,11 @@ def test_equation_6_by_hand():
     np.testing.assert_array_equal(ensemble.blend(fox, owl, 1), fox)
 
 
+def test_alpha_may_be_nothing_or_all():
+    np.testing.assert_allclose(ensemble.blend(A, B, 0), B, atol=1e-6)
+    np.testing.assert_allclose(ensemble.blend(A, B, 1), A, atol=1e-6)
+
+
 def test_the_curve_is_the_score_of_the_blend():
     alphas = [0, 0.3, 1]
     expected = [avg_cos(TRUTH, ensemble.blend(A, B, alpha)) for alpha in alphas]
@@ -59,6 +64,17 @@ def test_the_flat_range_is_where_the_score_stays_within_one_standard_error():
         assert outside >= 1 or ensemble.curve(TRUTH, A, B, [outside])[0] < floor
 
 
+def test_the_flat_range_of_rows_that_come_in_groups_is_wider():
+    copies, groups = [np.repeat(x, 4, axis=0) for x in (TRUTH, A, B)], np.repeat(np.arange(400), 4)
+    low, high = ensemble.flat_range(*copies, groups=groups)
+    assert (low, high) == pytest.approx(ensemble.flat_range(TRUTH, A, B), abs=2e-3)
+    assert high - low > 1.3 * np.ptp(ensemble.flat_range(*copies))
+
+
+def test_a_flat_range_may_reach_both_ends():
+    assert ensemble.flat_range(TRUTH, A, A) == (0, 1)
+
+
 def test_two_weights_are_alpha():
     weights = ensemble.fit_weights(TRUTH, {"a": A, "b": B})
     assert weights["a"] == pytest.approx(ensemble.search_alpha(TRUTH, A, B), abs=1e-3)
@@ -84,6 +100,22 @@ def test_a_member_that_adds_nothing_has_weight_exactly_zero():
     assert sum(weights.values()) == pytest.approx(1)
 
 
+def test_one_member_has_all_the_weight():
+    assert ensemble.fit_weights(TRUTH, {"b": B}) == {"b": 1.0}
+    np.testing.assert_allclose(ensemble.combine({"b": 3 * B}, {"b": 1.0}), B, atol=1e-6)
+
+
+def test_what_a_member_adds_is_judged_by_groups():
+    groups = np.arange(400) // 200
+    members = {"a": np.where((groups == 0)[:, None], A, unit(A + 4 * B)), "b": B}  # two draws say less than 400 rows
+    by_rows, by_groups = ensemble.fit_weights(TRUTH, members), ensemble.fit_weights(TRUTH, members, groups=groups)
+    assert by_rows["b"] > 0.1 and by_groups == {"a": 1, "b": 0}
+    others = {name: x[FOLD != 1] for name, x in members.items()}
+    for judged, theirs in ((None, None), (groups, groups[FOLD != 1])):
+        crossed = ensemble.cross_fit_weights(TRUTH, members, FOLD, groups=judged)[1]
+        assert crossed.row(1, named=True) == {"fold": 1, **ensemble.fit_weights(TRUTH[FOLD != 1], others, groups=theirs)}
+
+
 def test_weights_are_cross_fitted():
     a = A.copy()
     a[FOLD == 0] = B[::-1][FOLD == 0]  # in fold 0 alone A is useless, so the others are not warned
@@ -105,6 +137,16 @@ def test_shuffled_ids_are_noticed():
         ensemble.check_pairing(TRUTH, {"mean": constant})
 
 
+def test_the_table_of_the_pairing_by_hand():
+    table = ensemble.check_pairing(TRUTH, {"a": 3 * A, "b": B}, FOLD)
+    assert table.columns == ["member", "block", "contrast", "errors"]
+    assert table.select("member", "block").rows() == [(name, f) for name in "ab" for f in range(4)]
+    truth, b = TRUTH[FOLD == 2], B[FOLD == 2]
+    own = ((truth - truth.mean(axis=0)) * b).sum(axis=1)
+    assert table.row(6)[2:] == pytest.approx((own.mean(), own.mean() / (own.std() / 10)), rel=1e-4)
+    assert ensemble.check_pairing(TRUTH, {"a": A})["block"].to_list() == [0]
+
+
 def test_members_are_read_by_name_and_meet_by_id(tmp_path):
     ids = [f"row {i}" for i in range(len(A))]
     assert ensemble.member_names(tmp_path) == (["model_a"], ["model_b"])
@@ -114,7 +156,12 @@ def test_members_are_read_by_name_and_meet_by_id(tmp_path):
     artifacts.save_embeddings(tmp_path / paths.OOF_B.format(member="model_b"), ids, B)
     found = ensemble.load_members(tmp_path, ids, "oof")
     assert list(found) == ["model_a", "wide", "model_b"]
-    np.testing.assert_array_equal(found["model_a"], A)
+    for name, x in (("model_a", A), ("wide", -A), ("model_b", B)):
+        np.testing.assert_array_equal(found[name], x)
+    tests = paths.TEST.format(row="model_a"), paths.TEST.format(row="wide"), paths.TEST_B.format(member="model_b")
+    for base, x in zip(tests, (B, -B, A), strict=True):
+        artifacts.save_embeddings(tmp_path / base, ids, x)
+    assert [float(x[0, 0]) for x in ensemble.load_members(tmp_path, ids, "test").values()] == [B[0, 0], -B[0, 0], A[0, 0]]
     artifacts.save_json(tmp_path / paths.MEMBERS_B, {"members": ["wide"]})
     with pytest.raises(ValueError, match="share the names .'wide'."):
         ensemble.member_names(tmp_path)
@@ -143,6 +190,12 @@ def test_confidence_is_monotone_and_right_on_average():
 def test_slices():
     table = ensemble.by_label(np.array([0.9, 0.7, 0.2, 0.4]), ["owl", "owl", "fox", "fox"])
     assert table.select("label", "rows", "avg_cos").rows() == [("fox", 2, pytest.approx(0.3)), ("owl", 2, pytest.approx(0.8))]
+    values, groups = np.random.default_rng(2).uniform(size=60), np.arange(60) // 5
+    table = ensemble.by_label(values, ["owl"] * 20 + ["cat"] * 40, groups=groups, seed=3, samples=50)
+    for label, mine in (("owl", slice(20)), ("cat", slice(20, 60))):
+        found = ensemble.bootstrap(values[mine], groups=groups[mine], samples=50, seed=3)
+        assert table.row(by_predicate=pl.col("label") == label)[2:] == (found.mean, found.low, found.high)
+    assert ensemble.by_label(np.ones(4), ["owl", "fox", "cat", "fox"])["label"].to_list() == ["cat", "fox", "owl"]
 
 
 def test_the_standard_error_counts_a_group_once():
@@ -173,10 +226,24 @@ def test_groups_of_unequal_size_weigh_by_their_rows():
     assert (found.mean, found.low, found.high) == (0.25, 0, 1)
 
 
+def test_the_interval_is_of_2000_resamples_drawn_in_parts():
+    values = rng.normal(0.5, 0.1, 3000)  # 1333 resamples fit into a part
+    drawn = np.random.default_rng(4).integers(3000, size=(2000, 3000))
+    expected = values[drawn].mean(axis=1)
+    found = ensemble.bootstrap(values, seed=4)
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(expected, [2.5, 97.5])), abs=1e-12)
+    assert found == ensemble.bootstrap(values, seed=4) != ensemble.bootstrap(values)
+    assert ensemble.bootstrap(values) == ensemble.bootstrap(values, seed=0, samples=2000)
+
+
 def test_the_paired_interval_is_narrower_than_the_models_are_apart():
     base = rng.normal(0.5, 0.2, 500)
     found = ensemble.paired_bootstrap(base + 0.01 + rng.normal(0, 0.01, 500), base)
     assert 0.008 < found.low < 0.01 < found.high < 0.012
+    groups = np.arange(500) // 5
+    paired = ensemble.paired_bootstrap(base**2, base, groups=groups, samples=100, seed=7)
+    assert paired == ensemble.bootstrap(base**2 - base, groups=groups, samples=100, seed=7)
+    assert ensemble.paired_bootstrap(base**2, base) == ensemble.bootstrap(base**2 - base)
     assert str(ensemble.Interval(0.5, 0.4, 0.6)) == "0.5000 [0.4000, 0.6000]"
 
 
@@ -187,19 +254,33 @@ def test_table_1():
     assert table["model"].to_list() == ["Model A", "Model B"]
     assert table["avg_cos"][0] == pytest.approx(avg_cos(TRUTH, A))
     assert table.select((pl.col("low") < pl.col("avg_cos")) & (pl.col("avg_cos") < pl.col("high"))).to_series().all()
+    found = ensemble.bootstrap(cosines(TRUTH, B), groups=np.arange(400) // 2)
+    assert table.row(1) == ("Model B", 900, found.mean, found.low, found.high, 3, 0.5531)
+    table = ensemble.table1(rows, samples=30, seed=5)
+    assert table["low"][0] == ensemble.bootstrap(cosines(TRUTH, A), samples=30, seed=5).low
+
+
+def test_the_paper_s_table_stands_beside():
+    names = ["CLIP", "CLIP + data filter 1", "CLIP + data filter 2", "Model A", "Model B", "Ensemble", "Ensemble of all members"]
+    table = ensemble.table1([Scored(name, 4, np.ones(4), None) for name in names])
+    assert table["paper"].to_list() == [0.5642, 0.5684, 0.5721, 0.5753, 0.5531, 0.5961, None]
+    assert table["seconds"].null_count() == 7 and ensemble.OF_ALL == names[-1]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: ensemble.blend(A, B, 1.2), "alpha = 1.2 is not within"),
+        (lambda: ensemble.blend(A, B, -0.1), "alpha = -0.1 is not within"),
         (lambda: ensemble.blend(A, B[:5], 0.5), r"\(400, 8\), b \(5, 8\)"),
         (lambda: ensemble.cross_fit(TRUTH, A, B, np.zeros(400)), "at least 2 folds"),
         (lambda: ensemble.combine({"a": A}, {"b": 1.0}), "weights for .'b'., members are .'a'."),
         (lambda: ensemble.combine({"a": A, "b": B}, {"a": 0.5, "b": 0.6}), "must sum to 1"),
+        (lambda: ensemble.combine({"a": A, "b": B}, {"a": 1.5, "b": -0.5}), "must not be negative"),
         (lambda: ensemble.cross_fit_weights(TRUTH, {"a": A}, np.zeros(400)), "at least 2 folds"),
         (lambda: ensemble.by_label(np.ones(3), ["a"]), "1 labels for 3 values"),
         (lambda: ensemble.bootstrap(np.array([1, np.nan])), "2 values, 1 of them NaN"),
+        (lambda: ensemble.bootstrap(np.array([])), "0 values, 0 of them NaN or infinite"),
         (lambda: ensemble.bootstrap(np.ones(3), groups=np.ones(2)), "2 groups for 3 values"),
         (lambda: ensemble.paired_bootstrap(np.ones(3), np.ones(2)), "do not pair"),
         (lambda: ensemble.table1([Scored("A", 1, np.ones(3), 1), Scored("B", 1, np.ones(2), 1)]), "different numbers"),

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -65,6 +67,21 @@ def test_temperature_by_hand():
     np.testing.assert_allclose(weight / weight.sum(), [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))]])
 
 
+def test_the_paper_s_and_the_public_constants():
+    assert model_b.PRESETS["paper"] == (100, Weighting(dim=6, delta=1e-4, coef=1e-3, kind="euclidean", inside=True))
+    assert model_b.PRESETS["public"] == (100, Weighting(dim=6, delta=1e-4, coef=1e-3, kind="cosine", inside=False))
+    similarity = np.array([[0.98, 0.5]])  # d = 0.2 and 1
+    np.testing.assert_allclose(Weighting()(similarity), [[1e-3 / (0.2**6 + 1e-4), 1e-3 / (1 + 1e-4)]], rtol=1e-6)
+    assert [str(w) for w in (Weighting(), Weighting(dim=2.5), Weighting(tau=0.1))] == ["dim 6", "dim 2.5", "tau 0.1"]
+
+
+def test_no_queries_have_no_predictions():
+    none = np.empty((0, 4), np.float32), np.empty((0, 4), np.int64)
+    assert model_b.fuse_neighbours(*none, take, OUTSIDE, k=2).shape == (0, 6)
+    index, weight = model_b.heaviest([none[1]], [none[0]], 3)
+    assert index.shape == weight.shape == (0, 3)
+
+
 def test_equation_5_by_hand():
     fox, owl = [1, 0], [0, 1]
     fused = model_b.fuse(np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[fox, owl], [owl, fox]], np.float32))
@@ -106,7 +123,33 @@ def test_the_grid_scores_what_fusing_scores_and_a_fold_does_not_choose_for_itsel
     assert model_b.at_edge(tuned, [8, 1, 4], weightings)[0] == f"K = {tuned.k}"
 
 
+def test_a_grid_of_one_predicts_every_row_the_same_way():
+    similarity, index = lists(300, 8)
+    fold, truth = np.arange(300) % 3, VALUES[index[:, 0]]
+    tuned = model_b.tune(similarity, index, take, truth, fold, k_grid=[3], weightings=[OUTSIDE])
+    assert (tuned.k, tuned.weighting) == (3, OUTSIDE) and tuned.choices.rows() == [(f, 3, "dim 4") for f in range(3)]
+    expected = model_b.fuse_neighbours(similarity, index, take, OUTSIDE, k=3)
+    np.testing.assert_allclose(tuned.prediction, expected, atol=1e-6)
+    np.testing.assert_allclose(tuned.final, expected, atol=1e-6)
+    assert model_b.at_edge(tuned, [3], [OUTSIDE]) == []
+
+
+def test_choices_at_the_end_of_their_grid_are_named():
+    sharp, soft = Weighting(tau=0.1), Weighting(tau=0.3)
+    grid = [Weighting(dim=2), Weighting(dim=4), Weighting(dim=6), sharp, Weighting(tau=0.2), soft]
+    edges = [model_b.at_edge(SimpleNamespace(k=k, weighting=w), [1, 5, 9], grid)
+             for k, w in ((5, grid[1]), (9, grid[0]), (1, grid[2]), (5, sharp), (5, grid[4]), (5, soft))]
+    assert edges == [[], ["K = 9", "dim 2"], ["K = 1", "dim 6"], ["tau 0.1"], [], ["tau 0.3"]]
+    assert model_b.at_edge(SimpleNamespace(k=5, weighting=sharp), [5, 9], [*grid[:3], sharp]) == ["K = 5"], "one tau has no ends"
+
+
 # --- what a query may see ---
+
+
+def test_a_text_just_at_the_threshold_is_no_conflict():
+    text, train = np.array([[1, 0], [0, 1]], np.float32), np.array([[0.5, 0.5], [1, 0], [0, 0.75]], np.float32)
+    found = model_b.text_conflicts(text, train, np.array([0, 1, 2]), 0.5)
+    assert found.tolist() == [[False, True, False], [False, False, True]]
 
 
 def test_a_fold_sees_neither_itself_nor_text_like_it():
@@ -133,6 +176,7 @@ def test_conflicts_of_the_store_equal_naive():
     naive = np.array([[(t @ train[fold == f].T).max() > 0.5 for f in range(3)] for t in VALUES[25:]])
     assert not found[:25].any() and naive.any() and not naive.all()
     np.testing.assert_array_equal(found[25:], naive)
+    np.testing.assert_array_equal(model_b.store_conflicts(found_library, train, fold, 0.5), found)
 
 
 ROUTES = [Route("text"), Route("mapped", linear=True, centre=True), Route("hubs", hubs=0.5), Route("image", keys="image")]
@@ -169,7 +213,49 @@ def test_the_zero_shot_route_is_a_plain_search_by_text_keys():
     np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :5], atol=1e-6)
 
 
+def test_hubs_are_taken_off_a_route_s_similarities_once_it_is_centred():
+    found_library, keys = library()
+    seen, rows, pictures = np.arange(40) != 7, np.arange(20), found_library.pictures
+    fitted = model_b.fit_route(Route("both", centre=True, hubs=0.5), found_library, rows, np.arange(30))
+    centred, moved = unit(keys - keys[:20].mean(axis=0)), unit(pictures - pictures[:20].mean(axis=0))
+    exact = np.where(seen, moved @ centred.T, -1)
+    near = np.argsort(-exact, axis=1)[:, :6]
+    changed = np.take_along_axis(exact - 0.5 * (centred @ moved[:20].T).mean(axis=1), near, axis=1)  # the bank has fewer than 50
+    similarity, index = fitted.search(found_library, pictures, 6, "faiss", seen=seen)
+    np.testing.assert_allclose(similarity, -np.sort(-changed, axis=1), atol=1e-5)
+    np.testing.assert_array_equal(index, np.take_along_axis(near, np.argsort(-changed, axis=1), axis=1))
+    assert fitted.search(found_library, pictures[:0], 6, "faiss", seen=seen)[1].shape == (0, 6)
+
+
+def test_the_nearest_allowed_prompt_by_hand():
+    found_library, _ = library()
+    truth, fold = unit(VALUES[:9] + 0.1), np.arange(9) % 2
+    seen = {0: np.arange(40) > 5, 1: np.arange(40) < 30}
+    cosine, row = model_b.nearest_allowed(truth, found_library.values, fold, seen, "faiss")
+    exact = np.where(np.stack([seen[f] for f in fold]), truth @ VALUES.T, -1)
+    np.testing.assert_array_equal(row, exact.argmax(axis=1))
+    np.testing.assert_allclose(cosine, exact.max(axis=1), atol=1e-6)
+
+
 # --- the model ---
+
+
+def test_one_list_is_as_long_as_the_shortest_and_equals_stand_by_index():
+    index, weight = model_b.heaviest([np.array([[3, 1, 5], [9, 2, 4]])], [np.array([[0.2, 0.2, 0.6], [0.5, 0.3, 0.2]])], 2)
+    assert index.tolist() == [[5, 1], [9, 2]] and weight.tolist() == [[0.6, 0.2], [0.5, 0.3]]
+    twice = [np.array([[3, 1], [9, 2]]), np.array([[1, 3], [2, 4]])]
+    index, weight = model_b.heaviest(twice, [np.array([[0.4, 0.1]] * 2), np.array([[0.2, 0.3]] * 2)], 9)
+    assert index.tolist() == [[3, 1], [9, 2]], "the first row has two prompts, so both have two"
+    np.testing.assert_allclose(weight, [[0.7, 0.3], [0.4, 0.3]])
+
+
+def test_routes_together_weigh_by_their_shares():
+    lists = [(np.array([[0.9, 0.5, 0.1]]), np.array([[4, 2, 8]])), (np.array([[0.7, 0.6]]), np.array([[2, 6]]))]
+    tuned = [SimpleNamespace(k=2, weighting=Weighting(tau=0.1))] * 2
+    index, weight = model_b.together(lists, tuned, [0.75, 0.25], 9)
+    first, second = 1 / (1 + np.exp(-4)), 1 / (1 + np.exp(-1))
+    assert index.tolist() == [[4, 2, 6]], "prompt 8 is beyond K"
+    np.testing.assert_allclose(weight, [[0.75 * first, 0.75 * (1 - first) + 0.25 * second, 0.25 * (1 - second)]])
 
 
 def test_lists_of_routes_as_one_by_hand():
@@ -205,9 +291,66 @@ def test_what_is_stored_predicts_what_was_stored(tmp_path):
     assert (np.diff(weight, axis=1) <= 0).all() and (weight.sum(axis=1) <= 1 + 1e-6).all()
     table = model_b.neighbours(["a", "b", "c", "d", "e"], model.store, similarity, index, weight)
     assert table.columns == ["query", "rank", "neighbour", "prompt", "similarity", "weight"] and len(table) == 40
-    assert table.row(8)[:3] == ("b", 0, texts[index[1, 0]])
+    assert table.row(9) == ("b", 1, texts[index[1, 1]], texts[index[1, 1]], similarity[1, 1], weight[1, 1])
+    routes = [paths.ROUTE_B.format(n=n) for n in range(4)]
+    pictures = [paths.STORE_PICTURES.format(clip="clip") + suffix for suffix in (".ids.parquet", ".npy")]
+    wanted = [paths.STORE, paths.CHOICE_B, paths.STORE_SHARDS, *routes, *pictures]
+    assert model_b.files(tmp_path) == [tmp_path / name for name in wanted]
+    choice = artifacts.load_json(tmp_path / paths.CHOICE_B)
+    assert choice["avg_cos"] == 0.5 and [part["share"] for part in choice["parts"]] == list(shares)
+    assert choice["parts"][1]["penalty"] == fitted[1].bridge.penalty is not None
     with pytest.raises(FileNotFoundError, match="run ./run_all.sh --only 03 first"):
         model_b.load(tmp_path / "none")
+
+
+def test_a_second_clip_is_asked_for_and_looks_up_in_its_own_store():
+    first, keys = library()
+    second = Library(first.values, first.values, unit(VALUES[:30] + 0.2))  # a CLIP whose keys are the values
+    fitted = [model_b.fit_route(Route(clip, clip=clip), lib, np.arange(30), np.arange(30))
+              for clip, lib in (("clip", first), ("other", second))]
+    soft = Weighting(tau=0.1)
+    parts = model_b.Part(fitted[0], 3, soft, 0.75), model_b.Part(fitted[1], 4, soft, 0.25)
+    store = pl.DataFrame({"id": [str(i) for i in range(40)]})
+    model = model_b.ModelB(store, {"clip": first, "other": second}, parts, "faiss")
+    queries = {"clip": first.pictures[:5], "other": second.pictures[:5]}
+    prediction, similarity, index, weight = model.explain(queries)
+    alone = [model_b.ModelB(store, model.libraries, (part,), "faiss").predict(queries)[0] for part in parts]
+    np.testing.assert_allclose(prediction, unit(0.75 * alone[0] + 0.25 * alone[1]), atol=1e-6)
+    naive = fitted[1].search(second, queries["other"], 4, "faiss", seen=np.ones(40, bool))
+    np.testing.assert_allclose(alone[1], model_b.fuse_neighbours(*naive, take, soft, k=4), atol=1e-6)
+    np.testing.assert_allclose(similarity, np.take_along_axis(queries["clip"] @ keys.T, index, axis=1), atol=1e-6)
+    with pytest.raises(ValueError, match=r"also looks up by the CLIPs \['other'\]"):
+        model.predict(first.pictures[:5])
+
+
+def test_shards_that_lie_elsewhere_are_no_files_of_the_output(tmp_path):
+    np.save(tmp_path / "keys.npy", VALUES)
+    np.save(tmp_path / "values.npy", VALUES)
+    empty = datastore.open_store(tmp_path / "output" / paths.STORE_SHARDS, dtype="float32", sentence_model="toy")
+    datastore.add_precomputed(empty, [(tmp_path / "keys.npy", tmp_path / "values.npy")], clip="clip")
+    with pytest.raises(ValueError, match=r"1 precomputed shards of Model B's store lie outside .*output: \['00000'\]"):
+        model_b.files(tmp_path / "output")
+
+
+def test_each_failure_is_told_in_a_sentence():
+    index = np.array([[0, 1, 2], [9, 1, 8], [9, 8, 2], [9, 8, 7]])
+    best_value = np.array([0.2, 0.9, 0.9, 0.9], np.float32)
+    said = model_b.reasons((np.zeros((4, 3)), index), take, VALUES[:4], best_value, np.arange(4), range(4), near=2)
+    reach = VALUES[:4] @ VALUES[9]
+    assert said == ["nothing near in the store: the nearest allowed prompt (0.20) is far, 0.90 is usual",
+                    "outvoted: the nearest allowed prompt (0.90) is number 2, the others pull away",
+                    f"ranked low: the nearest allowed prompt (0.90) is number 3, the first has {reach[2]:.2f}",
+                    f"ranked low: the nearest allowed prompt (0.90) is not among the first 3, the first has {reach[3]:.2f}"]
+
+
+def test_a_hub_is_first_for_more_than_five_times_as_many_as_is_usual():
+    def said(copies: int, best: int) -> str:
+        index = np.concatenate([np.tile([9, 8], (copies, 1)), 10 + np.arange(20).reshape(10, 2)])
+        n = len(index)
+        return model_b.reasons((None, index), take, VALUES[np.zeros(n, int)], np.full(n, 0.9), np.full(n, best), [0], near=1)[0]
+
+    assert said(6, 7) == "a hub: the first neighbour is among the first 1 of 6 queries, 1 is usual"
+    assert said(5, 7).startswith("ranked low") and said(6, 9).startswith("outvoted")
 
 
 def test_each_failure_has_its_reason():
@@ -253,13 +396,20 @@ def test_hubs_and_a_second_clip_reorder_the_same_candidates():
     [
         (lambda: model_b.distance(np.ones(2), "manhattan"), "'manhattan' is not one of"),
         (lambda: model_b.weights(np.ones(2), 2, 0, 1), "delta = 0"),
+        (lambda: model_b.weights(np.ones(2), 2, 1, 0), "dim = 2, delta = 1, coef = 0: delta and coef must be positive"),
+        (lambda: model_b.weights(np.ones(2), -1, 1, 1), "dim at least 0"),
         (lambda: model_b.weights(np.array([1, -1]), 2, 1, 1), "1 of 2 distances are negative"),
         (lambda: Weighting(tau=0)(np.ones((1, 2))), "tau = 0 must be positive"),
         (lambda: model_b.fuse(np.ones((2, 3)), np.ones((2, 4, 5))), r"\(2, 3\) do not fit values of shape \(2, 4, 5\)"),
         (lambda: model_b.fuse(np.ones((1, 2)), np.array([[[1, 0], [-1, 0]]])), "1 of 1 rows are zero"),
+        (lambda: model_b.fuse(np.ones((2, 4)), np.ones((2, 4))), r"do not fit values of shape \(2, 4\)"),
         (lambda: model_b.fuse_neighbours(*lists(3, 4), take, OUTSIDE, k=5), "k = 5 is not within 1..4"),
+        (lambda: model_b.fuse_neighbours(*lists(3, 4), take, OUTSIDE, k=0), "k = 0 is not within 1..4"),
+        (lambda: model_b.fuse_neighbours(np.ones((3, 4)), np.ones((3, 5)), take, OUTSIDE, k=1), r"\(3, 4\), index \(3, 5\)"),
+        (lambda: model_b.fuse_neighbours(np.ones(3), np.ones(3), take, OUTSIDE, k=1), r"both must be \(q, K\)"),
         (lambda: model_b.allowed(np.zeros(3), np.zeros((4, 2), bool), 0), r"3 store rows, conflicts of shape \(4, 2\)"),
         (lambda: model_b.allowed(np.zeros(3), np.zeros((3, 2), bool), 2), "fold 2"),
+        (lambda: model_b.allowed(np.zeros(3), np.zeros((3, 2), bool), -1), "fold -1"),
         (lambda: model_b.text_conflicts(VALUES, VALUES, np.zeros(3, int), 0.7), "3 folds for 40 training rows"),
         (lambda: Route("odd", keys="sound"), "route odd: keys 'sound' is not one of"),
         (lambda: bridge.rerank(*lists(3, 4), np.ones((3, 4)), 2), "share = 2 is not within"),

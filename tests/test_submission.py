@@ -137,6 +137,81 @@ def test_a_sample_of_another_form_is_refused(tmp_path, names, header, message):
         submission.sample_ids(write_sample(tmp_path / "sample.csv", names, header))
 
 
+def test_names_with_dots_keep_them_and_a_suffix_is_as_good_as_none(tmp_path):
+    submission.write(IDS, X, tmp_path / "run.v2")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.v2.csv", "run.v2.ids.parquet", "run.v2.npy", "run.v2.parquet"]
+    for suffix in ("", ".csv", ".parquet", ".npy"):
+        submission.write(IDS, X, tmp_path / "new" / f"submission{suffix}")
+        submission.check(str(tmp_path / "new" / f"submission{suffix}"))
+    assert len(list((tmp_path / "new").iterdir())) == 4
+
+
+def test_three_of_many_are_shown(tmp_path):
+    many = [f"{i:03}" for i in range(9)]
+    sample = write_sample(tmp_path / "sample.csv", cells(many))
+    with pytest.raises(ValueError, match=r"submission against .*sample.csv: 9 ids missing, e.g. \['000', '001', '002'\]; "
+                                         r"4 ids extra, e.g. \['227ef0887', '20057f34d', 'f27_owl'\]$"):
+        submission.write(IDS, X, tmp_path / "submission", sample)
+    write_sample(tmp_path / "sample.csv", [f"{i}_{e}" for i in many for e in range(2 * 384 if i < "004" else 10)])
+    with pytest.raises(ValueError, match=r"sample.csv: 4 ids doubled, e.g. \['000', '001', '002'\]; "
+                                         r"5 vectors are not 384 long, e.g. \['004: 10', '005: 10', '006: 10'\]$"):
+        submission.sample_ids(sample)
+    write_sample(tmp_path / "sample.csv", [])
+    with pytest.raises(ValueError, match="sample.csv: no rows below the header"):
+        submission.sample_ids(sample)
+
+
+@pytest.mark.parametrize(("name", "spoil", "message"), [
+    ("ids.parquet", lambda t: t.with_columns(id=pl.Series(["a", *t["id"][1:]])), r"submission.npy: 1 ids missing, e.g. .'20057f"),
+    ("parquet", lambda t: t.drop("embedding"), r"submission.parquet: columns are .*id \(text\) and embedding \(arrays of 384"),
+    ("parquet", lambda t: t.with_columns(id=pl.Series(range(4))), "submission.parquet: columns are .*Int64"),
+    ("parquet", lambda t: t.with_columns(pl.col("embedding").arr.to_list()), "submission.parquet: columns are .*List"),
+    ("parquet", lambda t: t.with_columns(pl.col("embedding").arr.head(383).list.to_array(383)),
+     r"submission.parquet: vectors of shape \(4, 383\), must be \(n, 384\)"),
+    ("ids.parquet", lambda t: t.reverse(), "submission.npy: ids are not in the order of .*submission.csv"),
+])
+def test_copies_that_differ_are_refused(written, name, spoil, message):
+    file = written.with_name(f"submission.{name}")
+    spoil(pl.read_parquet(file)).write_parquet(file)
+    with pytest.raises(ValueError, match=message):
+        submission.check(written)
+
+
+def test_a_table_in_another_order_is_refused_where_a_sample_gives_the_order(written, tmp_path):
+    sample = write_sample(tmp_path / "sample.csv", cells(sorted(IDS)))
+    submission.check(written, sample)
+    table = pl.read_parquet(written.with_suffix(".parquet"))
+    table.reverse().write_parquet(written.with_suffix(".parquet"))
+    with pytest.raises(ValueError, match="submission.parquet: ids are not in the order of .*submission.csv"):
+        submission.check(written, sample)
+
+
+def test_a_copy_of_other_values_is_refused(written):
+    x = np.load(written.with_suffix(".npy"))
+    x[1:, 383] += 1
+    np.save(written.with_suffix(".npy"), x)
+    with pytest.raises(ValueError, match="submission.npy: 3 vectors differ from .*submission.csv, e.g. '227ef0887'$"):
+        submission.check(written)
+
+
+def test_everything_wrong_with_a_file_is_said_at_once(written):
+    frame = pl.read_csv(written, schema={"imgId_eId": pl.String, "val": pl.Float32})
+    frame = frame.with_columns(val=pl.when(pl.col("imgId_eId").str.ends_with("_7")).then(float("inf")).otherwise("val"))
+    pl.concat([frame[:-1], frame[:2].with_columns(imgId_eId=pl.lit("no number"))]).write_csv(written)
+    with pytest.raises(ValueError, match=r"submission.csv: 2 rows are not named <imgId>_<eId>; "
+                                         r"1 vectors are not 384 long, e.g. \['f27_owl: 383'\]; "
+                                         r"4 values are not finite, e.g. of ids \['20057f34d', '227ef0887', '92e911621'\]$"):
+        submission.check(written)
+
+
+def test_a_confidence_may_be_one(tmp_path):
+    submission.write(IDS, X, tmp_path / "submission", confidence=np.array([1, -1, 0, 1], np.float32))
+    submission.check(tmp_path / "submission")
+    with pytest.raises(ValueError, match=r"submission: 4 confidences are not within -1..1, "
+                                         r"e.g. \{'227ef0887': 1.235, '20057f34d': -1.5, 'f27_owl': 3.0\}$"):
+        submission.write(IDS, X, tmp_path / "submission", confidence=np.array([1.23456, -1.5, 3, 2]))
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.csv"):
         submission.check(tmp_path / "nowhere")
