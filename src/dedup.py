@@ -46,7 +46,7 @@ def rules(prompts: pl.Series, *, min_words: int, max_tokens: int, edge_character
     if len(prompts) != len(n_tokens):
         raise ValueError(f"{len(prompts)} prompts, {len(n_tokens)} token counts")
     text = normalised(prompts)
-    within = pl.Series("scope", [""] * len(text)) if scope is None else scope.alias("scope")
+    within = pl.Series([""] * len(text)) if scope is None else scope
     frame = pl.DataFrame({"text": text, "tokens": n_tokens, "scope": within})
 
     def seen(part: pl.Expr) -> pl.Expr:
@@ -168,9 +168,8 @@ def given_folds(file: str | Path, ids: list[str], group: np.ndarray) -> np.ndarr
 def leaks(embeddings: np.ndarray, fold: np.ndarray, *, device: str = "cpu") -> pl.DataFrame:
     """The leak table: for each fold its rows, and the highest and the mean of its rows' highest similarity to other folds."""
     highest = similarity.nearest_across(embeddings, fold, device=device)
-    table = pl.DataFrame({"fold": fold, "highest": highest.astype(np.float64)}).group_by("fold").agg(
+    return pl.DataFrame({"fold": fold, "highest": highest.astype(np.float64)}).group_by("fold").agg(
         rows=pl.len().cast(pl.Int64), highest=pl.max("highest"), mean_highest=pl.mean("highest")).sort("fold")
-    return table
 
 
 # --- text at tens of millions of prompts ---

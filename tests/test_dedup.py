@@ -78,6 +78,10 @@ def test_rules_can_drop_equal_openings_as_the_public_recipe_does():
     assert reasons == [None, "opening seen before", "ending seen before"]
 
 
+def test_the_curve_is_drawn_at_44_thresholds():
+    assert dedup.CURVE.tolist() == [round(0.55 + 0.01 * i, 2) for i in range(44)]
+
+
 def test_groups_are_chains_of_similar_rows():
     assert dedup.groups(rows_at(0, 20, 40, 180), 0.9).tolist() == [0, 0, 0, 1]
 
@@ -100,6 +104,7 @@ def test_equal_prompts_and_equal_pictures_share_a_group():
     found = similarity.one_pass(rows_at(0, 90, 180, 270), 0.85, link=0.7)
     links = dedup.same(["fox", "owl", "fox", "cat"], ["1.png", "2.png", "3.png", "2.png"])
     assert dedup.balanced_groups(found, max_share=1, links=links)[0].tolist() == [0, 1, 0, 1]
+    assert [part.dtype for part in dedup.same([])] == [np.int64, np.int64], "no rows have no pairs, but pairs of numbers"
 
 
 def test_folds_never_split_a_group_and_a_planted_leak_is_seen():
@@ -160,11 +165,13 @@ def test_a_given_fold_file_is_honoured(tmp_path):
 
 
 def test_rows_that_a_fold_file_does_not_name_go_where_their_group_is_first_or_fewest_are(tmp_path):
-    pl.DataFrame({"id": [1, 2, 3], "fold": [1, 0, 1]}).write_csv(tmp_path / "folds.csv")
+    pl.DataFrame({"id": [1, 2, 3], "fold": [1, 0, 0]}).write_csv(tmp_path / "folds.csv")
     ids = ["1", "2", "3", "new", "x", "y", "z"]
     fold = dedup.given_folds(tmp_path / "folds.csv", ids, np.array([5, 5, 6, 5, 7, 8, 7]))
-    assert fold.tolist() == [1, 0, 1, 1, 0, 0, 0], "after new, 3 rows to 1: x and y fill fold 0, z follows x"
+    assert fold.tolist() == [1, 0, 0, 1, 0, 1, 0], "new follows the first of its group, x and y fill what is smaller, z follows x"
     assert fold.dtype == np.int64
+    pl.DataFrame({"id": ["1", "2"], "fold": [0, 0]}).write_csv(tmp_path / "one.csv")
+    assert dedup.given_folds(tmp_path / "one.csv", ["1", "2"], np.array([0, 1])).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(("table", "message"), [
@@ -225,7 +232,7 @@ def test_a_text_store_is_made_distinct_in_64_parts(tmp_path):
 
 def test_a_text_store_takes_three_words_to_two_thousand_characters(tmp_path):
     texts = ["a fox", "a red fox", "a red " + "x" * 1994, "a red " + "x" * 1995]
-    tally = dedup.text_store([pl.DataFrame({"prompt": texts, "source": "list"})], tmp_path / "store.parquet", engine="polars")
+    tally = dedup.text_store([pl.DataFrame({"prompt": texts, "source": "list"})], tmp_path / "store.parquet")
     assert pl.read_parquet(tmp_path / "store.parquet")["prompt"].sort().to_list() == texts[1:3]
     assert tally["fewer than 3 words"] == tally["more than 2000 characters"] == 1
 

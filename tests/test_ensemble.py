@@ -132,6 +132,9 @@ def test_shuffled_ids_are_noticed():
     wrong[FOLD == 1] = np.roll(A[FOLD == 1], 1, axis=0)  # in one fold alone each row is that of its neighbour
     with pytest.raises(ValueError, match=r"1 of 8 blocks of rows fit their own partner no better.*a in block 1: .*shuffled"):
         ensemble.check_pairing(TRUTH, {"a": wrong, "b": B}, FOLD)
+    three = ", ".join(f"'x in block {f}: [^']*'" for f in range(3))
+    with pytest.raises(ValueError, match=rf"^8 of 8 blocks .*, e.g. \[{three}\]"):
+        ensemble.check_pairing(TRUTH, {"x": np.roll(A, 4, axis=0), "y": np.roll(B, 4, axis=0)}, FOLD)
     constant = np.tile(unit(TRUTH.mean(axis=0, keepdims=True)), (len(TRUTH), 1))
     with pytest.raises(ValueError, match="knows nothing of the picture"):
         ensemble.check_pairing(TRUTH, {"mean": constant})
@@ -195,6 +198,8 @@ def test_slices():
     for label, mine in (("owl", slice(20)), ("cat", slice(20, 60))):
         found = ensemble.bootstrap(values[mine], groups=groups[mine], samples=50, seed=3)
         assert table.row(by_predicate=pl.col("label") == label)[2:] == (found.mean, found.low, found.high)
+    found = ensemble.bootstrap(values, samples=1000, seed=0)
+    assert ensemble.by_label(values, ["owl"] * 60).row(0) == ("owl", 60, found.mean, found.low, found.high)
     assert ensemble.by_label(np.ones(4), ["owl", "fox", "cat", "fox"])["label"].to_list() == ["cat", "fox", "owl"]
 
 

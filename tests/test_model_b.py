@@ -87,6 +87,8 @@ def test_equation_5_by_hand():
     fused = model_b.fuse(np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[fox, owl], [owl, fox]], np.float32))
     np.testing.assert_allclose(fused, [[0.6, 0.8], [0, 1]], atol=1e-7)
     assert fused.dtype == np.float32
+    far_apart = model_b.fuse(np.array([[3e30, 4e30], [3e-30, 4e-30]]), np.array([[fox, owl]] * 2, np.float32))
+    np.testing.assert_allclose(far_apart, [[0.6, 0.8]] * 2, atol=1e-7)
 
 
 def test_coef_does_not_matter_after_unit_length():
@@ -141,6 +143,7 @@ def test_choices_at_the_end_of_their_grid_are_named():
              for k, w in ((5, grid[1]), (9, grid[0]), (1, grid[2]), (5, sharp), (5, grid[4]), (5, soft))]
     assert edges == [[], ["K = 9", "dim 2"], ["K = 1", "dim 6"], ["tau 0.1"], [], ["tau 0.3"]]
     assert model_b.at_edge(SimpleNamespace(k=5, weighting=sharp), [5, 9], [*grid[:3], sharp]) == ["K = 5"], "one tau has no ends"
+    assert model_b.at_edge(SimpleNamespace(k=5, weighting=soft), [5], [sharp, soft]) == ["tau 0.3"]
 
 
 # --- what a query may see ---
@@ -231,7 +234,7 @@ def test_the_nearest_allowed_prompt_by_hand():
     found_library, _ = library()
     truth, fold = unit(VALUES[:9] + 0.1), np.arange(9) % 2
     seen = {0: np.arange(40) > 5, 1: np.arange(40) < 30}
-    cosine, row = model_b.nearest_allowed(truth, found_library.values, fold, seen, "faiss")
+    cosine, row = model_b.nearest_allowed(truth, found_library.values, fold, seen)
     exact = np.where(np.stack([seen[f] for f in fold]), truth @ VALUES.T, -1)
     np.testing.assert_array_equal(row, exact.argmax(axis=1))
     np.testing.assert_allclose(cosine, exact.max(axis=1), atol=1e-6)
