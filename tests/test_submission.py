@@ -212,6 +212,11 @@ def test_a_confidence_may_be_one(tmp_path):
         submission.write(IDS, X, tmp_path / "submission", confidence=np.array([1.23456, -1.5, 3, 2]))
 
 
+def test_a_sample_that_opens_with_a_byte_order_mark_is_read(tmp_path):
+    sample = write_sample(tmp_path / "sample.csv", cells(IDS), "\ufeffimgId_eId,val")
+    assert submission.sample_ids(sample) == IDS
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.csv"):
         submission.check(tmp_path / "nowhere")
