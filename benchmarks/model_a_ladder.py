@@ -145,6 +145,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=LADDER, metavar="NAME", help="of the ladder: the default and these rows")
     options = parser.parse_args()
+    if options.only and options.measure != "ladder":
+        parser.error(f"--only chooses rows of the ladder, not of {options.measure}")
     clip = encoder.load(options.clip)
     if options.measure == "small":
         small(clip, options)

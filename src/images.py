@@ -203,6 +203,7 @@ def from_bytes(content: bytes, geometry: Geometry) -> np.ndarray:
     torch, decode_jpeg = _torch()
     wanted, plain = REDUCING_GAP * geometry.size, _plain_jpeg(content)
     if plain and min(plain) < 2 * wanted:
+        _check_shape(*plain, geometry)
         with suppress(RuntimeError):  # what it cannot read, Pillow can, or says why not
             return _resized_by_torch(decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)), geometry)
     picture = _opened(content)
@@ -231,7 +232,6 @@ def _plain_jpeg(content: bytes) -> tuple[int, int] | None:
 def _resized_by_torch(pixels, geometry: Geometry) -> np.ndarray:
     """`resized` on a (3, h, w) uint8 tensor; what torch has no counterpart for goes through Pillow."""
     steps = _tensor_steps(geometry)
-    _check_shape(pixels.shape[2], pixels.shape[1], geometry)
     if steps is None:
         return resized(Image.fromarray(pixels.permute(1, 2, 0).numpy()), geometry)
     for step in steps:

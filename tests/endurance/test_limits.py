@@ -39,7 +39,7 @@ def test_eight_thousand_pictures_of_which_one_in_twenty_is_bad(tmp_path, capsys)
     bad = files[::20]
     for i, file in enumerate(bad):
         file.write_bytes(damage[i % 3](file.read_bytes()))
-    scratched = [file for file in files[1::400]]  # damage that a decoder may or may not notice
+    scratched = files[1::400]  # damage that a decoder may or may not notice
     for file in scratched:
         file.write_bytes(damage[3](file.read_bytes()))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
