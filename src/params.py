@@ -157,11 +157,8 @@ def input_paths(values: dict[str, object]) -> dict[str, Path]:
     return found
 
 
-def check_inputs(per_stage: dict[str, dict], file: str, *, to_be_written: Path | None = None) -> None:
-    """Raise Problem listing every input that does not exist, before anything runs; the demo's folder is yet `to_be_written`."""
+def missing_inputs(per_stage: dict[str, dict], *, to_be_written: Path | None = None) -> list[str]:
+    """A line for every input that does not exist, sorted; the demo's folder is yet `to_be_written`."""
     inputs = [entry for values in per_stage.values() for entry in input_paths(values).items()]
-    missing = {f"{name}: {shown(path)} does not exist" for name, path in inputs
-               if not os.path.exists(path) and not (to_be_written and path.is_relative_to(to_be_written))}
-    if missing:
-        raise Problem("\n  ".join([f"{file}: inputs are missing", *sorted(missing)])
-                      + "\nset them in the file or with --set, or run the embedded demo: ./run_all.sh --params params/demo.yaml")
+    return sorted({f"{name}: {shown(path)} does not exist" for name, path in inputs
+                   if not os.path.exists(path) and not (to_be_written and path.is_relative_to(to_be_written))})

@@ -26,7 +26,7 @@ from datetime import datetime
 from pathlib import Path
 
 from src import paths
-from src.params import NOTEBOOKS, Problem, check_inputs, input_paths, load_params, stage_params
+from src.params import NOTEBOOKS, Problem, input_paths, load_params, missing_inputs, stage_params
 from src.paths import ROOT, STAGES, resolve, shown
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -290,16 +290,22 @@ def prepare_demo(demo: dict | None) -> None:
     print(f"demo       {time.perf_counter() - clock:.0f} s")
 
 
-def preflight(per_stage: dict[str, dict], file: str) -> None:
-    """Raise Problem listing all that would stop the stages, before the first one begins; `preflight.py` in a process of its own."""
-    clock, command = time.perf_counter(), [sys.executable, "-m", "src.preflight"]
-    print("checking   sources, weights, settings and room", flush=True)
-    done = subprocess.run(command, input=json.dumps(per_stage), text=True, capture_output=True, cwd=ROOT)
-    if done.returncode:
-        raise Problem(f"the checks before the run failed themselves:\n{done.stderr[-3000:]}")
-    wrong = json.loads(done.stdout.splitlines()[-1])
+def preflight(per_stage: dict[str, dict], file: str, notebooks: Path = NOTEBOOKS, *, to_be_written: Path | None = None) -> None:
+    """Raise Problem listing all that would stop the stages, before the first one begins; the demo's folder may be `to_be_written`.
+
+    `preflight.py` looks, in a process of its own; it knows the parameters of NOTEBOOKS: of others the inputs alone are looked at.
+    """
+    clock, wrong = time.perf_counter(), missing_inputs(per_stage, to_be_written=to_be_written)
+    advice = "\nset inputs in the file or with --set, or run the embedded demo: ./run_all.sh --params params/demo.yaml" if wrong else ""
+    if notebooks == NOTEBOOKS:
+        print("checking   sources, weights, settings and room", flush=True)
+        done = subprocess.run([sys.executable, "-m", "src.preflight"], input=json.dumps(per_stage), text=True, capture_output=True,
+                              cwd=ROOT)
+        if done.returncode:
+            raise Problem(f"the checks before the run failed themselves:\n{done.stderr[-3000:]}")
+        wrong += json.loads(done.stdout.splitlines()[-1])
     if wrong:
-        raise Problem("\n  ".join([f"{file}: nothing has run, since this would stop it", *wrong]))
+        raise Problem("\n  ".join([f"{file}: nothing has run, since this would stop it", *wrong]) + advice)
     print(f"checked    nothing is in the way: {time.perf_counter() - clock:.0f} s")
 
 
@@ -329,12 +335,15 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
     changes = [part for change in options.changes for part in ("--set", change)]
     again = shlex.join(["./run_all.sh", "--params", options.params, *changes]) + " --from "
     wanted, demo = {stage: per_stage[stage] for stage in stages}, params.get("demo")
-    check_inputs(wanted, options.params, to_be_written=resolve(demo["folder"]) if demo else None)
+    folder = resolve(demo["folder"]) if demo else None
+    if missing_inputs(wanted, to_be_written=folder):
+        preflight(wanted, options.params, notebooks, to_be_written=folder)
     with only_run(output), logged(output):
         clock = time.perf_counter()
         LOG.info("%s", shlex.join(["./run_all.sh", *sys.argv[1:]]))
         prepare_demo(demo)
-        check_inputs(wanted, options.params)
+        if missing_inputs(wanted):  # of the demo
+            preflight(wanted, options.params, notebooks)
         times = {}
         for stage in stages:
             reasons = reasons_to_run(stage, state_of(stage, per_stage[stage], output, notebooks), output)
@@ -342,8 +351,8 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
                 print(f"{stage}: up to date")
                 times[stage] = None
                 continue
-            if notebooks == NOTEBOOKS and not any(times.values()):  # before the first; it knows these notebooks' parameters
-                preflight(wanted, options.params)
+            if notebooks == NOTEBOOKS and not any(times.values()):  # before the first
+                preflight(wanted, options.params, notebooks)
             why = "; ".join(reasons[:3]) or "asked for by --force"
             print(f"\n=== {stage}: {why}", flush=True)
             LOG.info("%s begins: %s", stage, why)

@@ -5,6 +5,7 @@ memory stays held.
 """
 
 import json
+import os
 import shutil
 import socket
 import sys
@@ -21,6 +22,7 @@ import torch
 from src import artifacts, data, dedup, encoder, knn, model_a, model_b, paths, prompts
 from src.encoder import Encoder
 from src.model_a import Recipe
+from src.params import FILES, input_paths
 from src.paths import resolve, shown
 
 RENAMED = {"start": "start_from", "compile": "compile_tower"}  # fields of Recipe whose parameter has another name
@@ -55,8 +57,11 @@ def _said(error: Exception) -> str:
 
 
 def problems(per_stage: dict[str, dict]) -> list[str]:
-    """What would stop the stages of `per_stage` (stage -> parameters), each a line that names the parameter; empty if nothing."""
-    found = Found()
+    """What would stop the stages of `per_stage` (stage -> parameters), each a line that names the parameter; empty if nothing.
+
+    Inputs that do not exist are passed over: `params.missing_inputs` lists them.
+    """
+    found, per_stage = Found(), {stage: _there(values) for stage, values in per_stage.items()}
     for stage, check in CHECKS.items():
         if stage in per_stage:
             check(found, per_stage[stage])
@@ -64,18 +69,30 @@ def problems(per_stage: dict[str, dict]) -> list[str]:
     return list(dict.fromkeys(found.wrong))
 
 
+def _there(values: dict) -> dict:
+    """The parameters with None, or a shorter list, where a source does not exist."""
+    return values | {name: _existing(name, values[name]) for name in FILES if name in values}
+
+
+def _existing(name: str, value: object) -> object:
+    if isinstance(value, list):
+        left = [entry for entry in value if _existing(name, entry) is not None]
+        return left if left or not value else None
+    return None if any(not os.path.exists(path) for path in input_paths({name: value}).values()) else value
+
+
 # --- one check a notebook ---
 
 
 def _check_data(found: Found, values: dict) -> None:
-    with found.noting("train"):
-        found.pairs, rejected = data.read_all(values["train"])
-        share = data.bad_share(len(found.pairs), rejected)
-        if found.pairs.is_empty() or share > values["max_rejected"]:
-            raise ValueError(f"{len(found.pairs)} rows can be used and {len(rejected)} cannot (max_rejected = "
-                             f"{values['max_rejected']}): {dict(data.tally(rejected).rows())}")
-    with found.noting("test"):
-        found.n_test = len(data.read_test(values["test"])[0])
+    if values["train"] is not None:
+        with found.noting("train"):
+            found.pairs, rejected = data.read_all(values["train"])
+            share = data.bad_share(len(found.pairs), rejected)
+            if found.pairs.is_empty() or share > values["max_rejected"]:
+                raise ValueError(f"{len(found.pairs)} rows can be used and {len(rejected)} cannot (max_rejected = "
+                                 f"{values['max_rejected']}): {dict(data.tally(rejected).rows())}")
+    _check_test(found, values)
     with found.noting("held_out"):
         _first_prompts(values["held_out"])
     with found.noting("fold_file"):
@@ -125,7 +142,7 @@ def _check_search(found: Found, values: dict) -> None:
     _check_cluster(found, values)
     with found.noting("text"):
         _first_prompts(values["text"])
-    for folder in values["stores"]:
+    for folder in values["stores"] or []:
         with found.noting("stores"):
             data.read_store(folder)
     with found.noting("engine"):
@@ -153,8 +170,7 @@ def _check_slices(found: Found, values: dict) -> None:
 
 
 def _check_truth(found: Found, values: dict) -> None:
-    with found.noting("test"):
-        data.read_test(values["test"])
+    _check_test(found, values)
     if values["test_truth"] is not None:
         _check_columns(found, "test_truth", values["test_truth"], ["imgId", "prompt"])
     _check_models(found, values)
@@ -167,16 +183,23 @@ CHECKS = {"01_dedup": _check_data, "02_train_model_a": _check_training, "03_cuml
 # --- what several notebooks share ---
 
 
+def _check_test(found: Found, values: dict) -> None:
+    if values["test"] is not None:
+        with found.noting("test"):
+            found.n_test = len(data.read_test(values["test"])[0])
+
+
 def _check_models(found: Found, values: dict) -> None:
-    """The device is there; every CLIP and the sentence encoder load, and fit the task."""
+    """The device is there; every CLIP that exists and the sentence encoder load, and fit the task."""
     device = "cpu"
     with found.noting("device"):
         device = encoder.choose_device(values["device"]).type
     for name in [values["clip"], *values.get("backbones", []), *values.get("more_clips", [])] if "clip" in values else []:
         if name not in found.clips:
             found.clips[name] = None
-            with found.noting(f"clip {name!r}"):
-                found.clips[name] = encoder.load(name, device=device)
+            if _existing("clip", name) is not None:
+                with found.noting(f"clip {name!r}"):
+                    found.clips[name] = encoder.load(name, device=device)
     if "sentence_model" in values:
         with found.noting("sentence_model"):
             prompts.encode(["a prompt"], model=values["sentence_model"], device="cpu")
@@ -195,7 +218,7 @@ def _check_cluster(found: Found, values: dict) -> None:
 def _check_columns(found: Found, name: str, file: str, wanted: list[str]) -> None:
     with found.noting(name):
         if not resolve(file).is_file():
-            raise FileNotFoundError(f"{shown(resolve(file))} does not exist")
+            raise FileNotFoundError(f"{shown(resolve(file))} is not a file")
         columns = artifacts.load_table(resolve(file)).columns
         missing = [column for column in wanted if column not in columns]
         if missing:

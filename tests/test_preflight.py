@@ -44,34 +44,34 @@ def test_what_is_right_passes(per_stage):
 
 
 FAULTS = [
-    ("01_dedup", "train", "input/no_such_folder", "train: "),
-    ("01_dedup", "test", "input/no_such_folder", "test: no pictures in"),
+    ("01_dedup", "train", "src", "train: "),
+    ("01_dedup", "test", "src", "test: no pictures in src"),
     ("01_dedup", "keep", "shortest", "keep must be one of first, longest, most_pictures, got 'shortest'"),
     ("01_dedup", "cosine_keep", "two", "cosine_keep must be one or none, got 'two'"),
-    ("01_dedup", "held_out", "input/none.txt", "held_out: text: input/none.txt does not exist"),
-    ("01_dedup", "fold_file", "input/none.csv", "fold_file: "),
+    ("01_dedup", "held_out", "src", "held_out: "),
+    ("01_dedup", "fold_file", "README.md", "fold_file: "),
     ("01_dedup", "sentence_model", "no/such model", "sentence_model: "),
     ("02_train_model_a", "backbones", ["ViT-B-99/none"], "clip: 'ViT-B-99/none' could not be loaded"),
-    ("02_train_model_a", "clip", "local-dir:input/none", "clip: there is no folder input/none"),
+    ("02_train_model_a", "clip", "local-dir:src", "clip: src lacks"),
     ("02_train_model_a", "head", "tall", "02_train_model_a: head must be one of linear, paper, wide, got 'tall'"),
     ("02_train_model_a", "trainable_blocks", 99, "02_train_model_a: trainable_blocks 99, but the tower has 3"),
     ("02_train_model_a", "start_from", "nothing", "02_train_model_a: start must be one of probe, random, got 'nothing'"),
     ("02_train_model_a", "cluster", "tcp://127.0.0.1:9", "cluster: "),
     ("02_train_model_a", "cluster", "many", "cluster: must be null, local or tcp://host:port, got 'many'"),
     ("02_train_model_a", "device", "gpu", "device must be auto, cpu or cuda, got 'gpu'"),
-    ("03_cuml_knn_model_b", "text", "input/none.txt", "text: input/none.txt does not exist"),
-    ("03_cuml_knn_model_b", "stores", ["input/none"], "stores: "),
+    ("03_cuml_knn_model_b", "text", "src", "text: "),
+    ("03_cuml_knn_model_b", "stores", ["src"], "stores: "),
     ("03_cuml_knn_model_b", "engine", "magic", "engine 'magic' is not one of"),
     ("03_cuml_knn_model_b", "routes", [{"name": "x", "keys": "sound"}], "routes: route x: keys 'sound' is not one of"),
     ("03_cuml_knn_model_b", "routes", [], "routes: none is given; the paper's is [{name: text}]"),
     ("03_cuml_knn_model_b", "routes", [{"nam": "x"}], "routes: TypeError: "),
     ("03_cuml_knn_model_b", "routes", [{"name": "x", "clip": 2}], "routes: {'name': 'x', 'clip': 2} names a clip"),
-    ("03_cuml_knn_model_b", "more_clips", ["local-dir:input/none"], "clip: there is no folder input/none"),
+    ("03_cuml_knn_model_b", "more_clips", ["local-dir:src"], "clip: src lacks"),
     ("03_cuml_knn_model_b", "delta", 0.0, "delta, coef, distance: dim = 2, delta = 0.0"),
     ("03_cuml_knn_model_b", "distance", "manhattan", "delta, coef, distance: distance 'manhattan' is not one of"),
     ("03_cuml_knn_model_b", "k_grid", [], "delta, coef, distance: k_grid must hold"),
-    ("04_ensemble_oof", "attributes", "input/none.csv", "attributes: input/none.csv does not exist"),
-    ("05_submit", "test_truth", "input/none.csv", "test_truth: input/none.csv does not exist"),
+    ("04_ensemble_oof", "attributes", "src", "attributes: src is not a file"),
+    ("05_submit", "test_truth", "src", "test_truth: src is not a file"),
 ]
 
 
@@ -124,14 +124,56 @@ def test_the_room_is_about_what_is_then_used(per_stage):
     assert needed["activations"] > 0 and needed["weights"] > 0
 
 
-def test_the_runner_lists_everything_and_runs_nothing(disk, tmp_path, capfd):
-    changes = [f"train={disk / 'train'}", f"test={disk / 'test'}", "text=null", f"clip=local-dir:{disk / 'clip'}",
-               f"output_dir={tmp_path / 'out'}", "02_train_model_a.head=tall", "03_cuml_knn_model_b.engine=magic"]
+MISSING = [("01_dedup", "train", ["input/none", {"path": "input/nothing"}]), ("01_dedup", "test", "input/none"),
+           ("01_dedup", "held_out", "input/none.txt"), ("01_dedup", "fold_file", "input/none.csv"),
+           ("02_train_model_a", "clip", "local-dir:input/none"), ("02_train_model_a", "backbones", ["local-dir:input/none@64"]),
+           ("03_cuml_knn_model_b", "text", "input/none.txt"), ("03_cuml_knn_model_b", "stores", ["input/none"]),
+           ("03_cuml_knn_model_b", "more_clips", ["local-dir:input/none"]), ("04_ensemble_oof", "attributes", "input/none.csv"),
+           ("05_submit", "test", "input/none"), ("05_submit", "test_truth", "input/none.csv")]
+
+
+@pytest.mark.parametrize(("stage", "name", "value"), MISSING, ids=lambda x: str(x)[:30])
+def test_what_does_not_exist_is_one_line_and_does_not_stop_the_other_checks(per_stage, stage, name, value):
+    given = {stage: {**per_stage[stage], name: value, "device": "gpu"}} if "device" in per_stage[stage] else {
+        stage: {**per_stage[stage], name: value}}
+    lines = params.missing_inputs(given)
+    assert len(lines) == (len(value) if isinstance(value, list) else 1)
+    assert all(line.startswith(name) and line.endswith(" does not exist") for line in lines)
+    found = preflight.problems(given)
+    assert [line.split(" must be")[0] for line in found] == (["device"] if "device" in per_stage[stage] else [])
+
+
+def test_a_list_of_sources_is_checked_without_the_one_that_does_not_exist(per_stage, disk):
+    broken = disk / "train" / "p0.png"  # a picture is no table of prompts
+    given = {"03_cuml_knn_model_b": {**per_stage["03_cuml_knn_model_b"], "text": ["input/none.txt", str(broken)]}}
+    assert params.missing_inputs(given) == ["text[0]: input/none.txt does not exist"]
+    found = preflight.problems(given)
+    assert len(found) == 1 and "p0.png" in found[0]
+
+
+def refused(tmp_path: Path, *changes: str) -> int:
     (tmp_path / "params.yaml").write_text("common:\n  seed: 1\n")
-    arguments = [part for change in changes for part in ("--set", change)]
-    assert pipeline.main(["--params", str(tmp_path / "params.yaml"), *arguments]) == 2
+    return pipeline.main(["--params", str(tmp_path / "params.yaml"), *(part for change in changes for part in ("--set", change))])
+
+
+def test_the_runner_lists_everything_and_runs_nothing(disk, tmp_path, capfd):
+    assert refused(tmp_path, f"train={disk / 'train'}", f"test={disk / 'gone'}", "text=null", f"clip=local-dir:{disk / 'clip'}",
+                   f"output_dir={tmp_path / 'out'}", "02_train_model_a.head=tall", "03_cuml_knn_model_b.engine=magic") == 2
     error = capfd.readouterr().err
+    assert f"test: {disk / 'gone'} does not exist" in error and "run the embedded demo" in error
     assert "head must be one of" in error and "engine 'magic'" in error and not (tmp_path / "out" / "executed").exists()
+
+
+def test_what_is_wrong_beside_a_demo_yet_to_be_written_is_listed_before_it_is_written(tmp_path, capfd):
+    demo = tmp_path / "demo"
+    sizes = {"folder": demo, "train_scenes": 4, "test_scenes": 2, "text_prompts": 2, "align_scenes": 2, "align_epochs": 1,
+             "train_size": 64, "test_size": 64, "clip_size": 32, "seed": 1}
+    assert refused(tmp_path, f"train={demo / 'train'}", f"test={demo / 'test'}", f"text={tmp_path / 'gone.txt'}",
+                   f"clip=local-dir:{demo / 'clip'}", f"output_dir={tmp_path / 'out'}", "03_cuml_knn_model_b.engine=magic",
+                   *(f"demo.{name}={value}" for name, value in sizes.items())) == 2
+    error = capfd.readouterr().err
+    assert f"text: {tmp_path / 'gone.txt'} does not exist" in error and "engine 'magic'" in error and str(demo) not in error
+    assert not demo.exists()
 
 
 OFFLINE = """
