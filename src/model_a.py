@@ -85,7 +85,7 @@ def _write_activations(tower: Tower, encoder: Encoder, pixels: np.ndarray, file:
     def part(start: int) -> np.ndarray:
         x = encoder.normalise(pixels[start:start + encoder.batch]).contiguous(memory_format=torch.channels_last)
         with autocast(encoder.device):
-            return tower.frozen(x).float().cpu().numpy()
+            return tower.frozen(x).cpu().numpy()
 
     first, dtype = part(0), np.float16 if encoder.device.type == "cuda" else np.float32
     shape = (len(pixels), *first.shape[1:])
@@ -129,7 +129,8 @@ def _finish(tower: Tower, activations: np.ndarray, *, batch_size: int = 128) -> 
     """The frozen embeddings (n, D) by way of the kept activations: the blocks before the cut are not run twice."""
     device = next(tower.parameters()).device
     parts = (activations[start:start + batch_size] for start in range(0, len(activations), batch_size))
-    return torch.cat([tower(torch.from_numpy(np.array(part)).to(device)).cpu() for part in parts]).numpy()
+    with autocast(device):
+        return torch.cat([tower(torch.from_numpy(np.array(part)).to(device)).cpu() for part in parts]).numpy()
 
 
 def agreement(encoder: Encoder, embeddings: np.ndarray, texts: Sequence[str], folder: Path, name: str) -> np.ndarray:

@@ -295,8 +295,8 @@ def preflight(per_stage: dict[str, dict], file: str, notebooks: Path = NOTEBOOKS
 
     `preflight.py` looks, in a process of its own; it knows the parameters of NOTEBOOKS: of others the inputs alone are looked at.
     """
-    clock, wrong = time.perf_counter(), missing_inputs(per_stage, to_be_written=to_be_written)
-    advice = "\nset inputs in the file or with --set, or run the embedded demo: ./run_all.sh --params params/demo.yaml" if wrong else ""
+    clock, missing = time.perf_counter(), missing_inputs(per_stage, to_be_written=to_be_written)
+    wrong = list(missing)
     if notebooks == NOTEBOOKS:
         print("checking   sources, weights, settings and room", flush=True)
         done = subprocess.run([sys.executable, "-m", "src.preflight"], input=json.dumps(per_stage), text=True, capture_output=True,
@@ -305,7 +305,8 @@ def preflight(per_stage: dict[str, dict], file: str, notebooks: Path = NOTEBOOKS
             raise Problem(f"the checks before the run failed themselves:\n{done.stderr[-3000:]}")
         wrong += json.loads(done.stdout.splitlines()[-1])
     if wrong:
-        raise Problem("\n  ".join([f"{file}: nothing has run, since this would stop it", *wrong]) + advice)
+        advice = "\nset inputs in the file or with --set, or run the embedded demo: ./run_all.sh --params params/demo.yaml"
+        raise Problem("\n  ".join([f"{file}: nothing has run, since this would stop it", *wrong]) + (advice if missing else ""))
     print(f"checked    nothing is in the way: {time.perf_counter() - clock:.0f} s")
 
 

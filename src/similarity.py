@@ -92,10 +92,10 @@ def margin(dim: int, precision: str = "float32") -> float:
 
 
 def choose_precision(device: torch.device) -> str:
-    """`tf32` on a GPU that has it, `bfloat16` on a processor that multiplies it natively, else `float32`."""
+    """`tf32` on a GPU that has it, else `float32`."""
     if device.type == "cuda":
         return "tf32" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
-    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
+    return "float32"
 
 
 def exact(x: torch.Tensor, y: torch.Tensor, i: np.ndarray, j: np.ndarray) -> np.ndarray:

@@ -48,10 +48,10 @@ class Tower(nn.Module):
 
     @torch.no_grad()
     def frozen(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, 3, s, s) -> activations in front of the first trainable block; the pixels themselves where the tower is not cut."""
+        """(n, 3, s, s) -> float32 activations in front of the first trainable block; the pixels themselves where it is not cut."""
         if not self.trains:
             return F.normalize(self.visual(x).float(), dim=-1)
-        return self._before(x) if self.splits else x
+        return self._before(x).float() if self.splits else x
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
         if not self.trains:

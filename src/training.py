@@ -251,7 +251,7 @@ def inputs(fitted: Fitted, encoder: Encoder, data: TrainingSet, rows: np.ndarray
         may_flip = torch.ones(len(rows), dtype=torch.bool) if data.may_flip is None else torch.from_numpy(data.may_flip[rows])
         pixels = augmentation.augment(pixels.permute(0, 3, 1, 2), may_flip.to(encoder.device)).permute(0, 2, 3, 1)
     with autocast(encoder.device):
-        return fitted.tower.frozen(encoder.normalise(pixels).contiguous(memory_format=torch.channels_last)).float()
+        return fitted.tower.frozen(encoder.normalise(pixels).contiguous(memory_format=torch.channels_last))
 
 
 @dataclass(frozen=True)

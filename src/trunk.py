@@ -54,9 +54,8 @@ class Trunk:
         if own.keys() != plain.visual.state_dict().keys():
             return None
         plain.visual.load_state_dict(own)
-        with autocast(self.clip.device):
-            same = torch.allclose(plain(plain.frozen(self._noise())).float(), F.normalize(self.clip.model.encode_image(
-                self._noise()).float(), dim=-1), atol=1e-4)
+        same = torch.allclose(plain(plain.frozen(self._noise())), F.normalize(self.clip.model.encode_image(self._noise()), dim=-1),
+                              atol=1e-4)
         return plain if same else None
 
     @torch.inference_mode()

@@ -1,0 +1,24 @@
+"""In what precision a CPU runs the towers: bf16 where it has instructions for it, and only there."""
+
+import pytest
+import torch
+
+from src import encoder
+
+
+@pytest.mark.parametrize(("capability", "native", "offered", "bf16"), [
+    ("AVX512", True, True, True),  # AMD Zen 4, Intel Sapphire Rapids
+    ("AVX512", False, True, False),  # Intel Skylake to Ice Lake: oneDNN computes it with fp32's instructions, slower
+    ("AVX512", None, True, False),  # the same in a torch that does not tell
+    ("AVX2", False, False, False),  # AMD Zen 3
+    ("DEFAULT", False, True, True),  # ARM
+], ids=["AVX-512 with bf16", "AVX-512 alone", "AVX-512, older torch", "AVX2", "ARM"])
+def test_bf16_is_used_only_where_the_cpu_multiplies_it(monkeypatch, capability, native, offered, bf16):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: offered)
+    if native is None:
+        monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    else:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    with encoder.autocast(torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu") == bf16
