@@ -190,21 +190,22 @@ def _row_scores(along: np.ndarray, gram: np.ndarray, kept: list[int], weight: np
 def _optimum(along: np.ndarray, gram: np.ndarray) -> np.ndarray:
     """(m,) weights that maximise the mean cosine: SLSQP from the middle and from near every corner, since it is not concave."""
     m = along.shape[1]
-
-    def loss(weight: np.ndarray) -> tuple[float, np.ndarray]:
-        mixed = gram @ weight
-        length = np.sqrt(np.maximum(mixed @ weight, 1e-12))
-        dot = along @ weight
-        slope = along / length[:, None] - (dot / length**3)[:, None] * mixed
-        return -float(np.mean(dot / length)), -slope.mean(axis=0)
-
     sums_to_one = {"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(m)}
     starts = [np.full(m, 1 / m), *(0.9 * np.eye(m) + 0.1 / m)] if m > 1 else [np.ones(1)]
-    found = [minimize(loss, start, jac=True, method="SLSQP", bounds=[(0, 1)] * m, constraints=sums_to_one,
+    found = [minimize(_loss, start, (along, gram), jac=True, method="SLSQP", bounds=[(0, 1)] * m, constraints=sums_to_one,
                       options={"ftol": 1e-10, "maxiter": 200}) for start in starts]
     best = min(found, key=lambda result: result.fun).x
     best = np.where(best < ZERO, 0, best)
     return best / best.sum()
+
+
+def _loss(weight: np.ndarray, along: np.ndarray, gram: np.ndarray) -> tuple[float, np.ndarray]:
+    """Minus the mean cosine of the blend, and its gradient (m,)."""
+    mixed = gram @ weight
+    length = np.sqrt(np.maximum(mixed @ weight, 1e-12))
+    dot = along @ weight
+    slope = along / length[:, None] - (dot / length**3)[:, None] * mixed
+    return -float(np.mean(dot / length)), -slope.mean(axis=0)
 
 
 def cross_fit_weights(

@@ -92,7 +92,11 @@ def margin(dim: int, precision: str = "float32") -> float:
 
 
 def choose_precision(device: torch.device) -> str:
-    """`tf32` on a GPU that has it, else `float32`."""
+    """`tf32` on a GPU that has it, else `float32`.
+
+    `bfloat16` pays on a processor with instructions for it where few pairs are above the lowest threshold; of prompts so many
+    are, each to be computed again within its wide margin, that the pass takes three times as long.
+    """
     if device.type == "cuda":
         return "tf32" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
     return "float32"
@@ -265,25 +269,38 @@ class _Search:
         return torch.mm(a, b.T, out=self.buffers.tile[:len(a) * len(b)].view(len(a), len(b)))
 
     def _look(self, later: slice, earlier: slice) -> tuple[np.ndarray, ...]:
-        """A tile's highest similarity by row and by column, and `j`, `i`, similarity of its pairs near or above the lowest
-        threshold, sorted by `j`, then `i`.
+        """`j`, `i` of a tile's pairs that may be a row's most similar, and `j`, `i`, similarity of its pairs near or above the
+        lowest threshold, sorted by `j`, then `i`.
         """
         tile = self._tile(later, earlier)
         if later == earlier:
-            tile.fill_diagonal_(-1)  # a row is no neighbour of itself
-        by_row, by_column = tile.amax(1), tile.amax(0)
+            tile.fill_diagonal_(-torch.inf)  # a row is no neighbour of itself
+        by_row = tile.amax(1)
+        j, i = self._hopeful(tile, by_row, later)
+        if later != earlier:
+            theirs, own = self._hopeful(tile.T, tile.amax(0), earlier)
+            j, i = torch.cat([j, own]), torch.cat([i, theirs])
         cut = float(self.watched[0]) - self.margin
         rows = torch.nonzero(by_row > cut)[:, 0]
         part = tile[rows]
-        j, i = torch.nonzero(part > cut, as_tuple=True)
-        found = by_row.float(), by_column.float(), rows[j] + later.start, i + earlier.start, part[j, i].float()
+        above, of = torch.nonzero(part > cut, as_tuple=True)
+        found = j + later.start, i + earlier.start, rows[above] + later.start, of + earlier.start, part[above, of].float()
         return tuple(values.cpu().numpy() for values in found)
+
+    def _hopeful(self, tile: torch.Tensor, highest: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row and column in the tile of what may be a row's most similar: near its `highest` here and the nearest found so far."""
+        known = torch.from_numpy(self.nearest[rows]).to(tile.device)
+        bound = (torch.maximum(highest - 2 * self.margin, known - self.margin) - self.margin).to(tile.dtype)  # rounded by less
+        hopeful = torch.nonzero(highest > bound)[:, 0]
+        row, column = torch.nonzero(tile[hopeful] > bound[hopeful, None], as_tuple=True)
+        return hopeful[row], column
 
     def _use(self, later: slice, earlier: slice, looked: Future) -> int:
         """Let a tile's pairs remove rows and link them, and note the rows' highest similarities; how many pairs it had."""
-        by_row, by_column, j, i, similarity = looked.result()
-        for rows, highest in ((later, by_row), (earlier, by_column)):
-            np.maximum(self.nearest[rows], highest, out=self.nearest[rows])
+        *hopeful, j, i, similarity = looked.result()
+        highest = self._exact(*hopeful)
+        for rows in hopeful:
+            np.maximum.at(self.nearest, rows, highest)
         hits, own = self._levelled(j, i, similarity), later == earlier
         hits = hits.where(hits.i < hits.j) if own else hits
         self._link(hits)
@@ -291,8 +308,8 @@ class _Search:
             hits = hits.where(self.scope[hits.i] == self.scope[hits.j])
         if len(hits.j):
             (self._settle if own else self._remove)(hits)
-        n = len(by_row)
-        return n * (n + 1) // 2 if own else n * len(by_column)
+        n, m = (rows.stop - rows.start for rows in (later, earlier))
+        return n * (n + 1) // 2 if own else n * m
 
     def _levelled(self, j: np.ndarray, i: np.ndarray, similarity: np.ndarray) -> _Hits:
         """Pairs with their level; what lies within the margin of a threshold is computed again."""

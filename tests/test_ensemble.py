@@ -1,6 +1,7 @@
 import numpy as np
 import polars as pl
 import pytest
+from scipy.optimize import approx_fprime
 
 from src import artifacts, ensemble, paths
 from src.ensemble import Scored
@@ -98,6 +99,20 @@ def test_a_member_that_adds_nothing_has_weight_exactly_zero():
     assert weights["noise"] == 0 and weights["worse"] == 0
     assert min(weights["a"], weights["a again"]) == 0 and weights["a"] + weights["a again"] > 0.5
     assert sum(weights.values()) == pytest.approx(1)
+
+
+def test_the_optimiser_s_gradient_is_that_of_its_loss():
+    along, gram = ensemble._products(TRUTH, {"a": A, "b": B, "c": unit(A + B[::-1])})
+    for weight in ([0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.0, 0.7, 0.3]):
+        loss, slope = ensemble._loss(np.array(weight), along, gram)
+        assert loss == pytest.approx(-avg_cos(TRUTH, unit(weight[0] * A + weight[1] * B + weight[2] * unit(A + B[::-1]))), abs=1e-6)
+        assert slope == pytest.approx(approx_fprime(np.array(weight), lambda w: ensemble._loss(w, along, gram)[0], 1e-6), abs=1e-5)
+
+
+def test_the_optimum_gives_what_it_does_not_need_nothing_at_all():
+    noise = unit(np.random.default_rng(3).standard_normal(TRUTH.shape).astype(np.float32))
+    found = ensemble._optimum(*ensemble._products(TRUTH, {"a": A, "against": -TRUTH, "noise": noise, "b": B}))
+    assert found[1] == 0 and found.sum() == pytest.approx(1, abs=1e-12) and (found >= 0).all()
 
 
 def test_one_member_has_all_the_weight():
