@@ -63,7 +63,7 @@ def tally(rejected: pl.DataFrame) -> pl.DataFrame:
 def read_test(folder: str | Path) -> tuple[pl.DataFrame, Path | None]:
     """Test pictures as a table `id, image` sorted by id, and the path of sample_submission.csv (None without one).
 
-    Raises FileNotFoundError when there is no picture, ValueError when an id of the sample has none.
+    Raises FileNotFoundError when there is no picture, ValueError when an id of the sample has none or one has two.
     """
     folder = resolve(folder)
     images = folder / "images" if (folder / "images").is_dir() else folder
@@ -71,6 +71,9 @@ def read_test(folder: str | Path) -> tuple[pl.DataFrame, Path | None]:
     if not files:
         raise FileNotFoundError(f"test: no pictures in {shown(images)}; set common.test to a folder in the competition's layout")
     table = pl.DataFrame({"id": [as_text(f.stem) for f in files], "image": [shown(f) for f in files]})
+    doubled = table.filter(pl.col("id").is_duplicated())["image"].to_list()
+    if doubled:
+        raise ValueError(f"test: pictures that differ only in their ending have one id, e.g. {doubled[:2]}; take one of them out")
     sample = folder / "sample_submission.csv"
     if not sample.exists():
         return table, None

@@ -25,6 +25,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageOp
 
 STAMP = "demo.json"
 OURS = ("train", "test", "truth", "text", "clip", "LICENSE-OpenMoji.txt", STAMP)
+FILES = 13  # that a whole demo has beside its pictures
 NEAR = 0.85  # cosine of sentence embeddings above which two prompts are near-duplicates
 EMBED_DIM = 384
 VISION_TOWER = "tf_efficientnet_lite0"
@@ -1022,8 +1023,11 @@ def _stamp(sizes: dict) -> dict:
 
 def is_current(folder: Path, *, workers: int | None = None, **sizes: int) -> bool:
     """Whether `folder` holds the whole demo of these sizes, written by this very code. `workers` does not matter."""
-    stamp = Path(folder) / STAMP
-    return stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == _stamp(sizes)
+    folder = Path(folder)
+    whole = all((folder / name).exists() for name in OURS)
+    if not whole or json.loads((folder / STAMP).read_text(encoding="utf-8")) != _stamp(sizes):
+        return False
+    return sum(file.is_file() for file in folder.rglob("*")) >= sizes["train_scenes"] + sizes["test_scenes"] + FILES
 
 
 def write(
@@ -1056,8 +1060,8 @@ def write(
         "seed": seed,
     }
     folder = Path(folder)
-    _clear(folder)
     train, test, align, text = choose(seed, train_scenes, test_scenes, align_scenes, text_prompts)
+    _clear(folder)
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         _write_pairs(folder, train, train_size, pool)
         _write_test(folder, test, test_size, seed, pool)

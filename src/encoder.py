@@ -17,7 +17,7 @@ from src.images import Geometry, Pixels
 from src.paths import resolve, shown
 
 LOCAL = "local-dir:"
-SIZE = re.compile(r"@(\d+)$")  # behind a name: another input size in pixels, e.g. ViT-L-14/openai@336
+SIZE = re.compile(r"@([1-9]\d*)$")  # behind a name: another input size in pixels, e.g. ViT-L-14/openai@336
 
 
 @dataclass(frozen=True)

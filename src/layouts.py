@@ -118,7 +118,8 @@ def column_of(columns: Iterable[str], known: tuple[str, ...], named: str | None,
     columns = list(columns)
     found = next((c for c in ([named] if named else known) if c in columns), None)
     if found is None:
-        raise ValueError(f"{shown(file)}: no {what} column {named or ''}among {columns}; known names are {', '.join(known)}")
+        called = f" {named}" if named else ""
+        raise ValueError(f"{shown(file)}: no {what} column{called} among {columns}; known names are {', '.join(known)}")
     return found
 
 

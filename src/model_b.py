@@ -252,6 +252,10 @@ class Route:
     def __post_init__(self):
         if self.keys not in KEYS:
             raise ValueError(f"route {self.name}: keys {self.keys!r} is not one of {KEYS}")
+        if not isinstance(self.name, str) or type(self.linear) is not bool or type(self.centre) is not bool:
+            raise ValueError(f"route {self.name!r}: its name must be text, linear and centre true or false")
+        if type(self.hubs) not in (int, float) or not 0 <= self.hubs < np.inf:
+            raise ValueError(f"route {self.name}: hubs must be a number from 0, got {self.hubs!r}")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from src.paths import ROOT, STAGES, resolve, shown
 
@@ -23,27 +24,51 @@ class Problem(Exception):
     """Something the user can put right: shown without a traceback."""
 
 
-def declared(notebook: Path) -> dict[str, tuple[object, tuple[type, ...]]]:
-    """Name -> (default, types allowed) from the cell tagged `parameters`; the types come from the annotation or the default."""
+class Declared(NamedTuple):
+    """A notebook's parameter: its default, the types it may have, and those that the entries of a list may have."""
+
+    default: object
+    types: tuple[type, ...]
+    entries: tuple[type, ...]
+
+
+def declared(notebook: Path) -> dict[str, Declared]:
+    """By name, from the cell tagged `parameters`; the types come from the annotation or the default."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
     found = {}
     for node in ast.parse(source).body:
         name = node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id
         default = ast.literal_eval(node.value)
-        found[name] = (default, _types(node.annotation) if isinstance(node, ast.AnnAssign) else (type(default),))
+        if isinstance(node, ast.AnnAssign):
+            found[name] = Declared(default, *_types(node.annotation))
+        else:
+            found[name] = Declared(default, (type(default),), tuple({type(e) for e in default} if type(default) is list else ()))
     return found
 
 
-def _types(annotation: ast.expr) -> tuple[type, ...]:
+def _types(annotation: ast.expr) -> tuple[tuple[type, ...], tuple[type, ...]]:
+    """The types of `a | b | list[c | d]`, and those within its brackets."""
     known = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "None": type(None)}
-    return tuple(known[name.strip().split("[")[0]] for name in ast.unparse(annotation).split("|"))
+    if isinstance(annotation, ast.BinOp):
+        left, right = _types(annotation.left), _types(annotation.right)
+        return left[0] + right[0], left[1] + right[1]
+    if isinstance(annotation, ast.Subscript):
+        return (list,), _types(annotation.slice)[0]
+    return (known[ast.unparse(annotation)],), ()
 
 
-def _fits(value: object, types: tuple[type, ...]) -> bool:
+def _fits(value: object, types: tuple[type, ...], entries: tuple[type, ...] = ()) -> bool:
     if type(value) is float and not math.isfinite(value):
         return False
+    if type(value) is list and list in types:
+        return not entries or all(_fits(entry, entries) for entry in value)
     return type(value) in types or (type(value) is int and float in types)
+
+
+def _wanted(types: tuple[type, ...], entries: tuple[type, ...]) -> str:
+    inside = f" of {' or '.join(t.__name__ for t in entries)}" if entries else ""
+    return " or ".join(t.__name__ + (inside if t is list else "") for t in types)
 
 
 def load_params(file: str, changes: list[str]) -> dict[str, dict]:
@@ -114,10 +139,14 @@ def stage_params(params: dict[str, dict], file: str, notebooks: Path = NOTEBOOKS
         problems += [f"{stage}.{name} is not declared by notebooks/{stage}.ipynb{_near(name, list(names))}"
                      for name in own if name not in names]
         given = {n: v for n, v in params.get("common", {}).items() if n in names} | {n: v for n, v in own.items() if n in names}
-        problems += [f"{stage}.{name} must be {' or '.join(t.__name__ for t in names[name][1])}, got {value!r}"
-                     for name, value in given.items() if not _fits(value, names[name][1])]
-        result[stage] = {name: given.get(name, default) for name, (default, _) in names.items()}
+        problems += [f"{stage}.{name} must be {_wanted(*names[name][1:])}, got {value!r}"
+                     for name, value in given.items() if not _fits(value, *names[name][1:])]
+        problems += [f"{stage}.{name} must not be empty" for name, value in given.items()
+                     if "" in (value if isinstance(value, list) else [value])]
+        result[stage] = {name: given.get(name, parameter.default) for name, parameter in names.items()}
     problems += _demo_problems(params.get("demo"))
+    if len({str(values.get("output_dir")) for values in result.values()}) > 1:
+        problems.append("output_dir must be one for all notebooks: set it in `common`")
     if problems:
         raise Problem(f"{file}: " + "\n  ".join(["the parameters are refused", *dict.fromkeys(problems)]))
     return result
@@ -140,6 +169,11 @@ def _demo_problems(demo: dict | None) -> list[str]:
             problems.append(f"demo.{name} is missing")
         elif name in demo and name != "folder" and type(demo[name]) is not int:
             problems.append(f"demo.{name} must be int, got {demo[name]!r}")
+        elif name in demo and name != "folder" and demo[name] < (name != "seed"):
+            problems.append(f"demo.{name} must be at least {int(name != 'seed')}, got {demo[name]}")
+    folder = demo.get("folder", "input/demo")
+    if not isinstance(folder, str) or not folder or os.path.isfile(resolve(folder)):
+        problems.append(f"demo.folder must be a folder to write, got {folder!r}")
     return problems
 
 

@@ -175,8 +175,14 @@ def logged(output: Path) -> Iterator[None]:
 @contextmanager
 def only_run(output: Path) -> Iterator[None]:
     """Hold `output` for this run. Raises Problem naming who holds it when another run is at work there."""
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / paths.LOCK).open("a+", encoding="utf-8") as lock:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = (output / paths.LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise Problem(f"output_dir: {shown(output)} cannot be written ({error.strerror}): set another one") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -273,17 +279,27 @@ def _tidy(executed: Path) -> None:
         temporary.write_text(html, encoding="utf-8")
 
 
-def prepare_demo(demo: dict | None) -> None:
-    """Write the demo when the parameters ask for one that is not there."""
+def demo_to_write(demo: dict | None) -> Path | None:
+    """The demo's folder, where the parameters ask for one that is not there, whole and of these sizes."""
     if demo is None:
-        return
+        return None
     from src import demo as module
 
-    sizes = {name: value for name, value in demo.items() if name != "folder"}
     folder = resolve(demo["folder"])
-    if module.is_current(folder, **sizes):
-        print(f"demo       up to date ({shown(folder)})")
-        return
+    if not module.is_current(folder, **_sizes(demo)):
+        return folder
+    print(f"demo       up to date ({shown(folder)})")
+    return None
+
+
+def _sizes(demo: dict) -> dict[str, int]:
+    return {name: value for name, value in demo.items() if name != "folder"}
+
+
+def write_demo(folder: Path, sizes: dict[str, int]) -> None:
+    """Write the demo, and say how long it took."""
+    from src import demo as module
+
     clock = time.perf_counter()
     print(f"demo       writing {shown(folder)}", flush=True)
     module.write(folder, **sizes)
@@ -296,18 +312,27 @@ def preflight(per_stage: dict[str, dict], file: str, notebooks: Path = NOTEBOOKS
     `preflight.py` looks, in a process of its own; it knows the parameters of NOTEBOOKS: of others the inputs alone are looked at.
     """
     clock, missing = time.perf_counter(), missing_inputs(per_stage, to_be_written=to_be_written)
-    wrong = list(missing)
+    wrong, advice = list(missing), ""
+    if missing:
+        advice = "\nset inputs in the file or with --set, or run the embedded demo: ./run_all.sh --params params/demo.yaml"
     if notebooks == NOTEBOOKS:
         print("checking   sources, weights, settings and room", flush=True)
         done = subprocess.run([sys.executable, "-m", "src.preflight"], input=json.dumps(per_stage), text=True, capture_output=True,
                               cwd=ROOT)
-        if done.returncode:
-            raise Problem(f"the checks before the run failed themselves:\n{done.stderr[-3000:]}")
-        wrong += json.loads(done.stdout.splitlines()[-1])
+        failed = f"the checks before the run failed themselves:\n{done.stderr[-3000:]}"
+        wrong += not_run(per_stage)
+        wrong += [failed] if done.returncode else json.loads(done.stdout.splitlines()[-1])
     if wrong:
-        advice = "\nset inputs in the file or with --set, or run the embedded demo: ./run_all.sh --params params/demo.yaml"
-        raise Problem("\n  ".join([f"{file}: nothing has run, since this would stop it", *wrong]) + (advice if missing else ""))
+        raise Problem("\n  ".join([f"{file}: nothing has run, since this would stop it", *wrong]) + advice)
     print(f"checked    nothing is in the way: {time.perf_counter() - clock:.0f} s")
+
+
+def not_run(per_stage: dict[str, dict]) -> list[str]:
+    """A line for every stage that one of these needs, and that is neither among them nor has run to its end."""
+    output = resolve(next(iter(per_stage.values()))["output_dir"])
+    needed = {earlier for stage in per_stage for earlier in NEEDS[stage] if earlier not in per_stage}
+    return [f"{stage} has not run to its end in {shown(output)}: use --from {stage[:2]}" for stage in sorted(needed)
+            if _meta(output, stage) is None]
 
 
 def chosen(first: str | None, only: str | None) -> list[str]:
@@ -336,15 +361,16 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
     changes = [part for change in options.changes for part in ("--set", change)]
     again = shlex.join(["./run_all.sh", "--params", options.params, *changes]) + " --from "
     wanted, demo = {stage: per_stage[stage] for stage in stages}, params.get("demo")
-    folder = resolve(demo["folder"]) if demo else None
-    if missing_inputs(wanted, to_be_written=folder):
-        preflight(wanted, options.params, notebooks, to_be_written=folder)
+    to_be_written = demo_to_write(demo)
+    if to_be_written or missing_inputs(wanted) or (notebooks == NOTEBOOKS and not_run(wanted)):
+        preflight(wanted, options.params, notebooks, to_be_written=to_be_written)
     with only_run(output), logged(output):
         clock = time.perf_counter()
         LOG.info("%s", shlex.join(["./run_all.sh", *sys.argv[1:]]))
-        prepare_demo(demo)
-        if missing_inputs(wanted):  # of the demo
-            preflight(wanted, options.params, notebooks)
+        if to_be_written:
+            write_demo(to_be_written, _sizes(demo))
+            if missing_inputs(wanted):  # in the demo's folder, but of no demo
+                preflight(wanted, options.params, notebooks)
         times = {}
         for stage in stages:
             reasons = reasons_to_run(stage, state_of(stage, per_stage[stage], output, notebooks), output)

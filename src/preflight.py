@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from src import artifacts, data, dedup, encoder, knn, model_a, model_b, paths, prompts
+from src import artifacts, data, datastore, dedup, encoder, knn, model_a, model_b, paths, prompts, submission
 from src.encoder import Encoder
 from src.model_a import Recipe
 from src.params import FILES, input_paths
@@ -28,6 +28,13 @@ from src.paths import resolve, shown
 RENAMED = {"start": "start_from", "compile": "compile_tower"}  # fields of Recipe whose parameter has another name
 CHARACTERS = 100  # of a prompt in a text file: how many there are is not counted, only estimated
 TIMEOUT = 5  # seconds for a Dask scheduler to answer
+LIMITS = {  # what a notebook, and no dataclass such as Recipe, would find out of range; None: no end
+    "seed": (0, 2**31), "max_rejected": (0, 1), "min_words": (0, None), "max_tokens": (1, None), "edge_characters": (0, None),
+    "cosine_threshold": (-1, 1), "group_similarity": (-1, 0.99), "max_group_share": (0, 1), "n_folds": (2, None),
+    "epochs_clip": (0, None), "lr_clip": (0, None), "ablation_epochs": (0, None), "samples": (2, None), "worst": (1, None),
+    "tolerance": (0, None), "k_grid": (1, None), "dim_grid": (0, None), "tau_grid": (1e-6, None),
+}
+CHOICES = {"filter_scope": ("all", "source"), "store_dtype": datastore.DTYPES}
 
 
 @dataclass
@@ -36,7 +43,7 @@ class Found:
 
     wrong: list[str] = field(default_factory=list)
     pairs: pl.DataFrame | None = None
-    n_test: int = 0
+    test: dict[str, list[str]] = field(default_factory=dict)  # by folder: the pictures' ids
     clips: dict[str, Encoder | None] = field(default_factory=dict)  # None for one that does not load
     kept: dict[str, int] = field(default_factory=dict)  # by CLIP: bytes of one picture's frozen activations, 0 where none is kept
     trained: dict[str, int] = field(default_factory=dict)  # by CLIP: parameters that train
@@ -64,8 +71,14 @@ def problems(per_stage: dict[str, dict]) -> list[str]:
     found, per_stage = Found(), {stage: _there(values) for stage, values in per_stage.items()}
     for stage, check in CHECKS.items():
         if stage in per_stage:
-            check(found, per_stage[stage])
-    _check_room(found, per_stage)
+            _check_limits(found, per_stage[stage])
+            with found.noting(stage):
+                check(found, per_stage[stage])
+    clips = {per_stage[stage]["clip"] for stage in ("03_cuml_knn_model_b", "04_ensemble_oof") if stage in per_stage}
+    if len(clips) > 1:
+        found.wrong.append("clip: notebooks 03 and 04 must be given the same; set it in `common`")
+    with found.noting("output_dir"):
+        _check_room(found, per_stage)
     return list(dict.fromkeys(found.wrong))
 
 
@@ -76,9 +89,24 @@ def _there(values: dict) -> dict:
 
 def _existing(name: str, value: object) -> object:
     if isinstance(value, list):
-        left = [entry for entry in value if _existing(name, entry) is not None]
-        return left if left or not value else None
-    return None if any(not os.path.exists(path) for path in input_paths({name: value}).values()) else value
+        return [entry for entry in value if not _is_missing(name, entry)] or (None if value else value)
+    return None if _is_missing(name, value) else value
+
+
+def _is_missing(name: str, value: object) -> bool:
+    return any(not os.path.exists(path) for path in input_paths({name: value}).values())
+
+
+def _check_limits(found: Found, values: dict) -> None:
+    for name in sorted(values.keys() & LIMITS.keys()):
+        low, high = LIMITS[name]
+        entries = values[name] if isinstance(values[name], list) else [values[name]]
+        if any(entry < low or (high is not None and entry > high) for entry in entries):
+            wanted = f"at least {low}" if high is None else f"within {low}..{high}"
+            found.wrong.append(f"{name} must be {wanted}, got {values[name]}")
+    for name in sorted(values.keys() & CHOICES.keys()):
+        if values[name] not in CHOICES[name]:
+            found.wrong.append(f"{name} must be {' or '.join(CHOICES[name])}, got {values[name]!r}")
 
 
 # --- one check a notebook ---
@@ -92,12 +120,18 @@ def _check_data(found: Found, values: dict) -> None:
             if found.pairs.is_empty() or share > values["max_rejected"]:
                 raise ValueError(f"{len(found.pairs)} rows can be used and {len(rejected)} cannot (max_rejected = "
                                  f"{values['max_rejected']}): {dict(data.tally(rejected).rows())}")
+            if values["fold_file"] is None and len(found.pairs) < values["n_folds"]:
+                found.wrong.append(f"n_folds: {values['n_folds']} folds of {len(found.pairs)} rows; lower it")
     _check_test(found, values)
     with found.noting("held_out"):
         _first_prompts(values["held_out"])
-    with found.noting("fold_file"):
-        if values["fold_file"] is not None and found.pairs is not None:
-            dedup.given_folds(values["fold_file"], found.pairs["id"].to_list(), np.arange(len(found.pairs)))
+    if values["fold_file"] is not None and found.pairs is None:
+        _check_columns(found, "fold_file", values["fold_file"], ["id", "fold"])
+    elif values["fold_file"] is not None:
+        with found.noting("fold_file"):
+            ids = found.pairs["id"].to_list()
+            if len(set(dedup.given_folds(values["fold_file"], ids, np.arange(len(ids))).tolist())) < 2:
+                raise ValueError(f"{shown(resolve(values['fold_file']))} has one fold alone; two are the least")
     with found.noting("cosine_keep"):
         dedup.keeps_one(values["cosine_keep"])
     with found.noting("keep"):
@@ -108,8 +142,8 @@ def _check_data(found: Found, values: dict) -> None:
 def _check_training(found: Found, values: dict) -> None:
     _check_models(found, values)
     _check_cluster(found, values)
+    given = {f.name: values[RENAMED.get(f.name, f.name)] for f in fields(Recipe) if RENAMED.get(f.name, f.name) in values}
     with found.noting("02_train_model_a"):
-        given = {f.name: values[RENAMED.get(f.name, f.name)] for f in fields(Recipe) if RENAMED.get(f.name, f.name) in values}
         recipe = Recipe(**given)
         for name in [values["clip"], *values["backbones"]]:
             if found.clips[name] is not None:
@@ -154,17 +188,20 @@ def _check_search(found: Found, values: dict) -> None:
             model_b.Route(**{**route, "clip": ""})
             if not 1 <= route.get("clip", 1) <= 1 + len(values["more_clips"]):
                 raise ValueError(f"{route} names a clip that is not there: clip is 1, those of more_clips follow")
+        names = [route["name"] for route in values["routes"]]
+        if len(set(names)) < len(names) or ("text" in names and {"name": "text"} not in values["routes"]):
+            raise ValueError(f"each has a name of its own, and `text` is the plain one's: {names}")
     with found.noting("delta, coef, distance"):
-        similarity = np.ones((1, 1), np.float32)
         for dim in values["dim_grid"]:
-            model_b.Weighting(dim, values["delta"], values["coef"], values["distance"], values["delta_inside"])(similarity)
-        for tau in values["tau_grid"]:
-            model_b.Weighting(tau=tau)(similarity)
-        if not values["k_grid"] or min(values["k_grid"]) < 1 or not values["dim_grid"] + values["tau_grid"]:
-            raise ValueError("k_grid must hold numbers of neighbours from 1, and dim_grid or tau_grid something to try")
+            model_b.Weighting(dim, values["delta"], values["coef"], values["distance"], values["delta_inside"])(
+                np.ones((1, 1), np.float32))
+    if not values["k_grid"] or not values["dim_grid"] + values["tau_grid"]:
+        found.wrong.append("k_grid must hold numbers of neighbours, and dim_grid or tau_grid something to try")
 
 
 def _check_slices(found: Found, values: dict) -> None:
+    if "image" in values["slice_by"]:
+        found.wrong.append("slice_by: image is the picture's own column; rename it in the table")
     if values["attributes"] is not None:
         _check_columns(found, "attributes", values["attributes"], ["file_name", *values["slice_by"]])
 
@@ -172,7 +209,11 @@ def _check_slices(found: Found, values: dict) -> None:
 def _check_truth(found: Found, values: dict) -> None:
     _check_test(found, values)
     if values["test_truth"] is not None:
-        _check_columns(found, "test_truth", values["test_truth"], ["imgId", "prompt"])
+        table = _check_columns(found, "test_truth", values["test_truth"], ["imgId", "prompt"])
+        ids = found.test.get(values["test"])
+        with found.noting("test_truth"):
+            if table is not None and ids is not None:
+                artifacts.positions(table["imgId"].cast(pl.String).to_list(), ids, shown(resolve(values["test_truth"])))
     _check_models(found, values)
 
 
@@ -184,9 +225,15 @@ CHECKS = {"01_dedup": _check_data, "02_train_model_a": _check_training, "03_cuml
 
 
 def _check_test(found: Found, values: dict) -> None:
-    if values["test"] is not None:
-        with found.noting("test"):
-            found.n_test = len(data.read_test(values["test"])[0])
+    if values["test"] is None or values["test"] in found.test:
+        return
+    with found.noting("test"):
+        pictures, sample = data.read_test(values["test"])
+        found.test[values["test"]] = pictures["id"].to_list()
+        extra = sorted(set(pictures["id"]) - set(submission.sample_ids(sample))) if sample else []
+        if extra:
+            raise ValueError(f"{shown(sample)}: {len(extra)} of {len(pictures)} pictures are not in it, e.g. {extra[:3]}; "
+                             "add their rows or take the pictures out")
 
 
 def _check_models(found: Found, values: dict) -> None:
@@ -197,7 +244,7 @@ def _check_models(found: Found, values: dict) -> None:
     for name in [values["clip"], *values.get("backbones", []), *values.get("more_clips", [])] if "clip" in values else []:
         if name not in found.clips:
             found.clips[name] = None
-            if _existing("clip", name) is not None:
+            if not _is_missing("clip", name):
                 with found.noting(f"clip {name!r}"):
                     found.clips[name] = encoder.load(name, device=device)
     if "sentence_model" in values:
@@ -215,14 +262,16 @@ def _check_cluster(found: Found, values: dict) -> None:
             socket.create_connection((host, int(port)), timeout=TIMEOUT).close()
 
 
-def _check_columns(found: Found, name: str, file: str, wanted: list[str]) -> None:
+def _check_columns(found: Found, name: str, file: str, wanted: list[str]) -> pl.DataFrame | None:
+    """The table, where it has the columns `wanted`."""
     with found.noting(name):
         if not resolve(file).is_file():
             raise FileNotFoundError(f"{shown(resolve(file))} is not a file")
-        columns = artifacts.load_table(resolve(file)).columns
-        missing = [column for column in wanted if column not in columns]
+        table = artifacts.load_table(resolve(file))
+        missing = [column for column in wanted if column not in table.columns]
         if missing:
-            raise ValueError(f"{shown(resolve(file))} has no column {', '.join(missing)}; there are {columns}")
+            raise ValueError(f"{shown(resolve(file))} has no column {', '.join(missing)}; there are {table.columns}")
+        return table
 
 
 def _first_prompts(text: str | list | None) -> None:
@@ -254,7 +303,7 @@ def _check_room(found: Found, per_stage: dict[str, dict]) -> None:
 def room_needed(found: Found, per_stage: dict[str, dict], output: Path) -> dict[str, int]:
     """Bytes that the stages will write, by kind, less what the cache holds already; an estimate, on the low side."""
     needed = {"pixels": 0, "activations": 0, "weights": 0, "embeddings": 0, "store": 0}
-    rows = found.n_test + (0 if found.pairs is None else len(found.pairs))
+    rows = max(map(len, found.test.values()), default=0) + (0 if found.pairs is None else len(found.pairs))
     training, searching = per_stage.get("02_train_model_a"), per_stage.get("03_cuml_knn_model_b")
     for name, clip in ((name, clip) for name, clip in found.clips.items() if clip is not None):
         width = _width(clip)

@@ -66,15 +66,17 @@ class Recipe:
 
     def __post_init__(self):
         known = {"head": HEADS, "tower": ("trained", "frozen"), "activation": tuple(ACTIVATIONS), "start": STARTS, "loss": LOSSES}
-        for name, allowed in known.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        wrong = [f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}" for name, allowed in known.items()
+                 if getattr(self, name) not in allowed]
         for name, low, high in (("epochs", 0, None), ("batch_size", 1, None), ("accumulate", 1, None), ("patience", 1, None),
-                                ("lora_rank", 0, None), ("layer_decay", 1e-3, 1), ("warmup", 0, 1), ("ema", 0, 0.99999),
-                                ("mix", 0, 1), ("lr_vision", 0, None), ("lr_fc", 0, None), ("weight_decay", 0, None)):
+                                ("lora_rank", 0, 1024), ("layer_decay", 1e-3, 1), ("warmup", 0, 1), ("ema", 0, 0.99999),
+                                ("mix", 0, 1), ("lr_vision", 0, None), ("lr_fc", 0, None), ("lr_fc2", 0, None),
+                                ("weight_decay", 0, None), ("clip_norm", 0, None), ("loss_mix", 0, None)):
             value = getattr(self, name)
-            if value < low or (high is not None and value > high):
-                raise ValueError(f"{name} must be {f'at least {low}' if high is None else f'within {low}..{high}'}, got {value}")
+            if value is not None and (value < low or (high is not None and value > high)):
+                wrong.append(f"{name} must be {f'at least {low}' if high is None else f'within {low}..{high}'}, got {value}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
 
 
 @dataclass(frozen=True)

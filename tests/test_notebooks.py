@@ -76,7 +76,7 @@ def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path)
     """With a corrupt picture and an empty prompt among the training set: set aside, counted, listed; nothing else is lost."""
     command = [sys.executable, "-m", "src.pipeline", "--params", str(smoke_params(tmp_path))]
     settings = yaml.safe_load((tmp_path / "smoke.yaml").read_text(encoding="utf-8"))["demo"]
-    pipeline.prepare_demo(settings)  # as the runner does; here before it, so that a picture can be spoilt
+    pipeline.write_demo(Path(settings.pop("folder")), settings)  # as the runner does; before it, so that a picture can be spoilt
     train = tmp_path / "input" / "train"
     (train / "images" / "000007.jpg").write_bytes(b"no picture")
     table = pl.read_csv(train / "metadata.csv")

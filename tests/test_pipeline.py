@@ -298,7 +298,7 @@ def test_offline_reaches_the_libraries_by_their_own_variables(toy, monkeypatch):
 def test_checks_that_fail_themselves_are_said(monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(params.Problem, match="the checks before the run failed themselves"):
-        pipeline.preflight({}, "params.yaml")
+        pipeline.preflight({"01_dedup": {"output_dir": "output"}}, "params.yaml")
 
 
 @pytest.mark.parametrize(("error", "status", "said"), [

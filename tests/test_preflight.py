@@ -69,7 +69,7 @@ FAULTS = [
     ("03_cuml_knn_model_b", "more_clips", ["local-dir:src"], "clip: src lacks"),
     ("03_cuml_knn_model_b", "delta", 0.0, "delta, coef, distance: dim = 2, delta = 0.0"),
     ("03_cuml_knn_model_b", "distance", "manhattan", "delta, coef, distance: distance 'manhattan' is not one of"),
-    ("03_cuml_knn_model_b", "k_grid", [], "delta, coef, distance: k_grid must hold"),
+    ("03_cuml_knn_model_b", "k_grid", [], "k_grid must hold"),
     ("04_ensemble_oof", "attributes", "src", "attributes: src is not a file"),
     ("05_submit", "test_truth", "src", "test_truth: src is not a file"),
 ]
