@@ -70,6 +70,19 @@ FAULTS = [
     ("03_cuml_knn_model_b", "delta", 0.0, "delta, coef, distance: dim = 2, delta = 0.0"),
     ("03_cuml_knn_model_b", "distance", "manhattan", "delta, coef, distance: distance 'manhattan' is not one of"),
     ("03_cuml_knn_model_b", "k_grid", [], "k_grid must hold"),
+    ("01_dedup", "seed", -1, "seed must be within 0..2147483648, got -1"),
+    ("01_dedup", "n_folds", 1, "n_folds must be at least 2, got 1"),
+    ("01_dedup", "n_folds", 7, "n_folds: 7 folds of 6 rows; lower it"),
+    ("01_dedup", "group_similarity", 1.0, "group_similarity must be within -1..0.99, got 1.0"),
+    ("01_dedup", "filter_scope", "some", "filter_scope must be all or source, got 'some'"),
+    ("02_train_model_a", "ablation_epochs", -1, "ablation_epochs must be at least 0, got -1"),
+    ("02_train_model_a", "lr_fc2", -1.0, "02_train_model_a: lr_fc2 must be at least 0, got -1.0"),
+    ("03_cuml_knn_model_b", "k_grid", [0, 5], "k_grid must be at least 1, got [0, 5]"),
+    ("03_cuml_knn_model_b", "store_dtype", "float64", "store_dtype must be float16 or float32, got 'float64'"),
+    ("03_cuml_knn_model_b", "routes", [{"name": "x"}, {"name": "x", "linear": True}], "routes: each has a name of its own"),
+    ("03_cuml_knn_model_b", "routes", [{"name": "x", "hubs": "lots"}], "routes: route x: hubs must be a number from 0"),
+    ("04_ensemble_oof", "worst", 0, "worst must be at least 1, got 0"),
+    ("04_ensemble_oof", "slice_by", ["image"], "slice_by: image is the picture's own column"),
     ("04_ensemble_oof", "attributes", "src", "attributes: src is not a file"),
     ("05_submit", "test_truth", "src", "test_truth: src is not a file"),
 ]
@@ -80,6 +93,37 @@ def test_each_fault_is_one_line_that_names_its_parameter(per_stage, stage, name,
     given = {stage: {**per_stage[stage], name: value}}
     found = preflight.problems(given)
     assert len(found) == 1 and found[0].startswith(line), found
+
+
+def test_a_sample_without_a_picture_s_rows_and_a_truth_of_other_pictures_are_said(per_stage, disk, tmp_path):
+    (tmp_path / "test" / "images").mkdir(parents=True)
+    for file in (disk / "test" / "images").iterdir():
+        (tmp_path / "test" / "images" / file.name).write_bytes(file.read_bytes())
+    names = [f"p0_{i}" for i in range(384)]
+    pl.DataFrame({"imgId_eId": names, "val": [0.1] * 384}).write_csv(tmp_path / "test" / "sample_submission.csv")
+    found = preflight.problems({"05_submit": {**per_stage["05_submit"], "test": str(tmp_path / "test")}})
+    assert len(found) == 1 and found[0].startswith("test: ") and "1 of 2 pictures are not in it, e.g. ['p1']" in found[0], found
+    pl.DataFrame({"imgId": ["p0", "else"], "prompt": ["a", "b"]}).write_csv(tmp_path / "truth.csv")
+    found = preflight.problems({"05_submit": {**per_stage["05_submit"], "test_truth": str(tmp_path / "truth.csv")}})
+    assert len(found) == 1 and found[0].startswith("test_truth: ") and "1 of 2 ids are not there" in found[0], found
+
+
+def test_what_a_notebook_needs_of_earlier_ones_is_said(per_stage):
+    lines = pipeline.not_run({"03_cuml_knn_model_b": per_stage["03_cuml_knn_model_b"]})
+    assert len(lines) == 1 and lines[0].startswith("01_dedup has not run to its end in ") and lines[0].endswith("use --from 01")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"common": {"train": [None]}}, "01_dedup.train must be str or list of str or dict, got [None]"),
+    ({"02_train_model_a": {"backbones": [{"name": "x"}]}}, "02_train_model_a.backbones must be list of str"),
+    ({"03_cuml_knn_model_b": {"tau_grid": [None]}}, "03_cuml_knn_model_b.tau_grid must be list of float"),
+    ({"common": {"text": ""}}, "03_cuml_knn_model_b.text must not be empty"),
+    ({"02_train_model_a": {"output_dir": "elsewhere"}}, "output_dir must be one for all notebooks"),
+    ({"demo": {"folder": 5}}, "demo.folder must be a folder to write, got 5")])
+def test_entries_of_lists_and_empty_names_are_refused(change, message):
+    with pytest.raises(params.Problem) as problem:
+        params.stage_params(change, "test")
+    assert message in str(problem.value)
 
 
 def test_columns_are_looked_at(per_stage, disk):
