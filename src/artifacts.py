@@ -111,14 +111,22 @@ def save_table(path: Path, frame: pl.DataFrame) -> None:
         frame.write_csv(temporary) if path.suffix == ".csv" else frame.write_parquet(temporary)
 
 
-def load_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """The table at `path` (.parquet or .csv), or `columns` of it.
+def load_table(path: Path, columns: Sequence[str] = (), *, as_text: bool = False) -> pl.DataFrame:
+    """The table at `path` (.parquet or .csv), or `columns` of it; with `as_text` a CSV's 007 is no 7.
 
-    Raises FileNotFoundError naming the stage that writes it, ValueError naming a file that is broken or lacks a column.
+    Raises FileNotFoundError naming the stage that writes it, IsADirectoryError, ValueError naming a file that is broken or lacks
+    a column.
     """
-    _existing(path)
+    if _existing(path).is_dir():
+        raise IsADirectoryError(f"{shown(path)} is not a file")
     with readable(path):
-        return (pl.read_csv if path.suffix == ".csv" else pl.read_parquet)(path, columns=columns)
+        csv = path.suffix == ".csv"
+        there = (pl.scan_csv if csv else pl.scan_parquet)(path, glob=False).collect_schema().names() if columns else []
+        missing = [name for name in columns if name not in there]
+        if not missing:
+            options = {"infer_schema": not as_text} if csv else {}
+            return (pl.read_csv if csv else pl.read_parquet)(path, columns=list(columns) or None, **options)
+    raise ValueError(f"{shown(path)} has no column {', '.join(missing)}; there are {there}")
 
 
 def load_array(path: Path, mmap_mode: str | None = None) -> np.ndarray:

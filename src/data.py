@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from src import layouts, references
+from src import layouts, references, submission
 from src.artifacts import load_array, load_table, readable
 from src.layouts import PICTURES, TEXT_COLUMNS
 from src.paths import as_text, resolve, shown
@@ -63,7 +63,8 @@ def tally(rejected: pl.DataFrame) -> pl.DataFrame:
 def read_test(folder: str | Path) -> tuple[pl.DataFrame, Path | None]:
     """Test pictures as a table `id, image` sorted by id, and the path of sample_submission.csv (None without one).
 
-    Raises FileNotFoundError when there is no picture, ValueError when an id of the sample has none or one has two.
+    Raises FileNotFoundError when there is no picture, ValueError unless each id of the sample has one picture, and each picture
+    an id there.
     """
     folder = resolve(folder)
     images = folder / "images" if (folder / "images").is_dir() else folder
@@ -77,12 +78,23 @@ def read_test(folder: str | Path) -> tuple[pl.DataFrame, Path | None]:
     sample = folder / "sample_submission.csv"
     if not sample.exists():
         return table, None
-    wanted = load_table(sample, ["imgId_eId"])["imgId_eId"].cast(pl.String).str.replace(r"_\d+$", "").unique(maintain_order=True)
-    missing = wanted.filter(~wanted.is_in(table["id"].implode()))
-    if len(missing):
+    wanted, there = submission.sample_ids(sample), set(table["id"])
+    missing, extra = [i for i in wanted if i not in there], sorted(there - set(wanted))
+    if missing:
         raise ValueError(f"{shown(sample)}: {len(missing)} of {len(wanted)} ids have no picture in {shown(images)}, "
-                         f"e.g. {missing[:3].to_list()}; add the pictures or take the ids out")
+                         f"e.g. {missing[:3]}; add the pictures or take the ids out")
+    if extra:
+        raise ValueError(f"{shown(sample)}: {len(extra)} of {len(table)} pictures are not in it, e.g. {extra[:3]}; "
+                         "add their rows or take the pictures out")
     return table, sample
+
+
+def read_truth(file: str | Path) -> pl.DataFrame:
+    """The true prompts of test pictures, `imgId, prompt`, both text, from a CSV or Parquet table.
+
+    Raises FileNotFoundError, ValueError naming a file that is broken or lacks a column.
+    """
+    return load_table(resolve(file), ["imgId", "prompt"], as_text=True).cast(pl.String)
 
 
 # --- prompts without pictures ---

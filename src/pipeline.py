@@ -379,7 +379,7 @@ def run(options: argparse.Namespace, notebooks: Path = NOTEBOOKS) -> int:
                 times[stage] = None
                 continue
             if notebooks == NOTEBOOKS and not any(times.values()):  # before the first
-                preflight(wanted, options.params, notebooks)
+                preflight(wanted, options.params)
             why = "; ".join(reasons[:3]) or "asked for by --force"
             print(f"\n=== {stage}: {why}", flush=True)
             LOG.info("%s begins: %s", stage, why)

@@ -19,11 +19,12 @@ import numpy as np
 import polars as pl
 import torch
 
-from src import artifacts, data, datastore, dedup, encoder, knn, model_a, model_b, paths, prompts, submission
+from src import artifacts, data, datastore, dedup, encoder, knn, model_a, model_b, paths, prompts
 from src.encoder import Encoder
 from src.model_a import Recipe
 from src.params import FILES, input_paths
 from src.paths import resolve, shown
+from src.training import out_of_range
 
 RENAMED = {"start": "start_from", "compile": "compile_tower"}  # fields of Recipe whose parameter has another name
 CHARACTERS = 100  # of a prompt in a text file: how many there are is not counted, only estimated
@@ -99,11 +100,7 @@ def _is_missing(name: str, value: object) -> bool:
 
 def _check_limits(found: Found, values: dict) -> None:
     for name in sorted(values.keys() & LIMITS.keys()):
-        low, high = LIMITS[name]
-        entries = values[name] if isinstance(values[name], list) else [values[name]]
-        if any(entry < low or (high is not None and entry > high) for entry in entries):
-            wanted = f"at least {low}" if high is None else f"within {low}..{high}"
-            found.wrong.append(f"{name} must be {wanted}, got {values[name]}")
+        found.wrong += out_of_range(name, values[name], *LIMITS[name])
     for name in sorted(values.keys() & CHOICES.keys()):
         if values[name] not in CHOICES[name]:
             found.wrong.append(f"{name} must be {' or '.join(CHOICES[name])}, got {values[name]!r}")
@@ -142,8 +139,8 @@ def _check_data(found: Found, values: dict) -> None:
 def _check_training(found: Found, values: dict) -> None:
     _check_models(found, values)
     _check_cluster(found, values)
-    given = {f.name: values[RENAMED.get(f.name, f.name)] for f in fields(Recipe) if RENAMED.get(f.name, f.name) in values}
     with found.noting("02_train_model_a"):
+        given = {f.name: values[RENAMED.get(f.name, f.name)] for f in fields(Recipe) if RENAMED.get(f.name, f.name) in values}
         recipe = Recipe(**given)
         for name in [values["clip"], *values["backbones"]]:
             if found.clips[name] is not None:
@@ -208,12 +205,10 @@ def _check_slices(found: Found, values: dict) -> None:
 
 def _check_truth(found: Found, values: dict) -> None:
     _check_test(found, values)
-    if values["test_truth"] is not None:
-        table = _check_columns(found, "test_truth", values["test_truth"], ["imgId", "prompt"])
-        ids = found.test.get(values["test"])
-        with found.noting("test_truth"):
-            if table is not None and ids is not None:
-                artifacts.positions(table["imgId"].cast(pl.String).to_list(), ids, shown(resolve(values["test_truth"])))
+    with found.noting("test_truth"):
+        if values["test_truth"] is not None:
+            known = data.read_truth(values["test_truth"])["imgId"].to_list()
+            artifacts.positions(known, found.test.get(values["test"], known), shown(resolve(values["test_truth"])))
     _check_models(found, values)
 
 
@@ -228,12 +223,7 @@ def _check_test(found: Found, values: dict) -> None:
     if values["test"] is None or values["test"] in found.test:
         return
     with found.noting("test"):
-        pictures, sample = data.read_test(values["test"])
-        found.test[values["test"]] = pictures["id"].to_list()
-        extra = sorted(set(pictures["id"]) - set(submission.sample_ids(sample))) if sample else []
-        if extra:
-            raise ValueError(f"{shown(sample)}: {len(extra)} of {len(pictures)} pictures are not in it, e.g. {extra[:3]}; "
-                             "add their rows or take the pictures out")
+        found.test[values["test"]] = data.read_test(values["test"])[0]["id"].to_list()
 
 
 def _check_models(found: Found, values: dict) -> None:
@@ -262,16 +252,9 @@ def _check_cluster(found: Found, values: dict) -> None:
             socket.create_connection((host, int(port)), timeout=TIMEOUT).close()
 
 
-def _check_columns(found: Found, name: str, file: str, wanted: list[str]) -> pl.DataFrame | None:
-    """The table, where it has the columns `wanted`."""
+def _check_columns(found: Found, name: str, file: str, wanted: list[str]) -> None:
     with found.noting(name):
-        if not resolve(file).is_file():
-            raise FileNotFoundError(f"{shown(resolve(file))} is not a file")
-        table = artifacts.load_table(resolve(file))
-        missing = [column for column in wanted if column not in table.columns]
-        if missing:
-            raise ValueError(f"{shown(resolve(file))} has no column {', '.join(missing)}; there are {table.columns}")
-        return table
+        artifacts.load_table(resolve(file), wanted)
 
 
 def _first_prompts(text: str | list | None) -> None:

@@ -29,6 +29,14 @@ TEMPERATURE = 0.05  # of the contrastive loss
 STARTS = ("probe", "random")
 
 
+def out_of_range(name: str, value: float | list[float] | None, low: float, high: float | None) -> list[str]:
+    """One line where `value`, or an entry of it, lies outside low..high (None: no end); None may be anything."""
+    entries = value if isinstance(value, list) else [] if value is None else [value]
+    if all(low <= entry and (high is None or entry <= high) for entry in entries):
+        return []
+    return [f"{name} must be {f'at least {low}' if high is None else f'within {low}..{high}'}, got {value}"]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One row's architecture and budget. What each value means stands beside the notebook's parameters."""
@@ -72,9 +80,7 @@ class Recipe:
                                 ("lora_rank", 0, 1024), ("layer_decay", 1e-3, 1), ("warmup", 0, 1), ("ema", 0, 0.99999),
                                 ("mix", 0, 1), ("lr_vision", 0, None), ("lr_fc", 0, None), ("lr_fc2", 0, None),
                                 ("weight_decay", 0, None), ("clip_norm", 0, None), ("loss_mix", 0, None)):
-            value = getattr(self, name)
-            if value is not None and (value < low or (high is not None and value > high)):
-                wrong.append(f"{name} must be {f'at least {low}' if high is None else f'within {low}..{high}'}, got {value}")
+            wrong += out_of_range(name, getattr(self, name), low, high)
         if wrong:
             raise ValueError("; ".join(wrong))
 

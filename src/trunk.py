@@ -45,7 +45,7 @@ class Trunk:
             if self.plain is None:
                 return None, F.normalize(self.clip.model.encode_image(x).float(), dim=-1)
             activations = self.plain.frozen(x)
-            return activations, self.plain(activations).float()
+            return activations, self.plain(activations)
 
     @torch.inference_mode()
     def _plain(self, tower: nn.Module) -> nn.Module | None:

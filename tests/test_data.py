@@ -108,3 +108,14 @@ def test_only_as_many_examples_as_asked_for(tmp_path):
         Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
     rows = pl.DataFrame({"image": [str(tmp_path / f"{name}.png") for name in ("ant", "gone", "bee", "cat")]})
     assert [row["image"][-7:] for _, row in images.examples(rows, 2)] == ["ant.png", "bee.png"]
+
+
+def test_the_truth_s_ids_stay_text_and_two_pictures_of_one_id_are_refused(tmp_path):
+    pl.DataFrame({"imgId": ["007", "010"], "prompt": ["a cat", "12"]}).write_csv(tmp_path / "truth.csv")
+    pl.DataFrame({"imgId": [7, 10], "prompt": ["a cat", "12"]}).write_parquet(tmp_path / "truth.parquet")
+    assert data.read_truth(tmp_path / "truth.csv").rows() == [("007", "a cat"), ("010", "12")]
+    assert data.read_truth(tmp_path / "truth.parquet").rows() == [("7", "a cat"), ("10", "12")]
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).write_bytes(b"a picture")
+    with pytest.raises(ValueError, match=r"have one id, e\.g\. .*a\.jpg.*a\.png.*take one of them out"):
+        data.read_test(tmp_path)

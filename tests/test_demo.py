@@ -130,6 +130,12 @@ def test_imagenet_weights_know_a_drawn_animal() -> None:
 def test_stamp(folder: Path, tmp_path: Path) -> None:
     assert demo.is_current(folder, **SIZES) and demo.is_current(folder, **SIZES, workers=1)
     assert not demo.is_current(folder, **{**SIZES, "seed": 6}) and not demo.is_current(tmp_path, **SIZES)
+    for lost in (next((folder / "train" / "images").iterdir()), folder / "truth" / "prompts.csv", folder / "clip" / "vocab.txt"):
+        content = lost.read_bytes()
+        lost.unlink()
+        assert not demo.is_current(folder, **SIZES), lost
+        lost.write_bytes(content)
+    assert demo.is_current(folder, **SIZES)
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:

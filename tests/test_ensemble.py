@@ -155,6 +155,13 @@ def test_shuffled_ids_are_noticed():
         ensemble.check_pairing(TRUTH, {"mean": constant})
 
 
+def test_a_handful_of_rows_cannot_tell_whether_they_were_shuffled():
+    ensemble.check_pairing(A[:1], {"b": B[:1]})
+    ensemble.check_pairing(TRUTH[:9], {"a": A[:9][::-1]})
+    with pytest.raises(ValueError, match="1 of 1 blocks of rows"):
+        ensemble.check_pairing(TRUTH[:10], {"a": A[:10][::-1]})
+
+
 def test_the_table_of_the_pairing_by_hand():
     table = ensemble.check_pairing(TRUTH, {"a": 3 * A, "b": B}, FOLD)
     assert table.columns == ["member", "block", "contrast", "errors"]
