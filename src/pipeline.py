@@ -331,8 +331,8 @@ def not_run(per_stage: dict[str, dict]) -> list[str]:
     """A line for every stage that one of these needs, and that is neither among them nor has run to its end."""
     output = resolve(next(iter(per_stage.values()))["output_dir"])
     needed = {earlier for stage in per_stage for earlier in NEEDS[stage] if earlier not in per_stage}
-    return [f"{stage} has not run to its end in {shown(output)}: use --from {stage[:2]}" for stage in sorted(needed)
-            if _meta(output, stage) is None]
+    lacking = [stage for stage in sorted(needed) if _meta(output, stage) is None]
+    return [f"{stage} has not run to its end in {shown(output)}: use --from {lacking[0][:2]}" for stage in lacking]
 
 
 def chosen(first: str | None, only: str | None) -> list[str]:
