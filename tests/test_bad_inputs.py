@@ -630,9 +630,13 @@ def test_a_file_whose_name_is_no_utf8_is_set_aside_and_shown(menagerie):
     assert "caf\\udce9" in data.read_test(menagerie)[0]["id"].to_list()
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"", "cannot be read"), (b"id,val\n", "cannot be read"),
-                                                  (b"PK\x03\x04\xff\xfe", "cannot be read"),
-                                                  (b"imgId_eId,val\nbear_0,1\n", "1 of 1 ids have no picture")])
+BEAR = b"imgId_eId,val\n" + b"".join(b"bear_%d,1\n" % i for i in range(384))
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", "the header is '', must be 'imgId_eId,val'"), (b"id,val\n", "the header is 'id,val', must be 'imgId_eId,val'"),
+    (b"PK\x03\x04\xff\xfe", "the header is 'PK.*, must be 'imgId_eId,val'"), (b"imgId_eId,val\n", "no rows below the header"),
+    (b"imgId_eId,val\nbear_0,1\n", "1 vectors are not 384 long, e.g. .'bear: 1'"), (BEAR, "1 of 1 ids have no picture")])
 def test_a_bad_sample_beside_the_test_pictures_is_refused(menagerie, content, message):
     (menagerie / "sample_submission.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -1123,7 +1127,7 @@ def test_a_pickled_array_does_not_run(tmp_path):
 
 @pytest.mark.parametrize(("ids", "expected"), [
     (b"", "ids.parquet cannot be read"), (parquet(id=IDS)[:-9], "ids.parquet cannot be read"),
-    (parquet(name=IDS), "ids.parquet cannot be read"),
+    (parquet(name=IDS), "ids.parquet has no column id; there are .'name'"),
     (parquet(id=["ant", "bee"]), "2 ids for 3"), (parquet(id=["ant", "bee", "ant"]), "1 ids occur more than once"),
     (parquet(id=["ant", None, "cat"]), "1 ids are null"), (parquet(id=[1, 2, 3]), "ids are Int64, must be text")],
     ids=["empty", "cut", "column_missing", "too_few", "doubled", "null", "numbers"])
