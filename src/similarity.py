@@ -57,7 +57,8 @@ class Pass:
     """What one pass found, by the rows' own order.
 
     `keeper` (n,) int64, the row itself where no row removed it; `similarity` (n,) float32 to it; `stays` (n,) bool; `nearest`
-    (n,) float32, the highest similarity to any other row; `kept` (t,) int64, how many rows stay at each of `thresholds`.
+    (n,) float32, the highest similarity to any other row, within the `margin` of the precision; `kept` (t,) int64, how many rows
+    stay at each of `thresholds`.
     """
 
     keeper: np.ndarray
@@ -269,38 +270,25 @@ class _Search:
         return torch.mm(a, b.T, out=self.buffers.tile[:len(a) * len(b)].view(len(a), len(b)))
 
     def _look(self, later: slice, earlier: slice) -> tuple[np.ndarray, ...]:
-        """`j`, `i` of a tile's pairs that may be a row's most similar, and `j`, `i`, similarity of its pairs near or above the
-        lowest threshold, sorted by `j`, then `i`.
+        """A tile's highest similarity by row and by column, and `j`, `i`, similarity of its pairs near or above the lowest
+        threshold, sorted by `j`, then `i`.
         """
         tile = self._tile(later, earlier)
         if later == earlier:
-            tile.fill_diagonal_(-torch.inf)  # a row is no neighbour of itself
-        by_row = tile.amax(1)
-        j, i = self._hopeful(tile, by_row, later)
-        if later != earlier:
-            theirs, own = self._hopeful(tile.T, tile.amax(0), earlier)
-            j, i = torch.cat([j, own]), torch.cat([i, theirs])
+            tile.fill_diagonal_(-1)  # a row is no neighbour of itself
+        by_row, by_column = tile.amax(1), tile.amax(0)
         cut = float(self.watched[0]) - self.margin
         rows = torch.nonzero(by_row > cut)[:, 0]
         part = tile[rows]
-        above, of = torch.nonzero(part > cut, as_tuple=True)
-        found = j + later.start, i + earlier.start, rows[above] + later.start, of + earlier.start, part[above, of].float()
+        j, i = torch.nonzero(part > cut, as_tuple=True)
+        found = by_row.float(), by_column.float(), rows[j] + later.start, i + earlier.start, part[j, i].float()
         return tuple(values.cpu().numpy() for values in found)
-
-    def _hopeful(self, tile: torch.Tensor, highest: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row and column in the tile of what may be a row's most similar: near its `highest` here and the nearest found so far."""
-        known = torch.from_numpy(self.nearest[rows]).to(tile.device)
-        bound = (torch.maximum(highest - 2 * self.margin, known - self.margin) - self.margin).to(tile.dtype)  # rounded by less
-        hopeful = torch.nonzero(highest > bound)[:, 0]
-        row, column = torch.nonzero(tile[hopeful] > bound[hopeful, None], as_tuple=True)
-        return hopeful[row], column
 
     def _use(self, later: slice, earlier: slice, looked: Future) -> int:
         """Let a tile's pairs remove rows and link them, and note the rows' highest similarities; how many pairs it had."""
-        *hopeful, j, i, similarity = looked.result()
-        highest = self._exact(*hopeful)
-        for rows in hopeful:
-            np.maximum.at(self.nearest, rows, highest)
+        by_row, by_column, j, i, similarity = looked.result()
+        for rows, highest in ((later, by_row), (earlier, by_column)):
+            np.maximum(self.nearest[rows], highest, out=self.nearest[rows])
         hits, own = self._levelled(j, i, similarity), later == earlier
         hits = hits.where(hits.i < hits.j) if own else hits
         self._link(hits)
@@ -308,8 +296,8 @@ class _Search:
             hits = hits.where(self.scope[hits.i] == self.scope[hits.j])
         if len(hits.j):
             (self._settle if own else self._remove)(hits)
-        n, m = (rows.stop - rows.start for rows in (later, earlier))
-        return n * (n + 1) // 2 if own else n * m
+        n = len(by_row)
+        return n * (n + 1) // 2 if own else n * len(by_column)
 
     def _levelled(self, j: np.ndarray, i: np.ndarray, similarity: np.ndarray) -> _Hits:
         """Pairs with their level; what lies within the margin of a threshold is computed again."""
