@@ -51,8 +51,8 @@ def main() -> None:
             predict.run(predictor, pictures, out, batch_size=options.batch_size)
             whole = time.perf_counter() - start
             start = time.perf_counter()
-            for _ in range(steps):
-                predictor.predict(batch)
+            for first in range(0, steps, predict.PART // options.batch_size):
+                predictor.find([predictor.see(batch) for _ in range(first, min(first + predict.PART // options.batch_size, steps))])
             models = time.perf_counter() - start
             start = time.perf_counter()
             for _ in range(steps):

@@ -56,7 +56,8 @@ def make_tower(encoder: Encoder, recipe: Recipe) -> Tower:
     """A copy of the encoder's vision tower, cut and unfrozen as the recipe says."""
     frozen = recipe.tower == "frozen"
     tower = Tower(deepcopy(encoder.model.visual), 0 if frozen else recipe.trainable_blocks, train_depthwise=recipe.train_depthwise,
-                  lora_rank=0 if frozen else recipe.lora_rank, checkpointing=recipe.grad_checkpointing)
+                  lora_rank=0 if frozen else recipe.lora_rank, lora_blocks=recipe.lora_blocks,
+                  checkpointing=recipe.grad_checkpointing)
     tower.to(encoder.device)
     if recipe.compile:
         tower.compile()
@@ -109,7 +110,7 @@ def training_set(encoder: Encoder, frame: pl.DataFrame, out: Path, *, name: str,
     folder = out / CACHE
     pixels, _ = images.cache(frame.select("id", "image"), folder, geometry=encoder.geometry, name=name.split(".")[0])
     tower = make_tower(encoder, recipe)
-    activations = frozen_activations(tower, encoder, pixels, folder / f"activations_{name}.npy")
+    activations = frozen_activations(tower, encoder, pixels, folder / f"activations_{name}_{tower.cut}.npy")
     whole = activations is not None and activations.dtype == np.float32  # half precision would not give the encoder's own rows
     compute = partial(_finish, tower, activations) if whole else None
     embeddings = image_embeddings(encoder, pixels, folder, name=name, compute=compute)

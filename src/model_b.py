@@ -277,9 +277,16 @@ class Fitted:
         if not self.route.hubs or not len(index):
             return similarity, index
         candidates, where = np.unique(index, return_inverse=True)
-        keys = library.texts.take(candidates)
-        hub = bridge.hubness(keys if centre is None else unit(keys - centre), self.bridge(library.pictures[self.rows]), engine)
+        hub = self._hubness(library, candidates, engine)
         return bridge.reorder(similarity, index, -self.route.hubs * hub[where.reshape(index.shape)])
+
+    def _hubness(self, library: Library, candidates: np.ndarray, engine: str, *, rows: int = 8192) -> np.ndarray:
+        """`bridge.hubness` (n,) of the store's rows `candidates`, read `rows` at a time: they may be nearly all of a large store."""
+        bank, centre, found = self.bridge(library.pictures[self.rows]), self.bridge.key_centre, []
+        for start in range(0, len(candidates), rows):
+            keys = library.texts.take(candidates[start : start + rows])
+            found.append(bridge.hubness(keys if centre is None else unit(keys - centre), bank, engine))
+        return np.concatenate(found)
 
 
 def fit_route(route: Route, library: Library, rows: np.ndarray, group: np.ndarray, *, seed: int = 0) -> Fitted:

@@ -38,6 +38,7 @@ PART = 1024  # pictures in a part: what a stopped run may lose
 KEY = "key.json"
 
 Pixels = dict[Geometry, np.ndarray]  # how a CLIP wants its pictures -> (n, s, s, 3) uint8
+Seen = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]  # by member of Model A (n, 384), by CLIP (n, D): float32 unit rows
 
 
 class Problem(Exception):
@@ -52,6 +53,9 @@ class Found:
     confidence: np.ndarray
     prompts: list[list[str]]
     similarity: np.ndarray
+
+
+NOTHING = Found(np.empty((0, submission.WIDTH), np.float32), np.empty(0, np.float32), [], np.empty((0, 1), np.float32))
 
 
 class Predictor:
@@ -69,7 +73,7 @@ class Predictor:
             loaded = load_clip(self.output, clip, device)
             self.trunks[clip] = Trunk(loaded, {name: [model_a.load_fold(base, loaded) for base in fold_bases(self.output, name)]
                                                for name in used if clips[name] == clip})
-        self.b = model_b.load(self.output, engine=engine)
+        self.b = replace(model_b.load(self.output, engine=engine), depth=neighbours)
         self.geometries = {trunk.clip.geometry for trunk in self.trunks.values()}
         self.pool = ThreadPoolExecutor(os.cpu_count(), "decode", torch.set_num_threads, (1,))  # one picture a thread
         # on a GPU the next batches are decoded while it works; on a CPU both would only fight for the same cores
@@ -78,10 +82,11 @@ class Predictor:
     def __call__(self, pictures: Sequence[str | Path | Image.Image], *, batch_size: int = 64) -> Found:
         """Predict pictures (paths or PIL) in order; raises what `images.decode` raises on a broken one."""
         parts = []
-        for start in range(0, len(pictures), batch_size):
-            decoded = list(self.pool.map(self.decode, pictures[start:start + batch_size]))
-            parts.append(self.predict(stack(decoded)))
-        return join(parts)
+        for first in range(0, len(pictures), PART):
+            part = pictures[first:first + PART]
+            batches = (part[start:start + batch_size] for start in range(0, len(part), batch_size))
+            parts.append(self.find([self.see(stack(list(self.pool.map(self.decode, batch)))) for batch in batches]))
+        return join(parts) if parts else NOTHING
 
     def decode(self, picture: str | Path | Image.Image) -> Pixels:
         """One picture as each CLIP in use wants it, decoded as the stages decode theirs: (s, s, 3) uint8 each."""
@@ -90,23 +95,27 @@ class Predictor:
         content = Path(picture).read_bytes()
         return {geometry: images.from_bytes(content, geometry) for geometry in self.geometries}
 
-    def predict(self, pixels: Pixels) -> Found:
-        """Predict a batch of decoded pictures."""
+    def see(self, pixels: Pixels) -> Seen:
+        """What the towers make of a batch of decoded pictures."""
         members, embeddings = {}, {}
         for name, trunk in self.trunks.items():
             embeddings[name], predictions = trunk(pixels[trunk.clip.geometry])
             members |= predictions
+        return members, embeddings
+
+    def find(self, seen: Sequence[Seen]) -> Found:
+        """The search and the blend, for all batches at once: the store is made ready as long for one picture as for a thousand."""
+        members, embeddings = ({name: np.concatenate([batch[kind][name] for batch in seen]) for name in seen[0][kind]}
+                               for kind in (0, 1))
         prediction, similarity, index = self.b.predict({column: embeddings[clip] for column, clip in self.clips_b.items()})
         members |= dict.fromkeys(used_members(self.weights, self.sides[1]), prediction)
         sides = tuple([name for name in side if name in members] for side in self.sides)
         members = {name: members[name] for side in sides for name in side}
         weights = {name: self.weights[name] for name in members}
         agreement = ensemble.agreement(members, weights, sides)
-        near = index[:, :self.neighbours]
-        prompts = self.b.store["prompt"].gather(near.ravel()).to_list()
+        prompts = self.b.store["prompt"].gather(index.ravel()).to_list()
         return Found(ensemble.combine(members, weights), self.calibration(agreement),
-                     [prompts[i:i + near.shape[1]] for i in range(0, len(prompts), near.shape[1])],
-                     similarity[:, :self.neighbours].astype(np.float32))
+                     [prompts[i:i + index.shape[1]] for i in range(0, len(prompts), index.shape[1])], similarity)
 
 
 def used_members(weights: dict[str, float], side: Sequence[str]) -> list[str]:
@@ -149,7 +158,7 @@ def stack(decoded: Sequence[Pixels]) -> Pixels:
 
 
 def join(parts: Sequence[Found]) -> Found:
-    """Batches, one after another."""
+    """Parts, one after another."""
     arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in ("embedding", "confidence", "similarity"))
     embedding, confidence, similarity = arrays
     return Found(embedding, confidence, [prompts for part in parts for prompts in part.prompts], similarity)
@@ -266,16 +275,16 @@ def _decoded(predictor: Predictor, folder: Path, parts: Iterable[Sequence[str]],
 
 
 def _predicted(predictor: Predictor, batches: Iterable[list[tuple[str, Pixels | str]]], bar: tqdm
-               ) -> tuple[list[str], list[Found], list[tuple[str, str]]]:
-    names, found, rejected = [], [], []
+               ) -> tuple[list[str], Found, list[tuple[str, str]]]:
+    names, seen, rejected = [], [], []
     for batch in batches:
         good = [(as_text(name), pixels) for name, pixels in batch if not isinstance(pixels, str)]
         rejected += [(as_text(name), as_text(reason)) for name, reason in batch if isinstance(reason, str)]
         if good:
-            found.append(predictor.predict(stack([pixels for _, pixels in good])))
+            seen.append(predictor.see(stack([pixels for _, pixels in good])))
             names += [name for name, _ in good]
         bar.update(len(batch))
-    return names, found, rejected
+    return names, predictor.find(seen) if seen else NOTHING, rejected
 
 
 def _part_file(parts: Path, n: int) -> Path:
@@ -286,18 +295,16 @@ def _rejected_file(parts: Path, n: int) -> Path:
     return parts / f"{n:06d}.rejected.parquet"
 
 
-def _write_part(parts: Path, n: int, names: list[str], found: list[Found], rejected: list[tuple[str, str]]) -> None:
+def _write_part(parts: Path, n: int, names: list[str], found: Found, rejected: list[tuple[str, str]]) -> None:
     """The list of rejected pictures first: the part itself says that both are there."""
     schema = {"id": pl.String, "reason": pl.String}
     artifacts.save_table(_rejected_file(parts, n), pl.DataFrame(rejected, schema=schema, orient="row"))
-    nothing = Found(np.empty((0, submission.WIDTH), np.float32), np.empty(0, np.float32), [], np.empty((0, 1)))
-    whole = join(found) if found else nothing
     artifacts.save_table(_part_file(parts, n), pl.DataFrame({
         "id": pl.Series(names, dtype=pl.String),
-        "embedding": pl.Series(whole.embedding, dtype=pl.Array(pl.Float32, submission.WIDTH)),
-        "confidence": pl.Series(whole.confidence, dtype=pl.Float32),
-        "prompts": pl.Series(whole.prompts, dtype=pl.List(pl.String)),
-        "similarity": pl.Series(whole.similarity.tolist(), dtype=pl.List(pl.Float32)),
+        "embedding": pl.Series(found.embedding, dtype=pl.Array(pl.Float32, submission.WIDTH)),
+        "confidence": pl.Series(found.confidence, dtype=pl.Float32),
+        "prompts": pl.Series(found.prompts, dtype=pl.List(pl.String)),
+        "similarity": pl.Series(found.similarity.tolist(), dtype=pl.List(pl.Float32)),
     }))
 
 

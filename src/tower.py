@@ -5,6 +5,7 @@ front of the first block that trains, and every epoch starts from the kept activ
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -22,29 +23,40 @@ class Tower(nn.Module):
 
     `trainable_blocks` counts from the end, 0 trains nothing (`frozen` then gives the embeddings themselves), -1 everything.
     Kernels of depthwise convolutions train only with `train_depthwise`: they are few numbers, and on a CPU their gradient costs
-    more than all the rest. `lora_rank` puts peft's adapters on the frozen blocks, `checkpointing` trades time for memory.
-    Normalisation layers keep their running statistics.
+    more than all the rest. `lora_rank` puts peft's adapters on the last `lora_blocks` of the frozen blocks (-1: on all of them),
+    and the tower is cut in front of the first one. `checkpointing` trades time for memory. Normalisation layers keep their
+    running statistics. Raises ValueError for more blocks than there are.
     """
 
     def __init__(self, visual: nn.Module, trainable_blocks: int, *, train_depthwise: bool = False, lora_rank: int = 0,
-                 checkpointing: bool = False):
+                 lora_blocks: int = WHOLE, checkpointing: bool = False):
         super().__init__()
         blocks = blocks_of(visual)
         if trainable_blocks > len(blocks) or trainable_blocks < WHOLE:
             raise ValueError(f"trainable_blocks {trainable_blocks}, but the tower has {len(blocks)} (-1 trains all of it)")
         self.visual, self.checkpointing = visual.requires_grad_(trainable_blocks == WHOLE).eval(), checkpointing
         self.frozen_blocks = 0 if trainable_blocks == WHOLE else len(blocks) - trainable_blocks
-        self.n_blocks, self.trains = len(blocks), trainable_blocks != 0 or lora_rank > 0
+        self.n_blocks = len(blocks)
         if trainable_blocks:
             _unfreeze([*blocks[self.frozen_blocks:], *_tail(visual)])
         if not train_depthwise:
             _freeze_depthwise(visual)
-        if lora_rank:
-            add_adapters(visual, blocks[:self.frozen_blocks], lora_rank)
-        self.cut = 0 if lora_rank else self.frozen_blocks
+        n_adapted = self._count_adapted(lora_blocks) if lora_rank else 0
+        self.cut, self.trains = self.frozen_blocks - n_adapted, trainable_blocks != 0 or n_adapted > 0
+        if n_adapted:
+            add_adapters(visual, blocks[self.cut:self.frozen_blocks], lora_rank)
+        _strided_depthwise_in_float32(blocks[self.cut:])
         self.splits = not self.trains or (self.cut > 0 and self._is_a_chain())
         if checkpointing and not self.splits:
             visual.set_grad_checkpointing(True)
+
+    def _count_adapted(self, lora_blocks: int) -> int:
+        if not self.frozen_blocks:
+            raise ValueError("lora_rank is above 0, but no block is frozen: lower trainable_blocks, adapters are for frozen blocks")
+        if lora_blocks > self.frozen_blocks:
+            raise ValueError(f"lora_blocks {lora_blocks}, but {self.frozen_blocks} of the {self.n_blocks} blocks are frozen "
+                             "(-1 adapts all of them)")
+        return self.frozen_blocks if lora_blocks == WHOLE else lora_blocks
 
     @torch.no_grad()
     def frozen(self, x: torch.Tensor) -> torch.Tensor:
@@ -56,6 +68,8 @@ class Tower(nn.Module):
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
         if not self.trains:
             return activations
+        if activations.ndim == 4:
+            activations = activations.contiguous(memory_format=torch.channels_last)
         embedding = self._after(activations) if self.splits else self.visual(activations)
         return F.normalize(embedding.float(), dim=-1)
 
@@ -158,12 +172,24 @@ def _freeze_depthwise(visual: nn.Module) -> None:
             module.weight.requires_grad_(False)
 
 
+def _strided_depthwise_in_float32(blocks: list[nn.Module]) -> None:
+    """On a CPU: the gradient of such a convolution takes oneDNN some twenty times as long in bf16, half of a step's time."""
+    for block in blocks:
+        for module in block.modules():
+            strided = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1 and max(module.stride) > 1
+            if strided and module.weight.device.type == "cpu":
+                module.forward = partial(_in_float32, module.forward)
+
+
+def _in_float32(forward: Callable, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())
+
+
 def add_adapters(visual: nn.Module, blocks: list[nn.Module], rank: int) -> None:
     """peft's LoRA on every linear layer, attention and pointwise convolution of `blocks`, which stay frozen themselves."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    if not blocks:
-        raise ValueError(f"lora_rank {rank}, but no block is frozen: lower trainable_blocks, the adapters are for frozen blocks")
     inside = {id(module) for block in blocks for module in block.modules()}
     attention = [module for module in visual.modules() if isinstance(module, nn.MultiheadAttention)]
     hidden = {id(module) for parent in attention for module in parent.modules()} - {id(parent) for parent in attention}

@@ -5,12 +5,12 @@ from copy import deepcopy
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from src import model_a
 from src.encoder import Encoder, autocast
 from src.metrics import unit
+from src.tower import Tower
 
 
 class Trunk:
@@ -47,16 +47,9 @@ class Trunk:
             activations = self.plain.frozen(x)
             return activations, self.plain(activations)
 
-    @torch.inference_mode()
-    def _plain(self, tower: nn.Module) -> nn.Module | None:
-        """A copy of `tower` with the CLIP's own weights; None where that is not the CLIP, as with adapters in the blocks."""
-        plain, own = deepcopy(tower), self.clip.model.visual.state_dict()
-        if own.keys() != plain.visual.state_dict().keys():
-            return None
-        plain.visual.load_state_dict(own)
-        same = torch.allclose(plain(plain.frozen(self._noise())), F.normalize(self.clip.model.encode_image(self._noise()), dim=-1),
-                              atol=1e-4)
-        return plain if same else None
+    def _plain(self, tower: Tower) -> Tower:
+        """The CLIP's own tower, cut where `tower` is cut."""
+        return Tower(deepcopy(self.clip.model.visual), tower.n_blocks - tower.cut)
 
     @torch.inference_mode()
     def _same_activations(self, folds: Sequence[model_a.Fitted]) -> bool:

@@ -96,6 +96,32 @@ def test_adapters_start_without_effect_and_train_on_the_frozen_blocks(name):
     assert others and all(tower.depth(n) <= 1 for n in others)
 
 
+@pytest.mark.parametrize("name", ["openai_vit", "efficientnet"])
+def test_adapters_on_the_last_frozen_blocks_alone_let_the_others_be_kept(name):
+    whole = visual(name)
+    x = pictures(whole)
+    expected = torch.nn.functional.normalize(whole(x), dim=-1)
+    n = len(blocks_of(whole))
+    tower = Tower(whole, 1, lora_rank=2, lora_blocks=1)
+    assert tower.cut == n - 2 and tower.splits
+    torch.testing.assert_close(tower(tower.frozen(x)), expected, atol=1e-4, rtol=1e-3)
+    assert {tower.depth(name) for name, _ in tower.named_parameters() if "lora_" in name} == {2}
+    assert Tower(visual(name), 1, lora_rank=2, lora_blocks=-1).cut == 0
+
+
+def test_strided_depthwise_convolutions_that_pass_a_gradient_run_in_float32():
+    tower, found = Tower(visual("efficientnet"), 2), {}
+    for name, module in tower.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda module, args, out, name=name: found.update({name: (module, out.dtype)}))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tower(tower.frozen(pictures(tower.visual)))
+    behind = tuple(f"visual.trunk.blocks.{i}." for i in range(tower.cut, tower.n_blocks))
+    strided = {name for name, (module, _) in found.items()
+               if name.startswith(behind) and module.groups > 1 and module.stride != (1, 1)}
+    assert strided and {name for name, (_, dtype) in found.items() if dtype == torch.float32} == strided
+
+
 def test_depthwise_kernels_train_only_when_asked():
     def trained(**options):
         return [p for p in Tower(visual("efficientnet"), 2, **options).parameters() if p.requires_grad]
@@ -108,6 +134,8 @@ def test_a_tower_of_fewer_blocks_is_refused_with_the_number():
         Tower(visual("openai_vit"), 99)
     with pytest.raises(ValueError, match="no block is frozen"):
         Tower(visual("openai_vit"), 3, lora_rank=4)
+    with pytest.raises(ValueError, match="lora_blocks 3, but 2 of the 3 blocks are frozen"):
+        Tower(visual("openai_vit"), 1, lora_rank=4, lora_blocks=3)
 
 
 def test_a_chain_that_is_none_is_left_whole():

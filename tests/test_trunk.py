@@ -71,11 +71,14 @@ def test_a_member_of_another_cut_or_with_other_frozen_blocks_runs_whole(clip):
         np.testing.assert_allclose(found[name], whole(clip, folds), atol=1e-5)
 
 
-def test_a_tower_with_adapters_runs_whole(clip):
-    members = {"lora": [fold(clip, 1, trainable_blocks=1, lora_rank=2)]}
+@pytest.mark.parametrize("lora_blocks", [-1, 1])
+def test_in_front_of_adapters_the_blocks_are_shared(clip, lora_blocks):
+    members = {"lora": [fold(clip, seed, trainable_blocks=1, lora_rank=2, lora_blocks=lora_blocks) for seed in (1, 2)]}
     trunk = Trunk(clip, members)
-    assert trunk.plain is None and not trunk.shared
-    np.testing.assert_allclose(trunk(PIXELS)[1]["lora"], whole(clip, members["lora"]), atol=1e-6)
+    assert trunk.shared == {"lora"} and trunk.plain.cut == members["lora"][0].tower.cut
+    embedding, found = trunk(PIXELS)
+    np.testing.assert_allclose(embedding, encoder.embed_images(clip, PIXELS), atol=1e-5)
+    np.testing.assert_allclose(found["lora"], whole(clip, members["lora"]), atol=1e-5)
 
 
 def test_without_a_member_it_is_the_clip(clip):

@@ -24,11 +24,15 @@ class Toy(predict.Predictor):
         self.trunks, self.ahead, self.geometries = {}, 2, {GEOMETRY}
         self.pool = ThreadPoolExecutor(2)
 
-    def predict(self, pixels: predict.Pixels) -> predict.Found:
+    def see(self, pixels: predict.Pixels) -> predict.Seen:
         if self.count >= self.waits_after:
             time.sleep(600)
         self.count += len(pixels[GEOMETRY])
         x = pixels[GEOMETRY].reshape(len(pixels[GEOMETRY]), -1)[:, :384].astype(np.float32)
+        return {"toy": x}, {}
+
+    def find(self, seen: list[predict.Seen]) -> predict.Found:
+        x = np.concatenate([members["toy"] for members, _ in seen])
         prompts = [["=1+1 fox", "owl"] if row[0] % 2 else ["an owl", "-fox"] for row in x]
         return predict.Found(unit(x + 1), x.mean(axis=1) / 255, prompts, np.full((len(x), 2), 0.5, np.float32))
 
