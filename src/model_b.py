@@ -281,7 +281,7 @@ class Fitted:
         return bridge.reorder(similarity, index, -self.route.hubs * hub[where.reshape(index.shape)])
 
     def _hubness(self, library: Library, candidates: np.ndarray, engine: str, *, rows: int = 8192) -> np.ndarray:
-        """`bridge.hubness` (n,) of the store's rows `candidates`, read `rows` at a time: they may be nearly all of a large store."""
+        """`bridge.hubness` (n,) of the store's rows `candidates`, read `rows` at a time: they may be nearly all of the store."""
         bank, centre, found = self.bridge(library.pictures[self.rows]), self.bridge.key_centre, []
         for start in range(0, len(candidates), rows):
             keys = library.texts.take(candidates[start : start + rows])

@@ -78,9 +78,9 @@ class Recipe:
         wrong = [f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}" for name, allowed in known.items()
                  if getattr(self, name) not in allowed]
         for name, low, high in (("epochs", 0, None), ("batch_size", 1, None), ("accumulate", 1, None), ("patience", 1, None),
-                                ("lora_rank", 0, 1024), ("lora_blocks", -1, None), ("layer_decay", 1e-3, 1), ("warmup", 0, 1), ("ema", 0, 0.99999),
-                                ("mix", 0, 1), ("lr_vision", 0, None), ("lr_fc", 0, None), ("lr_fc2", 0, None),
-                                ("weight_decay", 0, None), ("clip_norm", 0, None), ("loss_mix", 0, None)):
+                                ("lora_rank", 0, 1024), ("lora_blocks", -1, None), ("layer_decay", 1e-3, 1), ("warmup", 0, 1),
+                                ("ema", 0, 0.99999), ("mix", 0, 1), ("lr_vision", 0, None), ("lr_fc", 0, None),
+                                ("lr_fc2", 0, None), ("weight_decay", 0, None), ("clip_norm", 0, None), ("loss_mix", 0, None)):
             wrong += out_of_range(name, getattr(self, name), low, high)
         if wrong:
             raise ValueError("; ".join(wrong))
