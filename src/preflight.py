@@ -145,6 +145,9 @@ def _check_training(found: Found, values: dict) -> None:
         for name in [values["clip"], *values["backbones"]]:
             if found.clips[name] is not None:
                 _dry_step(found, name, recipe)
+    if found.clips[values["clip"]] is not None:
+        with found.noting("blocks_clip"):
+            model_a.make_tower(found.clips[values["clip"]], Recipe(trainable_blocks=values["blocks_clip"]))
 
 
 def _dry_step(found: Found, name: str, recipe: Recipe) -> None:

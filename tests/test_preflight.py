@@ -55,6 +55,8 @@ FAULTS = [
     ("02_train_model_a", "clip", "local-dir:src", "clip: src lacks"),
     ("02_train_model_a", "head", "tall", "02_train_model_a: head must be one of linear, paper, wide, got 'tall'"),
     ("02_train_model_a", "trainable_blocks", 99, "02_train_model_a: trainable_blocks 99, but the tower has 3"),
+    ("02_train_model_a", "blocks_clip", 99, "blocks_clip: trainable_blocks 99, but the tower has 3"),
+    ("02_train_model_a", "lora_rank", 4, "02_train_model_a: lora_rank is above 0, but no block is frozen"),
     ("02_train_model_a", "start_from", "nothing", "02_train_model_a: start must be one of probe, random, got 'nothing'"),
     ("02_train_model_a", "cluster", "tcp://127.0.0.1:9", "cluster: "),
     ("02_train_model_a", "cluster", "many", "cluster: must be null, local or tcp://host:port, got 'many'"),
