@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from errno import ENOSPC
 from functools import cache as remembered
 from functools import partial
 from hashlib import sha256
@@ -284,7 +285,7 @@ class _Store:
     """Pixels one after the other in `file`, and `index` (image, stamp, content, slot, reason), saved after each chunk."""
 
     def __init__(self, file: Path, index_file: Path, geometry: Geometry):
-        self.file, self.index_file, self.geometry = file, index_file, geometry
+        self.file, self.index_file, self.geometry, self.n_bytes = file, index_file, geometry, 3 * geometry.size**2
         whole = file.exists() and index_file.exists()
         self.index = load_table(index_file) if whole else pl.DataFrame(schema=INDEX)
         self.n_slots = int(self.index["slot"].fill_null(-1).max()) + 1 if len(self.index) else 0
@@ -325,16 +326,13 @@ class _Store:
             saving.result()
             file.truncate(self.n_slots * self.n_bytes)  # what a killed run left behind
 
-    @property
-    def n_bytes(self) -> int:
-        return int(np.prod(self.shape))
-
     def _put(self, file, content: str, result: np.ndarray | str | None, known: dict, bar: tqdm
              ) -> tuple[str, int | None, str | None]:
         """Write the pixels of one attempt into the next slot, unless their content has one; its content, slot and reason."""
         bar.update()
         if isinstance(result, np.ndarray) and content not in known:
-            os.pwrite(file.fileno(), result, self.n_slots * self.n_bytes)
+            if os.pwrite(file.fileno(), result, self.n_slots * self.n_bytes) < self.n_bytes:
+                raise OSError(ENOSPC, os.strerror(ENOSPC), str(self.file))
             known[content] = (self.n_slots, None)
             self.n_slots += 1
         return content, *known.get(content, (None, result))
