@@ -4,7 +4,7 @@
     python benchmarks/train.py predict    of prediction over a bare forward
     python benchmarks/train.py rows       cost of an epoch against rows
 
-Needs the demo and its 01 (./run_all.sh --only 01). Twice each: `cut` trains the last block on kept activations, the default;
+Needs the demo and its 01 (./run_all.sh --only 01). Twice each: `cut` trains the last three blocks on kept activations, the default;
 `whole` trains the tower from the pixels on.
 """
 
@@ -25,7 +25,7 @@ from src import artifacts, encoder, model_a, paths
 from src.encoder import autocast
 from src.training import Run, inputs, losses
 
-DEFAULT = model_a.Recipe(epochs=1, batch_size=32, lr_vision=1e-2, lr_fc=1e-3, trainable_blocks=1, several_pictures=True, ema=0.98)
+DEFAULT = model_a.Recipe(epochs=1, batch_size=32, lr_vision=2e-3, lr_fc=1e-3, trainable_blocks=3, several_pictures=True, ema=0.98)
 RECIPES = {"cut": DEFAULT, "whole": replace(DEFAULT, trainable_blocks=-1, lr_vision=1e-4)}
 
 

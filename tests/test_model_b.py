@@ -228,6 +228,8 @@ def test_hubs_are_taken_off_a_route_s_similarities_once_it_is_centred():
     np.testing.assert_allclose(similarity, -np.sort(-changed, axis=1), atol=1e-5)
     np.testing.assert_array_equal(index, np.take_along_axis(near, np.argsort(-changed, axis=1), axis=1))
     assert fitted.search(found_library, pictures[:0], 6, "faiss", seen=seen)[1].shape == (0, 6)
+    whole, by_parts = (fitted._hubness(found_library, np.arange(40), "faiss", rows=n) for n in (100, 7))
+    np.testing.assert_allclose(by_parts, whole, atol=1e-6)
 
 
 def test_the_nearest_allowed_prompt_by_hand():

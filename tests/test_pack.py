@@ -38,6 +38,17 @@ def test_new_pictures_get_what_the_test_pictures_got(trained):
     assert all(len(prompts) == 5 for prompts in found.prompts) and (np.diff(found.similarity) <= 0).all()
 
 
+def test_in_batches_and_parts_of_any_size_the_prediction_is_the_same(trained, monkeypatch):
+    files = sorted((trained / "test").glob("*.png"))
+    predictor = predict.Predictor(trained / "output", device="cpu")
+    whole = predictor(files)
+    monkeypatch.setattr(predict, "PART", 7)
+    parts = predictor(files, batch_size=3)
+    np.testing.assert_allclose(parts.embedding, whole.embedding, atol=1e-5)
+    np.testing.assert_allclose(parts.confidence, whole.confidence, atol=1e-5)
+    assert parts.prompts == whole.prompts and predictor([]).embedding.shape == (0, 384)
+
+
 def test_the_command_line_gives_the_same(trained, tmp_path):
     output, out = trained / "output", tmp_path / "found.parquet"
     assert predict.main(["--images", str(trained / "test"), "--out", str(out), "--output", str(output), "--device", "cpu"]) == 0
