@@ -5,7 +5,7 @@ root where it lies inside, or a place within a tar shard or a Parquet table.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -166,6 +166,21 @@ def read_store(folder: str | Path, *, width: int = 384) -> list[tuple[Path, Path
         if shapes[key][0] != shapes[value][0]:
             raise ValueError(f"store: {shown(key)} has {shapes[key][0]} rows, {shown(value)} {shapes[value][0]}")
     return list(zip(keys, values, strict=True))
+
+
+def read_attributes(table: str | Path, columns: Sequence[str], images: pl.Series) -> pl.DataFrame:
+    """What a table (file_name, `columns`) says of training pictures: `image` and the columns as text, for those of `images` alone.
+
+    `file_name` is relative to the table's folder. Raises ValueError when it describes none of them, or a column is missing.
+    """
+    file = resolve(table)
+    told = load_table(file, ["file_name", *columns]).select(
+        pl.col(columns).cast(pl.String), image=pl.format("{}/{}", pl.lit(shown(file.parent)), "file_name"))
+    found = told.filter(pl.col("image").is_in(images.implode()))
+    if found.is_empty():
+        raise ValueError(f"attributes: {shown(file)} describes none of the {len(images)} training pictures; its first is "
+                         f"{told['image'].first()}, theirs {images.first()}")
+    return found
 
 
 # --- bad rows ---

@@ -203,8 +203,11 @@ def _check_search(found: Found, values: dict) -> None:
 def _check_slices(found: Found, values: dict) -> None:
     if "image" in values["slice_by"]:
         found.wrong.append("slice_by: image is the picture's own column; rename it in the table")
-    if values["attributes"] is not None:
+    if values["attributes"] is not None and found.pairs is None:
         _check_columns(found, "attributes", values["attributes"], ["file_name", *values["slice_by"]])
+    elif values["attributes"] is not None:
+        with found.noting("attributes"):
+            data.read_attributes(values["attributes"], values["slice_by"], found.pairs["image"])
 
 
 def _check_truth(found: Found, values: dict) -> None:

@@ -136,6 +136,16 @@ def test_columns_are_looked_at(per_stage, disk):
     assert "has no column imgId; there are" in found[1]
 
 
+def test_attributes_of_other_pictures_are_refused(per_stage, disk, tmp_path):
+    table = pl.DataFrame({"file_name": ["p0.png"], "subject": ["square"], "style": ["plain"]})
+    for folder, wrong in ((tmp_path, 1), (disk / "train", 0)):
+        table.write_csv(folder / "attributes.csv")
+        per_stage["04_ensemble_oof"]["attributes"] = str(folder / "attributes.csv")
+        found = preflight.problems(per_stage)
+        (folder / "attributes.csv").unlink()
+        assert len(found) == wrong and all("describes none of the 6 training pictures; its first is" in line for line in found)
+
+
 def test_a_set_that_is_mostly_bad_is_refused_with_its_tally(per_stage, disk, tmp_path):
     rows = pl.DataFrame({"file_name": ["p0.png", *[f"gone{i}.png" for i in range(5)]], "prompt": ["a plain square"] * 6})
     (tmp_path / "train").mkdir()
