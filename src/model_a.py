@@ -27,7 +27,7 @@ from src.encoder import Encoder, autocast, image_embeddings, text_embeddings
 from src.head import N_OUT, Head
 from src.metrics import avg_cos
 from src.paths import CACHE
-from src.tower import Tower
+from src.tower import Tower, strided_depthwise_in_float32
 from src.training import (
     Fitted,
     Recipe,
@@ -59,6 +59,7 @@ def make_tower(encoder: Encoder, recipe: Recipe) -> Tower:
                   lora_rank=0 if frozen else recipe.lora_rank, lora_blocks=recipe.lora_blocks,
                   checkpointing=recipe.grad_checkpointing)
     tower.to(encoder.device)
+    strided_depthwise_in_float32(tower)
     if recipe.compile:
         tower.compile()
     return tower

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,7 @@ class Found:
     pairs: pl.DataFrame | None = None
     test: dict[str, list[str]] = field(default_factory=dict)  # by folder: the pictures' ids
     clips: dict[str, Encoder | None] = field(default_factory=dict)  # None for one that does not load
-    kept: dict[str, int] = field(default_factory=dict)  # by CLIP: bytes of one picture's frozen activations, 0 where none is kept
+    kept: dict[str, dict[int, int]] = field(default_factory=dict)  # by CLIP and cut: bytes of one picture's frozen activations
     trained: dict[str, int] = field(default_factory=dict)  # by CLIP: parameters that train
 
     @contextmanager
@@ -143,12 +143,13 @@ def _check_training(found: Found, values: dict) -> None:
     with found.noting("02_train_model_a"):
         given = {f.name: values[RENAMED.get(f.name, f.name)] for f in fields(Recipe) if RENAMED.get(f.name, f.name) in values}
         recipe = Recipe(**given)
+        if found.clips[values["clip"]] is not None:
+            with found.noting("blocks_clip"):
+                baseline = {"trainable_blocks": values["blocks_clip"], "lora_rank": 0, "grad_checkpointing": False}
+                _dry_step(found, values["clip"], replace(recipe, **baseline))
         for name in [values["clip"], *values["backbones"]]:
             if found.clips[name] is not None:
                 _dry_step(found, name, recipe)
-    if found.clips[values["clip"]] is not None:
-        with found.noting("blocks_clip"):
-            model_a.make_tower(found.clips[values["clip"]], Recipe(trainable_blocks=values["blocks_clip"]))
 
 
 def _dry_step(found: Found, name: str, recipe: Recipe) -> None:
@@ -169,7 +170,8 @@ def _dry_step(found: Found, name: str, recipe: Recipe) -> None:
         raise RuntimeError(f"batch_size {recipe.batch_size} does not fit the GPU's memory; halve it and double accumulate, turn on "
                            f"grad_checkpointing, or lower trainable_blocks ({str(error).split('. ')[0]})") from None
     found.trained[name] = sum(p.numel() for p in tower.parameters() if p.requires_grad)
-    found.kept[name] = frozen[0].numel() * (2 if on_gpu else 4) if tower.splits and tower.trains else 0
+    if tower.splits and tower.trains:
+        found.kept.setdefault(name, {})[tower.cut] = frozen[0].numel() * (2 if on_gpu else 4)
 
 
 def _check_search(found: Found, values: dict) -> None:
@@ -300,8 +302,8 @@ def room_needed(found: Found, per_stage: dict[str, dict], output: Path) -> dict[
         needed["pixels"] += rows * 3 * clip.geometry.size**2
         needed["embeddings"] += rows * 4 * width
         if name in found.trained:
-            kept = rows * found.kept[name]
-            needed["activations"] += kept if kept <= model_a.ACTIVATION_BYTES else 0
+            kept = [rows * n_bytes for n_bytes in found.kept.get(name, {}).values()]
+            needed["activations"] += sum(n_bytes for n_bytes in kept if n_bytes <= model_a.ACTIVATION_BYTES)
             fits = per_stage.get("01_dedup", {}).get("n_folds", 1) * (4 if name == training["clip"] else 1)
             needed["weights"] += 4 * found.trained[name] * (fits + 5)  # 5: one checkpoint
         if searching and name in (searching["clip"], *searching["more_clips"]):

@@ -31,7 +31,7 @@ class Tower(nn.Module):
     def __init__(self, visual: nn.Module, trainable_blocks: int, *, train_depthwise: bool = False, lora_rank: int = 0,
                  lora_blocks: int = WHOLE, checkpointing: bool = False):
         super().__init__()
-        blocks = blocks_of(visual)
+        blocks, self.block_names = blocks_of(visual), _block_names(visual)
         if trainable_blocks > len(blocks) or trainable_blocks < WHOLE:
             raise ValueError(f"trainable_blocks {trainable_blocks}, but the tower has {len(blocks)} (-1 trains all of it)")
         self.visual, self.checkpointing = visual.requires_grad_(trainable_blocks == WHOLE).eval(), checkpointing
@@ -45,7 +45,6 @@ class Tower(nn.Module):
         self.cut, self.trains = self.frozen_blocks - n_adapted, trainable_blocks != 0 or n_adapted > 0
         if n_adapted:
             add_adapters(visual, blocks[self.cut:self.frozen_blocks], lora_rank)
-        _strided_depthwise_in_float32(blocks[self.cut:])
         self.splits = not self.trains or (self.cut > 0 and self._is_a_chain())
         if checkpointing and not self.splits:
             visual.set_grad_checkpointing(True)
@@ -79,7 +78,7 @@ class Tower(nn.Module):
 
     def depth(self, name: str) -> int:
         """How many blocks lie behind the parameter `name`: 0 for the tail, 1 for the last block, n + 1 for the stem."""
-        for i, prefix in enumerate(_block_names(self.visual)):
+        for i, prefix in enumerate(self.block_names):
             if name.removeprefix("visual.").startswith(prefix + "."):
                 return self.n_blocks - i
         return 0 if any(part in name.split(".") for part in TAIL) else self.n_blocks + 1
@@ -172,10 +171,10 @@ def _freeze_depthwise(visual: nn.Module) -> None:
             module.weight.requires_grad_(False)
 
 
-def _strided_depthwise_in_float32(blocks: list[nn.Module]) -> None:
-    """On a CPU: the gradient of such a convolution takes oneDNN some twenty times as long in bf16, half of a step's time."""
-    for block in blocks:
-        for module in block.modules():
+def strided_depthwise_in_float32(tower: Tower) -> None:
+    """Behind the cut, on a CPU: the gradient of such a convolution takes oneDNN twenty times as long in bf16, a third of a step."""
+    for name in tower.block_names[tower.cut:]:
+        for module in tower.visual.get_submodule(name).modules():
             strided = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1 and max(module.stride) > 1
             if strided and module.weight.device.type == "cpu":
                 module.forward = partial(_in_float32, module.forward)

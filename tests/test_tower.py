@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import torch
 
-from src.tower import Tower, blocks_of, chain
+from src.tower import Tower, blocks_of, chain, strided_depthwise_in_float32
 
 CONFIGS = {
     "openai_vit": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 3, "head_width": 32},
@@ -111,6 +111,7 @@ def test_adapters_on_the_last_frozen_blocks_alone_let_the_others_be_kept(name):
 
 def test_strided_depthwise_convolutions_that_pass_a_gradient_run_in_float32():
     tower, found = Tower(visual("efficientnet"), 2), {}
+    strided_depthwise_in_float32(tower)
     for name, module in tower.named_modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda module, args, out, name=name: found.update({name: (module, out.dtype)}))
