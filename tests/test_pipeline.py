@@ -122,6 +122,15 @@ def test_values_given_to_the_notebooks(toy):
     assert values["01_dedup"]["rate"] == 2 and values["01_dedup"]["train"] == ["a", "b"] and values["01_dedup"]["truth"] is None
 
 
+@pytest.mark.parametrize(("changes", "wanted"), [
+    (["n=7"], [7, 7, 7, 7, 7]), (["n=7", "02_train_model_a.n=8"], [7, 8, 7, 7, 7]), (["common.n=7"], [7, 3, 7, 7, 7]),
+])
+def test_the_command_line_wins_over_every_section_of_the_file(toy, changes, wanted):
+    (toy / "more.yaml").write_text("common: {n: 1}\n02_train_model_a: {n: 3}\n", encoding="utf-8")
+    values = params.stage_params(params.load_params(str(toy / "more.yaml"), changes), "more.yaml", toy / "notebooks")
+    assert [values[stage]["n"] for stage in STAGES] == wanted
+
+
 @pytest.mark.parametrize(("first", "only", "stages"), [
     (None, None, STAGES), ("03", None, STAGES[2:]), (None, "3", STAGES[2:3]), (None, "05_submit", STAGES[4:]),
 ])
