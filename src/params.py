@@ -91,9 +91,9 @@ def load_params(file: str, changes: list[str]) -> dict[str, dict]:
             key, equals, value = change.partition("=")
             if not equals:
                 raise Problem(f"--set {change}: wanted KEY=VALUE")
-            section, _, name = key.rpartition(".")
-            above = [stage for stage in STAGES if not section and name in params.get(stage, {})]  # a section wins over common
-            for section in [section or "common", *above]:
+            named, _, name = key.rpartition(".")
+            above = [stage for stage in STAGES if not named and name in params.get(stage, {})]  # a section wins over common
+            for section in [named or "common", *above]:
                 params.setdefault(section, {})[name] = yaml.load(value, Loader=_strict_loader(yaml))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Problem(f"{shown(path)}: {error}") from None
