@@ -27,7 +27,7 @@ from src.encoder import Encoder, autocast, image_embeddings, text_embeddings
 from src.head import N_OUT, Head
 from src.metrics import avg_cos
 from src.paths import CACHE
-from src.tower import Tower, strided_depthwise_in_float32
+from src.tower import Tower, blocks_of, strided_depthwise_in_float32
 from src.training import (
     Fitted,
     Recipe,
@@ -63,6 +63,11 @@ def make_tower(encoder: Encoder, recipe: Recipe) -> Tower:
     if recipe.compile:
         tower.compile()
     return tower
+
+
+def plain_tower(encoder: Encoder, cut: int) -> Tower:
+    """A copy of the encoder's own vision tower, cut in front of block `cut`: its two parts give the CLIP's own embeddings."""
+    return Tower(deepcopy(encoder.model.visual), len(blocks_of(encoder.model.visual)) - cut)
 
 
 def frozen_activations(tower: Tower, encoder: Encoder, pixels: images.Pixels, file: Path) -> np.ndarray | None:
@@ -113,7 +118,7 @@ def training_set(encoder: Encoder, frame: pl.DataFrame, out: Path, *, name: str,
     tower = make_tower(encoder, recipe)
     activations = frozen_activations(tower, encoder, pixels, folder / f"activations_{name}_{tower.cut}.npy")
     whole = activations is not None and activations.dtype == np.float32  # half precision would not give the encoder's own rows
-    compute = partial(_finish, tower, activations) if whole else None
+    compute = partial(_finish, plain_tower(encoder, tower.cut), activations) if whole else None
     embeddings = image_embeddings(encoder, pixels, folder, name=name, compute=compute)
     if targets is None:
         none = np.zeros(len(frame), dtype=np.int64)

@@ -1,7 +1,6 @@
 """One CLIP and the folds trained from it, for prediction: the blocks that no fold has changed run once a batch, not once a fold."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 
 import numpy as np
 import torch
@@ -10,7 +9,6 @@ from torch.nn import functional as F
 from src import model_a
 from src.encoder import Encoder, autocast
 from src.metrics import unit
-from src.tower import Tower
 
 
 class Trunk:
@@ -23,7 +21,7 @@ class Trunk:
     def __init__(self, clip: Encoder, members: Mapping[str, Sequence[model_a.Fitted]]):
         self.clip, self.members = clip, members
         folds = next(iter(members.values()), ())
-        self.plain = self._plain(folds[0].tower) if folds else None
+        self.plain = model_a.plain_tower(clip, folds[0].tower.cut) if folds else None
         self.shared = {name for name, folds in members.items() if self.plain is not None and self._same_activations(folds)}
 
     @torch.inference_mode()
@@ -46,10 +44,6 @@ class Trunk:
                 return None, F.normalize(self.clip.model.encode_image(x).float(), dim=-1)
             activations = self.plain.frozen(x)
             return activations, self.plain(activations)
-
-    def _plain(self, tower: Tower) -> Tower:
-        """The CLIP's own tower, cut where `tower` is cut."""
-        return Tower(deepcopy(self.clip.model.visual), tower.n_blocks - tower.cut)
 
     @torch.inference_mode()
     def _same_activations(self, folds: Sequence[model_a.Fitted]) -> bool:
