@@ -30,7 +30,7 @@ BEST = model_a.Recipe(epochs=10, batch_size=32, lr_vision=2e-3, lr_fc=1e-3, trai
 ONE = replace(BEST, trainable_blocks=1, lr_vision=1e-2)  # the best of one block
 PLAIN = replace(ONE, head="linear", epochs=4, lr_vision=1e-3, several_pictures=False, ema=0)
 PROBE = replace(BEST, head="linear", tower="frozen", epochs=0)
-REFERENCE = "+ EMA .98"  # what stands below it, but for the default, is this with one change
+REFERENCE = "+ EMA .98"  # all that stands below it is held against it, and but for two rows is this with one change
 DEFAULT = "three blocks, 2e-3 (the default)"
 LADDER = {
     "ridge on frozen": PROBE,

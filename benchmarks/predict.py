@@ -43,6 +43,7 @@ def main() -> None:
         decoded = list(predictor.pool.map(predictor.decode, sources[: options.batch_size]))
         batch = predict.stack([decoded[i % len(decoded)] for i in range(options.batch_size)])
         steps = -(-options.pictures // options.batch_size)
+        per_part = max(1, predict.PART // options.batch_size)
         clip = predictor.trunks[next(iter(predictor.clips_b.values()))].clip
         bare = Trunk(clip, {})
         found = []
@@ -51,8 +52,8 @@ def main() -> None:
             predict.run(predictor, pictures, out, batch_size=options.batch_size)
             whole = time.perf_counter() - start
             start = time.perf_counter()
-            for first in range(0, steps, predict.PART // options.batch_size):
-                predictor.find([predictor.see(batch) for _ in range(first, min(first + predict.PART // options.batch_size, steps))])
+            for first in range(0, steps, per_part):
+                predictor.find([predictor.see(batch) for _ in range(first, min(first + per_part, steps))])
             models = time.perf_counter() - start
             start = time.perf_counter()
             for _ in range(steps):

@@ -174,7 +174,7 @@ def read_attributes(table: str | Path, columns: Sequence[str], images: pl.Series
     `file_name` is relative to the table's folder. Raises ValueError when it describes none of them, or a column is missing.
     """
     file = resolve(table)
-    told = load_table(file, ["file_name", *columns]).select(
+    told = load_table(file, ["file_name", *columns], as_text=True).select(
         pl.col(columns).cast(pl.String), image=pl.format("{}/{}", pl.lit(shown(file.parent)), "file_name"))
     found = told.filter(pl.col("image").is_in(images.implode()))
     if found.is_empty():

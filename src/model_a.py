@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +117,7 @@ def training_set(encoder: Encoder, frame: pl.DataFrame, out: Path, *, name: str,
     tower = make_tower(encoder, recipe)
     activations = frozen_activations(tower, encoder, pixels, folder / f"activations_{name}_{tower.cut}.npy")
     whole = activations is not None and activations.dtype == np.float32  # half precision would not give the encoder's own rows
-    compute = partial(_finish, plain_tower(encoder, tower.cut), activations) if whole else None
+    compute = (lambda: _finish(plain_tower(encoder, tower.cut), activations)) if whole else None
     embeddings = image_embeddings(encoder, pixels, folder, name=name, compute=compute)
     if targets is None:
         none = np.zeros(len(frame), dtype=np.int64)

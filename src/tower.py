@@ -1,7 +1,7 @@
 """The vision tower in two parts: the frozen blocks, whose output can be kept, and the blocks that train.
 
 Most of a tower's cost is in the blocks that never change. Where a tower is known to be a chain (stem, blocks, tail), it is cut in
-front of the first block that trains, and every epoch starts from the kept activations. Any other tower runs whole.
+front of the first block that trains or has adapters, and every epoch starts from the kept activations. Any other tower runs whole.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ class Tower(nn.Module):
 
     @torch.no_grad()
     def frozen(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, 3, s, s) -> float32 activations in front of the first trainable block; the pixels themselves where it is not cut."""
+        """(n, 3, s, s) -> float32 activations in front of the cut; the pixels themselves where it is not cut."""
         if not self.trains:
             return F.normalize(self.visual(x).float(), dim=-1)
         return self._before(x).float() if self.splits else x

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import resource
 import subprocess
 import sys
 
@@ -271,6 +272,19 @@ def damaged(folder) -> dict[str, str]:
     bomb.save(folder / "bomb.png")
     bad = {"cut.png", "cut.jpg", "empty.png", "html.jpg", "bomb.png"}
     return {f.name: "bad" if f.name in bad else "good" for f in sorted(folder.iterdir())}
+
+
+def test_pixels_that_are_only_partly_written_stop_the_run(tmp_path):
+    picture(tmp_path / "fox.png", "red")
+    frame = pl.DataFrame({"id": ["fox"], "image": [str(tmp_path / "fox.png")]})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # of 12,288 bytes: the disk takes no more
+    try:
+        with pytest.raises(OSError, match="No space left on device.*pixels_64"):
+            images.cache(frame, tmp_path / "cache", geometry=images.Geometry(64), name="test")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert images.cache(frame, tmp_path / "cache", geometry=images.Geometry(64), name="test")[0].ids == ["fox"]
 
 
 def test_every_kind_of_bad_picture_is_set_aside_and_every_odd_one_is_converted(tmp_path):
