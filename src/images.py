@@ -17,7 +17,7 @@ from types import ModuleType
 
 import numpy as np
 import polars as pl
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from src import references
@@ -94,7 +94,10 @@ def decode(reference: str | Path) -> Image.Image:
 
 
 def _opened(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content), formats=FORMATS)
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:  # its own message is an address in memory
+        raise UnidentifiedImageError(f"its {len(content)} bytes are no picture in any of {', '.join(FORMATS)}") from None
 
 
 def examples(rows: pl.DataFrame, n: int, *, size: int = 256) -> list[tuple[Image.Image, dict]]:

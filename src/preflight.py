@@ -32,9 +32,8 @@ TIMEOUT = 5  # seconds for a Dask scheduler to answer
 LIMITS = {  # what a notebook, and no dataclass such as Recipe, would find out of range; None: no end
     "seed": (0, 2**31), "max_rejected": (0, 1), "min_words": (0, None), "max_tokens": (1, None), "edge_characters": (0, None),
     "cosine_threshold": (-1, 1), "group_similarity": (-1, 0.99), "max_group_share": (0, 1), "n_folds": (2, None),
-    "epochs_clip": (0, None), "lr_clip": (0, None), "blocks_clip": (-1, None), "ablation_epochs": (0, None),
-    "samples": (2, None), "worst": (1, None), "tolerance": (0, None), "k_grid": (1, None), "dim_grid": (0, None),
-    "tau_grid": (1e-6, None),
+    "epochs_clip": (0, None), "lr_clip": (0, None), "ablation_epochs": (0, None), "samples": (2, None), "worst": (1, None),
+    "tolerance": (0, None), "k_grid": (1, None), "dim_grid": (0, None), "tau_grid": (1e-6, None),
 }
 CHOICES = {"filter_scope": ("all", "source"), "store_dtype": datastore.DTYPES}
 

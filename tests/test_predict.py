@@ -35,7 +35,8 @@ def test_every_picture_in_order_of_its_path_and_the_broken_ones_listed(pictures,
     np.testing.assert_allclose(np.linalg.norm(table["embedding"].to_numpy(), axis=1), 1, atol=1e-6)
     assert table["prompts"].list.len().unique().to_list() == [2]
     rejected = pl.read_csv(tmp_path / "found.parquet.rejected.csv")
-    assert rejected["id"].to_list() == ["a/0001.jpg", "a/=cmd.png"] and "UnidentifiedImageError" in rejected["reason"][0]
+    assert rejected["id"].to_list() == ["a/0001.jpg", "a/=cmd.png"]
+    assert "UnidentifiedImageError: its 13 bytes are no picture in any of PNG, JPEG" in rejected["reason"][0]
     assert not predict.parts_folder(tmp_path / "found.parquet").exists()
 
 
