@@ -247,7 +247,7 @@ class _Search:
         torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
         torch.set_num_threads(1)  # of this thread, which shares the processor with the tiles' threads
         try:
-            with (ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+            with (ThreadPoolExecutor(workers, initializer=self._start_thread) as pool,
                   tqdm(total=n * (n + 1) // 2, desc="similarities", unit=" pairs", unit_scale=True, disable=not progress) as bar):
                 for later, earlier in _upper_tiles(n, block):
                     ahead.append((later, earlier, pool.submit(self._look, later, earlier)))
@@ -259,6 +259,11 @@ class _Search:
             torch.backends.cuda.matmul.allow_tf32 = before[0]
             torch.set_num_threads(before[1])
         self._reduce_pairs()
+
+    def _start_thread(self) -> None:
+        torch.set_num_threads(1)
+        if self.x.device.type == "cuda":
+            torch.cuda.set_device(self.x.device)  # a thread of its own begins without one
 
     def _tile(self, later: slice, earlier: slice) -> torch.Tensor:
         """The similarities of two blocks, in this thread's buffer."""

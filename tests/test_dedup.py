@@ -186,20 +186,22 @@ def test_a_fold_file_of_another_form_is_refused(tmp_path, table, message):
 
 
 ODD = ["A  red\tFOX ", "a ｒed fox", "ÉCOLE  d'été", "赤い狐が 眠る", "", " ", "fox", "a b c", "x " * 50, "a red fox"]
+CONTROL = ["a\x1cb\x1dc d", "\x00 a b c\x1f", "\x0ba\x0cb\rc\n"]  # libraries differ in which of these are white space
 
 
 def test_the_rules_of_the_text_store_are_the_same_on_every_frame_library():
     import narwhals as nw
 
     answers = [nw.from_native(dedup.judged(frame, min_words=3, max_characters=40)) for frame in
-               (pl.DataFrame({"prompt": ODD}), pl.DataFrame({"prompt": ODD}).to_pandas(), pl.DataFrame({"prompt": ODD}).to_arrow())]
+               (both := pl.DataFrame({"prompt": ODD + CONTROL}), both.to_pandas(), both.to_arrow())]
     texts, reasons = ([answer[column].to_list() for answer in answers] for column in ("text", "reason"))
     assert texts[0] == texts[1] == texts[2]
     assert texts[0][:4] == ["a red fox", "a red fox", "école d'été", "赤い狐が 眠る"]
     plain = [[None if r != r else r for r in reason] for reason in reasons]  # pandas writes NaN
     assert plain[0] == plain[1] == plain[2]
     short, long = "fewer than 3 words", "more than 40 characters"
-    assert plain[0] == [None, None, short, short, "empty", "empty", short, None, long, None]
+    assert plain[0] == [None, None, short, short, "empty", "empty", short, None, long, None, short, None, None]
+    assert texts[0][-3:] == ["a\x1cb\x1dc d", "\x00 a b c\x1f", "a b c"]
 
 
 def test_a_text_store_keeps_the_first_of_equal_prompts_across_batches(tmp_path):
