@@ -192,8 +192,9 @@ CONTROL = ["a\x1cb\x1dc d", "\x00 a b c\x1f", "\x0ba\x0cb\rc\n"]  # libraries di
 def test_the_rules_of_the_text_store_are_the_same_on_every_frame_library():
     import narwhals as nw
 
-    answers = [nw.from_native(dedup.judged(frame, min_words=3, max_characters=40)) for frame in
-               (both := pl.DataFrame({"prompt": ODD + CONTROL}), both.to_pandas(), both.to_arrow())]
+    frame = pl.DataFrame({"prompt": ODD + CONTROL})
+    answers = [nw.from_native(dedup.judged(native, min_words=3, max_characters=40)) for native in
+               (frame, frame.to_pandas(), frame.to_arrow())]
     texts, reasons = ([answer[column].to_list() for answer in answers] for column in ("text", "reason"))
     assert texts[0] == texts[1] == texts[2]
     assert texts[0][:4] == ["a red fox", "a red fox", "école d'été", "赤い狐が 眠る"]
