@@ -1,7 +1,7 @@
 """Model A's recipe on the demo, measured: every row on the same folds, paired on the same out-of-fold rows.
 
     python benchmarks/model_a_ladder.py ladder             what each step of the recipe is worth; --only NAME ... measures
-                                                           "+ EMA .98" and these
+                                                           these and what they are held against
     python benchmarks/model_a_ladder.py seeds --seeds 3    Table 1's CLIP rows and Model A, mean and spread over seeds
     python benchmarks/model_a_ladder.py small              against its own start on 500, 1,000 and 2,000 scenes, and on the single
                                                            OpenMoji drawings with their names as prompts
@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +31,8 @@ BEST = model_a.Recipe(epochs=10, batch_size=32, lr_vision=2e-3, lr_fc=1e-3, trai
 ONE = replace(BEST, trainable_blocks=1, lr_vision=1e-2)  # the best of one block
 PLAIN = replace(ONE, head="linear", epochs=4, lr_vision=1e-3, several_pictures=False, ema=0)
 PROBE = replace(BEST, head="linear", tower="frozen", epochs=0)
-REFERENCE = "+ EMA .98"  # all that stands below it is held against it, and but for two rows is this with one change
-DEFAULT = "three blocks, 2e-3 (the default)"
+REFERENCE = "+ EMA .98"  # one block; each row is held against the one above, those from here to DEFAULT against this
+DEFAULT = "three blocks, 2e-3 (the default)"  # the rows below it are this with one change, and held against it
 LADDER = {
     "ridge on frozen": PROBE,
     "linear, one rate, random start": replace(PLAIN, epochs=10, start="random", interpolate=False),
@@ -42,18 +43,18 @@ LADDER = {
     "+ interpolation": replace(ONE, ema=0),
     REFERENCE: ONE,
     "two blocks, rates falling by .3": replace(ONE, trainable_blocks=2, layer_decay=0.3),
-    DEFAULT: BEST,
-    "linear head": replace(ONE, head="linear"),
-    "layer-wise decay .5": replace(ONE, layer_decay=0.5),
-    "wide head": replace(ONE, head="wide"),
-    "contrastive": replace(ONE, loss="contrastive"),
-    "Huber": replace(ONE, loss="huber"),
-    "no warm-up": replace(ONE, warmup=0.0),
-    "no gradient clipping": replace(ONE, clip_norm=0.0),
-    "two batches a step": replace(ONE, accumulate=2),
-    "weighed by CLIP agreement": replace(ONE, weigh_by_agreement=True),
     "LoRA, rank 4, the last frozen block": replace(ONE, lora_rank=4, lora_blocks=1),
     "LoRA, rank 4, all frozen blocks": replace(ONE, lora_rank=4),  # runs the whole tower: nothing is kept in front of an adapter
+    DEFAULT: BEST,
+    "linear head": replace(BEST, head="linear"),
+    "layer-wise decay .5": replace(BEST, layer_decay=0.5),
+    "wide head": replace(BEST, head="wide"),
+    "contrastive": replace(BEST, loss="contrastive"),
+    "Huber": replace(BEST, loss="huber"),
+    "no warm-up": replace(BEST, warmup=0.0),
+    "no gradient clipping": replace(BEST, clip_norm=0.0),
+    "two batches a step": replace(BEST, accumulate=2),
+    "weighed by CLIP agreement": replace(BEST, weigh_by_agreement=True),
 }
 TABLE_1 = {"clip": PLAIN, "clip_filter1": PLAIN, "clip_filter2": PLAIN, "model_a": BEST}
 
@@ -79,7 +80,7 @@ def out_of_fold(clip: encoder.Encoder, data: model_a.TrainingSet, pairs: pl.Data
 
 
 def table(clip: encoder.Encoder, options: argparse.Namespace, recipes: dict[str, model_a.Recipe]) -> None:
-    """One line a recipe: the mean score over seeds, and the first seed's difference to the recipe before, or to REFERENCE."""
+    """One line a recipe: the mean score over seeds, and the first seed's difference to what the recipe is held against."""
     out = paths.resolve(options.output)
     pairs, targets = rows_of_the_demo(out)
     group, before, against = pairs.filter("filter2")["group"].to_numpy(), None, ""
@@ -92,7 +93,7 @@ def table(clip: encoder.Encoder, options: argparse.Namespace, recipes: dict[str,
         if before is not None:
             line += f"; over {against} {ensemble.paired_bootstrap(cosine, before, groups=group)}"
         print(line, flush=True)
-        if against != REFERENCE:
+        if against not in (REFERENCE, DEFAULT) or name == DEFAULT:
             before, against = cosine, name
 
 
@@ -139,6 +140,13 @@ def openmoji(folder: Path, size: int = 256) -> tuple[pl.DataFrame, np.ndarray]:
                               filter1=pl.lit(True), filter2=found.stays, fold=dedup.folds(group, 3)), targets
 
 
+def chosen(only: Sequence[str]) -> dict[str, model_a.Recipe]:
+    """The ladder's rows `only`, and those that they are held against."""
+    names = list(LADDER)
+    wanted = {*only, *(DEFAULT if names.index(name) > names.index(DEFAULT) else REFERENCE for name in only)}
+    return {name: recipe for name, recipe in LADDER.items() if name in wanted}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measure", choices=("ladder", "seeds", "small"))
@@ -146,7 +154,7 @@ def main() -> None:
     parser.add_argument("--clip", default="local-dir:input/demo/clip")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--only", nargs="+", choices=LADDER, metavar="NAME", help=f"of the ladder: {REFERENCE} and these rows")
+    parser.add_argument("--only", nargs="+", choices=LADDER, metavar="NAME", help="of the ladder: these rows alone")
     options = parser.parse_args()
     if options.only and options.measure != "ladder":
         parser.error(f"--only chooses rows of the ladder, not of {options.measure}")
@@ -154,8 +162,7 @@ def main() -> None:
     if options.measure == "small":
         small(clip, options)
     else:
-        ladder = {name: recipe for name, recipe in LADDER.items() if not options.only or name in (REFERENCE, *options.only)}
-        table(clip, options, ladder if options.measure == "ladder" else TABLE_1)
+        table(clip, options, TABLE_1 if options.measure == "seeds" else chosen(options.only) if options.only else LADDER)
 
 
 if __name__ == "__main__":

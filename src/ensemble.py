@@ -17,6 +17,7 @@ from src.metrics import cosines, unit
 
 ZERO = 1e-6  # an optimiser's weight below this is none
 FEW = 10  # rows that are too few to tell whether they were shuffled
+PENALTIES = np.logspace(0, 6, 13)  # of the ridge behind the confidence; standardised columns, so some of the number of rows
 PAIRED = 3.0  # standard errors by which rows must fit their own partner better than a stranger
 
 PAPER = {"CLIP": 0.5642, "CLIP + data filter 1": 0.5684, "CLIP + data filter 2": 0.5721, "Model A": 0.5753, "Model B": 0.5531,
@@ -242,31 +243,45 @@ def agreement(members: Members, weights: Mapping[str, float], sides: tuple[Seque
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """The expected cosine at each agreement of A and B: a monotone curve through these points, flat beyond its ends."""
+class Confidence:
+    """The cosine with the truth that a prediction is expected to have: linear in the prediction itself, since what is depicted
+    tells how well it can be told, and in the agreement of A and B; within what it was for the rows that it was fitted on.
+    """
 
-    agreement: list[float]
-    expected: list[float]
+    weight: list[float]  # (d,), of the prediction
+    agreement: float
+    intercept: float
+    low: float
+    high: float
 
-    def __call__(self, agreement: np.ndarray) -> np.ndarray:
-        """(n,) float32 confidence: the expected cosine with the truth."""
-        return np.interp(agreement, self.agreement, self.expected).astype(np.float32)
-
-
-def calibrate(agreement: np.ndarray, cosine: np.ndarray) -> Calibration:
-    """Isotonic regression of the true cosine on the agreement, both (n,), of out-of-fold rows."""
-    from sklearn.isotonic import IsotonicRegression
-
-    found = IsotonicRegression(out_of_bounds="clip").fit(agreement, cosine)
-    return Calibration(found.X_thresholds_.tolist(), found.y_thresholds_.tolist())
+    def __call__(self, prediction: np.ndarray, agreement: np.ndarray) -> np.ndarray:
+        """(n, d) unit rows and their (n,) agreement -> (n,) float32."""
+        expected = prediction @ np.array(self.weight) + self.agreement * agreement + self.intercept
+        return np.clip(expected, self.low, self.high).astype(np.float32)
 
 
-def cross_calibrate(agreement: np.ndarray, cosine: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """(n,) float32 confidence of each fold's rows by the calibration of the other folds: what judges the confidence."""
+def fit_confidence(prediction: np.ndarray, agreement: np.ndarray, cosine: np.ndarray) -> Confidence:
+    """Ridge regression of the true cosine (n,) on out-of-fold predictions (n, d) and their agreement (n,).
+
+    The penalty is chosen by leaving one row out.
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.preprocessing import StandardScaler
+
+    x = np.column_stack([prediction, agreement]).astype(np.float64)
+    scaler = StandardScaler().fit(x)
+    ridge = RidgeCV(PENALTIES).fit(scaler.transform(x), cosine)
+    slope, fitted = ridge.coef_ / scaler.scale_, np.clip(ridge.predict(scaler.transform(x)), -1, 1)
+    return Confidence(slope[:-1].tolist(), float(slope[-1]), float(ridge.intercept_ - slope @ scaler.mean_),
+                      float(fitted.min()), float(fitted.max()))
+
+
+def cross_fit_confidence(prediction: np.ndarray, agreement: np.ndarray, cosine: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """(n,) float32 confidence of each fold's rows as fitted on the other folds: what judges the confidence."""
     confidence = np.empty(len(cosine), dtype=np.float32)
     for f in np.unique(fold):
         mine = fold == f
-        confidence[mine] = calibrate(agreement[~mine], cosine[~mine])(agreement[mine])
+        confidence[mine] = fit_confidence(prediction[~mine], agreement[~mine], cosine[~mine])(prediction[mine], agreement[mine])
     return confidence
 
 

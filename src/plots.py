@@ -167,18 +167,27 @@ def ladder(names: list[str], here: np.ndarray, paper: np.ndarray) -> Figure:
     return figure
 
 
-def calibration(agreement: np.ndarray, cosine: np.ndarray, curve: tuple[np.ndarray, np.ndarray], *, bins: int = 12) -> Figure:
-    """Cosine with the truth against the agreement of A and B, (n,) each: rows, means of equally large bins, the fitted curve."""
-    figure, axes = plt.subplots(figsize=(6, 3.2))
-    axes.plot(agreement, cosine, ".", color=GREY, alpha=0.25, markersize=3, label="a picture")
-    parts = np.array_split(np.argsort(agreement), min(bins, len(agreement)))
-    x, y = (np.array([values[part].mean() for part in parts]) for values in (agreement, cosine))
-    error = np.array([1.96 * cosine[part].std() / np.sqrt(len(part)) for part in parts])
-    axes.errorbar(x, y, yerr=error, fmt="o", color=BLUE, capsize=3, label=f"mean of {len(parts[0])}, 95 % interval")
-    axes.plot(*curve, color=ORANGE, label="confidence (isotonic)")
-    axes.set(xlabel="agreement: cosine of A with B", ylabel="cosine with the truth")
-    axes.legend(loc="lower right", fontsize=8)
+def calibration(agreement: np.ndarray, confidence: np.ndarray, cosine: np.ndarray, *, bins: int = 12) -> Figure:
+    """Cosine with the truth against the agreement of A and B and against the confidence, (n,) each: rows, means of equal bins."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    for ax, label, values in zip(axes, ("agreement: cosine of A with B", "confidence"), (agreement, confidence), strict=True):
+        ax.plot(values, cosine, ".", color=GREY, alpha=0.25, markersize=3, label="a picture")
+        parts = np.array_split(np.argsort(values), min(bins, len(values)))
+        x, y = (np.array([column[part].mean() for part in parts]) for column in (values, cosine))
+        error = np.array([1.96 * cosine[part].std() / np.sqrt(len(part)) for part in parts])
+        ax.errorbar(x, y, yerr=error, fmt="o", color=BLUE, capsize=3, label=f"mean of {len(parts[0])}, 95 % interval")
+        ax.set(xlabel=f"{label} (correlation {_correlation(values, cosine):.2f})")
+    ends = [confidence.min(), confidence.max()]
+    axes[1].plot(ends, ends, color=ORANGE, label="as good as it says")
+    axes[0].set(ylabel="cosine with the truth")
+    for ax in axes:
+        ax.legend(loc="lower right", fontsize=8)
+    figure.tight_layout()
     return figure
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
 
 
 def slices(tables: dict[str, tuple[list[str], np.ndarray]], mean: float) -> Figure:

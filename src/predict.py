@@ -64,7 +64,7 @@ class Predictor:
     def __init__(self, output: str | Path = "output", *, device: str = "auto", engine: str = "auto", neighbours: int = 5):
         self.output, self.neighbours = resolve(output), neighbours
         blend = artifacts.load_json(self.output / paths.BLEND)
-        self.weights, self.calibration = blend["weights"], ensemble.Calibration(**blend["calibration"])
+        self.weights, self.confidence = blend["weights"], ensemble.Confidence(**blend["confidence"])
         self.sides = ensemble.member_names(self.output)
         clips, self.clips_b = clip_names(self.output)
         used = used_members(self.weights, self.sides[0])
@@ -112,9 +112,9 @@ class Predictor:
         sides = tuple([name for name in side if name in members] for side in self.sides)
         members = {name: members[name] for side in sides for name in side}
         weights = {name: self.weights[name] for name in members}
-        agreement = ensemble.agreement(members, weights, sides)
+        blend, agreement = ensemble.combine(members, weights), ensemble.agreement(members, weights, sides)
         prompts = self.b.store["prompt"].gather(index.ravel()).to_list()
-        return Found(ensemble.combine(members, weights), self.calibration(agreement),
+        return Found(blend, self.confidence(blend, agreement),
                      [prompts[i:i + index.shape[1]] for i in range(0, len(prompts), index.shape[1])], similarity)
 
 

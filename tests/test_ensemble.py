@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import polars as pl
 import pytest
@@ -199,17 +201,35 @@ def test_agreement_is_between_the_sides():
     np.testing.assert_allclose(both, cosines(unit(A + TRUTH), B), atol=1e-6)
 
 
-def test_confidence_is_monotone_and_right_on_average():
+def test_confidence_is_learnt_from_the_prediction_and_the_agreement():
     random = np.random.default_rng(1)
-    agree = random.uniform(0.2, 0.9, 3000)
-    cosine = np.clip(agree**2 + random.normal(0, 0.1, 3000), -1, 1)
-    curve = ensemble.calibrate(agree, cosine)
-    sure = curve(np.linspace(-1, 1, 50))
-    assert sure.dtype == np.float32 and (np.diff(sure) >= 0).all() and sure[0] == curve.expected[0]
-    np.testing.assert_allclose(curve(np.array([0.4, 0.8])), [0.16, 0.64], atol=0.03)
-    fold = np.arange(3000) % 3
-    crossed = ensemble.cross_calibrate(agree, cosine, fold)
-    np.testing.assert_array_equal(crossed[fold == 1], ensemble.calibrate(agree[fold != 1], cosine[fold != 1])(agree[fold == 1]))
+    prediction, agree = unit(random.standard_normal((3000, 8)).astype(np.float32)), random.uniform(0.2, 0.9, 3000)
+    expected = 0.6 + 0.2 * prediction[:, 0] + 0.1 * agree
+    cosine = (expected + random.normal(0, 0.05, 3000)).astype(np.float32)
+    fitted = ensemble.fit_confidence(prediction, agree, cosine)
+    np.testing.assert_allclose(fitted(prediction, agree), expected, atol=0.02)
+    np.testing.assert_allclose([fitted.weight[0], *fitted.weight[1:], fitted.agreement], [0.2, *[0] * 7, 0.1], atol=0.02)
+    again = ensemble.Confidence(**json.loads(json.dumps(vars(fitted))))
+    assert again == fitted and fitted(prediction, agree).dtype == np.float32
+    far = fitted(100 * prediction[:50], agree[:50])  # no picture gets what none of the rows had
+    assert set(far.tolist()) <= {np.float32(fitted.low), np.float32(fitted.high)} and -1 <= fitted.low < fitted.high <= 1
+
+
+def test_confidence_of_a_fold_comes_from_the_others():
+    random = np.random.default_rng(2)
+    prediction, agree, cosine = unit(random.standard_normal((300, 8)).astype(np.float32)), random.random(300), random.random(300)
+    fold = np.arange(300) % 3
+    crossed = ensemble.cross_fit_confidence(prediction, agree, cosine, fold)
+    mine = fold == 1
+    alone = ensemble.fit_confidence(prediction[~mine], agree[~mine], cosine[~mine])(prediction[mine], agree[mine])
+    np.testing.assert_array_equal(crossed[mine], alone)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 10])
+def test_confidence_of_a_few_rows_is_finite(rows):
+    prediction, cosine = unit(np.random.default_rng(0).standard_normal((rows, 384)).astype(np.float32)), np.linspace(0.2, 0.4, rows)
+    found = ensemble.fit_confidence(prediction, np.full(rows, 0.5), cosine)(prediction, np.full(rows, 0.5))
+    assert (found >= 0.1).all() and (found <= 0.5).all()
 
 
 def test_slices():

@@ -73,5 +73,6 @@ def _write_b(output: Path, clip: encoder.Encoder, train: pl.DataFrame, targets: 
 def _write_blend(output: Path, clip_name: str, ids: list[str], targets: np.ndarray) -> None:
     members, sides = ensemble.load_members(output, ids, "oof"), (["model_a"], ["model_b"])
     weights = {"model_a": 0.7, "model_b": 0.3}
-    curve = ensemble.calibrate(ensemble.agreement(members, weights, sides), cosines(targets, ensemble.combine(members, weights)))
-    artifacts.save_json(output / paths.BLEND, {"weights": weights, "clip": clip_name, "calibration": vars(curve)})
+    blend = ensemble.combine(members, weights)
+    expected = ensemble.fit_confidence(blend, ensemble.agreement(members, weights, sides), cosines(targets, blend))
+    artifacts.save_json(output / paths.BLEND, {"weights": weights, "clip": clip_name, "confidence": vars(expected)})
