@@ -167,10 +167,10 @@ def ladder(names: list[str], here: np.ndarray, paper: np.ndarray) -> Figure:
     return figure
 
 
-def calibration(agreement: np.ndarray, confidence: np.ndarray, cosine: np.ndarray, *, bins: int = 12) -> Figure:
-    """Cosine with the truth against the agreement of A and B and against the confidence, (n,) each: rows, means of equal bins."""
+def calibration(confidence: np.ndarray, agreement: np.ndarray, cosine: np.ndarray, *, bins: int = 12) -> Figure:
+    """Cosine with the truth against the confidence and against the agreement of A and B, (n,) each: rows, means of equal bins."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
-    for ax, label, values in zip(axes, ("agreement: cosine of A with B", "confidence"), (agreement, confidence), strict=True):
+    for ax, label, values in zip(axes, ("confidence", "agreement: cosine of A with B"), (confidence, agreement), strict=True):
         ax.plot(values, cosine, ".", color=GREY, alpha=0.25, markersize=3, label="a picture")
         parts = np.array_split(np.argsort(values), min(bins, len(values)))
         x, y = (np.array([column[part].mean() for part in parts]) for column in (values, cosine))
@@ -178,7 +178,7 @@ def calibration(agreement: np.ndarray, confidence: np.ndarray, cosine: np.ndarra
         ax.errorbar(x, y, yerr=error, fmt="o", color=BLUE, capsize=3, label=f"mean of {len(parts[0])}, 95 % interval")
         ax.set(xlabel=f"{label} (correlation {_correlation(values, cosine):.2f})")
     ends = [confidence.min(), confidence.max()]
-    axes[1].plot(ends, ends, color=ORANGE, label="as good as it says")
+    axes[0].plot(ends, ends, color=ORANGE, label="as good as it says")
     axes[0].set(ylabel="cosine with the truth")
     for ax in axes:
         ax.legend(loc="lower right", fontsize=8)

@@ -24,7 +24,7 @@ FIGURES = {  # function of src/plots.py -> what the reader should see in its fig
     "heat_map": "Model B: its constants tuned out-of-fold.",
     "alpha_curve": "The blend: score against the weight of Model A; grey is as good within one standard error.",
     "ladder": "The ladder here and in the paper. The data differ, so only the shapes compare.",
-    "calibration": "How well a prediction will fit: by the agreement of A and B alone, and by the confidence.",
+    "calibration": "How well a prediction will fit: by its confidence, and by the agreement of A and B alone.",
 }
 STYLE = """
 :root{--ink:#1d2330;--soft:#5b6474;--line:#dfe3ea;--paper:#fff;--back:#f5f6f8;--blue:#3465a4}
