@@ -32,6 +32,7 @@ def normalised(prompts):
     series = nw.from_native(prompts, series_only=True)
     foreign = series.str.contains(r"[^\x00-\x7F]").fill_null(False)
     folded = [" ".join(unicodedata.normalize("NFKC", prompt).lower().split()) for prompt in series.filter(foreign).to_list()]
+    # white space is named, since cuDF and pandas take more control characters for it than polars
     plain = series.str.to_lowercase().str.replace_all("[ \t\n\v\f\r]+", " ").str.strip_chars(" ")
     return (plain.scatter(foreign.arg_true(), folded) if folded else plain).to_native()
 
