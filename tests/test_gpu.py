@@ -1,6 +1,5 @@
 """What only a GPU can show: the real cuML, cuDF and CUDA against the same code on the CPU. Skipped where no GPU is usable."""
 
-import cupy
 import numpy as np
 import polars as pl
 import pytest
@@ -11,6 +10,7 @@ from src.metrics import cosines, unit
 from src.predict import Predictor
 from tests import tiny_output, toy
 
+cupy = pytest.importorskip("cupy")  # not on every platform
 pytestmark = pytest.mark.skipif(not cupy.cuda.is_available(), reason="no GPU that CUDA can use")
 rng = np.random.default_rng(0)
 
