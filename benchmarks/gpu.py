@@ -1,19 +1,17 @@
 """What a GPU takes over, as multiples of the bare operation on the same GPU and beside the CPU. Needs a CUDA GPU.
 
     python benchmarks/gpu.py search     cuML behind knn.search against torch's product and topk, and faiss; K = 100
-    python benchmarks/gpu.py filter     the one pass of filter 2 and the groups, by precision, against the full product
+    python benchmarks/gpu.py filter     the one pass of filter 2 by precision, against the full product
     python benchmarks/gpu.py text       the text store's rules on cuDF against polars, 1,000,000 prompts
-    python benchmarks/gpu.py towers     embedding pictures, and training, with a ViT-L/14 of random weights at 224 pixels
 
 Ratios are of times taken in one run, in turns. Transfers to and from the GPU count on our side; the bare operation finds its
-inputs there.
+inputs there. train.py and predict.py take a GPU where there is one.
 """
 
 import argparse
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,28 +19,15 @@ import polars as pl
 import torch
 from timing import in_turns, machine, table
 
-from dedup import LINK, THRESHOLD, clustered
+from dedup import LINK, THRESHOLD, clustered, product
 from knn import K, rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src import dedup, encoder, knn, model_a, similarity
-from src.encoder import autocast
-from src.images import Geometry
-from src.training import Run, inputs, losses
-
-
-def finished(function: Callable[[], object]) -> Callable[[], None]:
-    """`function` until the GPU has done what it started."""
-    def through() -> None:
-        function()
-        torch.cuda.synchronize()
-
-    return through
+from src import dedup, knn, similarity
 
 
 def measured(title: str, functions: dict[str, Callable], repeats: int, base: str) -> None:
     print(f"\n{title}", flush=True)
-    functions = {name: finished(function) for name, function in functions.items()}
     in_turns(functions, 1)  # libraries loaded, kernels chosen, memory taken
     table(in_turns(functions, repeats), base)
 
@@ -66,12 +51,6 @@ def search_one(n: int, dim: int, repeats: int) -> None:
     best, where = (part.cpu().numpy() for part in torch.topk(q[:200].double() @ x.T.double(), K))
     same = np.mean([len(set(a) & set(b)) / K for a, b in zip(index, where, strict=True)])
     print(f"against float64: similarities within {np.abs(best - found).max():.1g}, {same:.5f} of the neighbours the same")
-
-
-def product(x: torch.Tensor, block: int = 8192) -> None:
-    """The full n x n product in float32, nothing looked at."""
-    for start in range(0, len(x), block):
-        x[start:start + block] @ x.T
 
 
 def filter2(arguments: argparse.Namespace) -> None:
@@ -100,55 +79,8 @@ def text(arguments: argparse.Namespace) -> None:
         measured("1,000,000 prompts of 12 words", functions, arguments.repeats, "polars")
 
 
-def towers(arguments: argparse.Namespace) -> None:
-    import open_clip
-
-    rng = np.random.default_rng(0)
-    model = open_clip.create_model("ViT-L-14", device="cuda").eval().requires_grad_(False)
-    clip = encoder.Encoder(model, None, Geometry(224, "bicubic", "shortest"), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28),
-                           torch.device("cuda"), "random", "ViT-L-14")
-    pixels = rng.integers(0, 256, (2048, 224, 224, 3), dtype=np.uint8)
-    x = clip.normalise(pixels[:clip.batch])
-
-    @torch.inference_mode()
-    def bare() -> None:
-        with autocast(clip.device):
-            for _ in range(len(pixels) // clip.batch):
-                clip.model.encode_image(x)
-
-    measured(f"{len(pixels):,} pictures through a ViT-L/14, batches of {clip.batch}",
-             {"bare forward": bare, "embed_images": lambda: encoder.embed_images(clip, pixels)}, arguments.repeats, "bare forward")
-    targets = rng.standard_normal((1, len(pixels), 384)).astype(np.float32)
-    targets /= np.linalg.norm(targets, axis=2, keepdims=True)
-    embeddings = encoder.embed_images(clip, pixels)
-    data = model_a.TrainingSet([str(n) for n in range(len(pixels))], pixels, embeddings, targets, np.arange(len(pixels)))
-    for blocks in (12, -1):
-        recipe = replace(model_a.Recipe(epochs=1, batch_size=64), trainable_blocks=blocks)
-        inner, held_out = model_a.inner_split(data.group, np.arange(len(pixels)), 0)
-        one, other = (Run(model_a.begin(clip, data, inner, held_out, recipe, 0)[0], clip, data, inner, recipe=recipe, seed=0)
-                      for _ in range(2))
-        batch = inputs(other.fitted, clip, data, other.rows[:recipe.batch_size])
-        target = torch.from_numpy(data.targets[0, other.rows[:recipe.batch_size]]).cuda()
-
-        def step(run: Run = other, batch: torch.Tensor = batch, target: torch.Tensor = target) -> None:
-            run.fitted.head.train()
-            for _ in range(run.n_batches):
-                losses(run.fitted.forward(batch), target, run.recipe).mean().backward()
-                run.optimiser.step()
-                run.optimiser.zero_grad(set_to_none=True)
-
-        def epoch(run: Run = one) -> None:
-            run.epoch, run.batch = run.epoch + 1, 0
-            for _ in run.steps():
-                pass
-
-        title = f"an epoch of {len(one.rows):,} pictures, batches of {recipe.batch_size}, {blocks} blocks trained (-1: all)"
-        measured(title, {"bare step": step, "training loop": epoch}, arguments.repeats, "bare step")
-        print(f"most memory on the GPU: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-
-
 if __name__ == "__main__":
-    measures = {"search": search, "filter": filter2, "text": text, "towers": towers}
+    measures = {"search": search, "filter": filter2, "text": text}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measure", choices=measures)
     parser.add_argument("--repeats", type=int, default=3)

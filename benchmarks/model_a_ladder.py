@@ -13,7 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,7 +140,7 @@ def openmoji(folder: Path, size: int = 256) -> tuple[pl.DataFrame, np.ndarray]:
                               filter1=pl.lit(True), filter2=found.stays, fold=dedup.folds(group, 3)), targets
 
 
-def chosen(only: Sequence[str]) -> dict[str, model_a.Recipe]:
+def chosen(only: Iterable[str]) -> dict[str, model_a.Recipe]:
     """The ladder's rows `only`, and those that they are held against."""
     names = list(LADDER)
     wanted = {*only, *(DEFAULT if names.index(name) > names.index(DEFAULT) else REFERENCE for name in only)}
@@ -154,7 +154,8 @@ def main() -> None:
     parser.add_argument("--clip", default="local-dir:input/demo/clip")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--only", nargs="+", choices=LADDER, metavar="NAME", help="of the ladder: these rows alone")
+    parser.add_argument("--only", nargs="+", choices=LADDER, metavar="NAME",
+                        help="of the ladder: these rows, and what they are held against")
     options = parser.parse_args()
     if options.only and options.measure != "ladder":
         parser.error(f"--only chooses rows of the ladder, not of {options.measure}")
@@ -162,7 +163,7 @@ def main() -> None:
     if options.measure == "small":
         small(clip, options)
     else:
-        table(clip, options, TABLE_1 if options.measure == "seeds" else chosen(options.only) if options.only else LADDER)
+        table(clip, options, TABLE_1 if options.measure == "seeds" else chosen(options.only or LADDER))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ def in_turns(functions: dict[str, Callable], repeats: int, clock: Callable[[], f
         for name, function in functions.items():
             start = clock()
             function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # a GPU goes on after the call that started it
             seconds[name].append(clock() - start)
     return seconds
 

@@ -260,6 +260,14 @@ class Confidence:
         return np.clip(expected, self.low, self.high).astype(np.float32)
 
 
+def load_confidence(output: Path) -> Confidence:
+    """What stage 04 fitted. Raises ValueError naming the stage to run when `blend.json` holds none: an earlier version wrote it."""
+    blend = artifacts.load_json(output / paths.BLEND)
+    if "confidence" not in blend:
+        raise ValueError(f"{paths.shown(output / paths.BLEND)} was written by an earlier version: run ./run_all.sh --from 04 first")
+    return Confidence(**blend["confidence"])
+
+
 def fit_confidence(prediction: np.ndarray, agreement: np.ndarray, cosine: np.ndarray) -> Confidence:
     """Ridge regression of the true cosine (n,) on out-of-fold predictions (n, d) and their agreement (n,).
 

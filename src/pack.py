@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from src import artifacts, encoder, model_b, paths
+from src.ensemble import load_confidence
 from src.paths import shown
 from src.predict import Problem, clip_names, fold_bases, used_members
 
@@ -62,6 +63,7 @@ def write(output: Path, folder: Path) -> Path:
     """Copy what inference needs into `folder`: models, store, CLIPs, code, run.py, README.txt. Problem when it is not empty."""
     if folder.exists() and any(folder.iterdir()):
         raise Problem(f"--pack: {shown(folder)} is not empty")
+    load_confidence(output)  # what cannot predict is refused here, not on the machine that it is packed for
     clips, clips_b = clip_names(output)
     used = used_members(artifacts.load_json(output / paths.BLEND)["weights"], list(clips))
     clips = {name: clips[name] for name in used}

@@ -59,12 +59,15 @@ NOTHING = Found(np.empty((0, submission.WIDTH), np.float32), np.empty(0, np.floa
 
 
 class Predictor:
-    """The members that the blend uses, loaded once. FileNotFoundError names the stage whose artifacts are missing."""
+    """The members that the blend uses, loaded once.
+
+    FileNotFoundError names the stage whose artifacts are missing, ValueError the one to run again.
+    """
 
     def __init__(self, output: str | Path = "output", *, device: str = "auto", engine: str = "auto", neighbours: int = 5):
         self.output, self.neighbours = resolve(output), neighbours
-        blend = artifacts.load_json(self.output / paths.BLEND)
-        self.weights, self.confidence = blend["weights"], ensemble.Confidence(**blend["confidence"])
+        self.weights = artifacts.load_json(self.output / paths.BLEND)["weights"]
+        self.confidence = ensemble.load_confidence(self.output)
         self.sides = ensemble.member_names(self.output)
         clips, self.clips_b = clip_names(self.output)
         used = used_members(self.weights, self.sides[0])

@@ -150,6 +150,7 @@ def test_new_pictures_get_the_same_embeddings_and_prompts_on_a_gpu(tmp_path):
     pictures = sorted((folder / "test").glob("*.png"))
     on_gpu, on_cpu = (Predictor(folder / "output", device=device, engine=engine)(pictures)
                       for device, engine in (("cuda", "cuml"), ("cpu", "faiss")))
-    close = cosines(on_gpu.embedding, on_cpu.embedding)  # where bf16 exchanges the last neighbour, an embedding moves a little
-    assert np.median(close) > 0.9999 and close.min() > 0.99
-    assert all(first[0] in names for first, names in zip(on_gpu.prompts, on_cpu.prompts, strict=True))
+    close = cosines(on_gpu.embedding, on_cpu.embedding)
+    same = np.array([set(gpu) == set(cpu) for gpu, cpu in zip(on_gpu.prompts, on_cpu.prompts, strict=True)])
+    assert same.mean() > 0.5 and close[same].min() > 0.999  # bf16 may exchange the last of two neighbours as near as each other
+    assert close.min() > 0.99 and all(first[0] in names for first, names in zip(on_gpu.prompts, on_cpu.prompts, strict=True))

@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from src import predict, submission
+from src import artifacts, paths, predict, submission
 from src.paths import ROOT
+from tests.tiny_output import write_output
 from tests.toy_predictor import Toy, write_pictures
 
 COUNT = 40
@@ -156,6 +157,17 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     Image.new("RGB", (4, 4)).save(tmp_path / "fox.png")
     assert predict.main(["--images", str(tmp_path), "--out", "y.csv", "--output", str(tmp_path)]) == 2
     assert "blend.json does not exist" in capsys.readouterr().err
+
+
+def test_an_output_of_an_earlier_version_names_the_stage_to_run(tmp_path, capsys):
+    folder = write_output(tmp_path)
+    blend = artifacts.load_json(folder / "output" / paths.BLEND)
+    artifacts.save_json(folder / "output" / paths.BLEND, {k: v for k, v in blend.items() if k != "confidence"})
+    trained = ["--output", str(folder / "output")]
+    for wanted in (["--images", str(folder / "test"), "--out", str(tmp_path / "found.npy")], ["--pack", str(tmp_path / "pack")]):
+        assert predict.main([*wanted, *trained]) == 2
+        assert "blend.json was written by an earlier version: run ./run_all.sh --from 04 first" in capsys.readouterr().err
+    assert not (tmp_path / "pack").exists()
 
 
 def test_only_broken_pictures_are_a_problem_that_names_the_list(tmp_path):
