@@ -96,6 +96,7 @@ def compare(n: int, side: int, size: int, repeats: int) -> None:
         pass
     folder = Path(tempfile.mkdtemp())
     files = write_pictures(folder, n, side)
+    os.sync()  # the disk is done with them before the first turn
     images.from_bytes(Path(files[0]).read_bytes(), images.Geometry(size))  # libraries loaded
     rates: dict[str, list[float]] = {name: [] for name in ("cache", *functions)}
     for _ in range(repeats):

@@ -50,7 +50,7 @@ def read(reference: str | Path) -> bytes:
     return resolve(reference).read_bytes()
 
 
-def stamp(file: Path) -> str:
+def stamp(file: str | Path) -> str:
     """Size and time of change of a file: as long as they stay, its content is taken to be the same."""
     stat = os.stat(file)
     return f"{stat.st_size}:{stat.st_mtime_ns}"

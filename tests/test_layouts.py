@@ -1,8 +1,10 @@
 """Every layout on a small real sample, written by the format's own library."""
 
 import csv
+import errno
 import io
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -384,6 +386,24 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     pixels, bad = images.cache(frame_of(tmp_path, names), tmp_path / "cache", geometry=images.Geometry(8), name="x")
     assert bad.is_empty() and 0 < len(decoded) <= 12, "at least two chunks were kept"
     assert [int(row[0, 0, 0]) for row in pixels.array] == list(range(20))
+
+
+def test_a_disk_that_fails_between_two_saves_stops_the_run(tmp_path, monkeypatch):
+    for n in range(6):
+        picture(tmp_path / f"{n}.png", (n, 0, 0))
+    monkeypatch.setattr(images, "FLUSH", 4)  # six pictures: one request before the save
+    requests, honest = [], os.fsync
+
+    def fails_once(file: int) -> None:  # as Linux does: an error is reported to one request and then forgotten
+        requests.append(file)
+        if len(requests) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        honest(file)
+
+    monkeypatch.setattr(os, "fsync", fails_once)
+    with pytest.raises(OSError, match="Input/output error"):
+        images.cache(frame_of(tmp_path, list("012345")), tmp_path / "cache", geometry=images.Geometry(8), name="x")
+    assert not list((tmp_path / "cache").glob("*.parquet")), "no index names what may not be on the disk"
 
 
 def test_layouts_named_for_what_is_not_theirs_say_what_is_there(tmp_path):
