@@ -42,15 +42,19 @@ def reserved(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.m
     On a full disk that is an OSError here; a page that finds no room later would kill the process (SIGBUS).
     """
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    with open(path, "r+b") as file:
-        reserve(file.fileno(), path.stat().st_size)
+    reserve(path, path.stat().st_size)
     return array
 
 
-def reserve(file: int, size: int, *, offset: int = 0) -> None:
-    """Take room for `size` bytes of an open file from `offset` on; OSError on a full disk. Nothing where the system cannot."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, offset, size)
+def reserve(path: Path, size: int, *, offset: int = 0) -> None:
+    """Take room for `size` bytes of a file from `offset` on; OSError naming it on a full disk. Nothing where a system cannot."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), offset, size)
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
 
 
 def check_embeddings(ids: Sequence[str], x: np.ndarray, what: str) -> None:

@@ -1,5 +1,6 @@
 """A CLIP through open_clip: loading it by any name open_clip takes, and embedding images and texts in batches."""
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -102,7 +103,7 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
     model.visual.to(memory_format=torch.channels_last)
     geometry = Geometry(size or given, settings["interpolation"], settings["resize_mode"])
     return Encoder(model, tokenizer, geometry, tuple(settings["mean"]), tuple(settings["std"]), choose_device(device),
-                   _weights_fingerprint(plain, size), clip)
+                   _fingerprint(plain, size), clip)
 
 
 def _check_loaded(model: torch.nn.Module, settings: dict) -> None:
@@ -159,8 +160,17 @@ def _text_tower(clip: str) -> dict:
     return {"text_cfg": {**settings, "hf_model_name": str(folder)}} if "hf_model_name" in settings else {}
 
 
-def _weights_fingerprint(clip: str, size: int | None) -> str:
-    return fingerprint(clip, *([size] if size else []), *([local_folder(clip)] if clip.startswith(LOCAL) else []))
+def _fingerprint(clip: str, size: int | None) -> str:
+    """Of a local CLIP its files' names and contents, so that a copy elsewhere is the same CLIP; of any other its name."""
+    if not clip.startswith(LOCAL):
+        return fingerprint(clip, size)
+    files = sorted(file for file in local_folder(clip).iterdir() if file.is_file() and not file.name.startswith("."))
+    return fingerprint([(file.name, _digest(file)) for file in files], size)
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "blake2b").hexdigest()
 
 
 @torch.inference_mode()

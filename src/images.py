@@ -319,7 +319,7 @@ class _Store:
               ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool):  # one picture a thread
             saving = None
             for chunk in new.iter_slices(CHUNK):
-                reserve(file.fileno(), len(chunk) * self.n_bytes, offset=self.n_slots * self.n_bytes)
+                reserve(self.file, len(chunk) * self.n_bytes, offset=self.n_slots * self.n_bytes)
                 tasks = pool.map(lambda task: [self._attempt(image, known) for image in task], _batched(chunk["image"], TASK))
                 found, flushes = [], []
                 for attempt in chain.from_iterable(tasks):

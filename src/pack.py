@@ -6,9 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from src import artifacts, encoder, model_b, paths
-from src.ensemble import load_confidence
 from src.paths import shown
-from src.predict import Problem, clip_names, fold_bases, used_members
+from src.predict import Predictor, Problem, clip_names, fold_bases, used_members
 
 FILES = (paths.MEMBERS_A, paths.MEMBERS_B, paths.BLEND, f"{paths.STAGES[1]}/{paths.META}",
          f"{paths.STAGES[2]}/{paths.META}")
@@ -60,11 +59,16 @@ search, fallback/faiss.py does, with torch. Stopped half-way it goes on when sta
 
 
 def write(output: Path, folder: Path) -> Path:
-    """Copy what inference needs into `folder`: models, store, CLIPs, code, run.py, README.txt. Problem when it is not empty."""
+    """Copy what inference needs into `folder`: models, store, CLIPs, code, run.py, README.txt.
+
+    Problem when it is not empty or a CLIP is not a local folder; what `Predictor` raises where `output` cannot predict.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise Problem(f"--pack: {shown(folder)} is not empty")
-    load_confidence(output)  # what cannot predict is refused here, not on the machine that it is packed for
     clips, clips_b = clip_names(output)
+    if hub := sorted(clip for clip in {*clips.values(), *clips_b.values()} if not clip.startswith(encoder.LOCAL)):
+        raise Problem(f"--pack: the CLIP {hub[0]!r} is read from a hub; train with clip=local-dir:<folder> to pack it")
+    Predictor(output, device="cpu")  # what cannot predict is refused here, not on the machine that it is packed for
     used = used_members(artifacts.load_json(output / paths.BLEND)["weights"], list(clips))
     clips = {name: clips[name] for name in used}
     files = [output / name for name in FILES if (output / name).exists()]
@@ -86,12 +90,10 @@ def write(output: Path, folder: Path) -> Path:
 
 
 def _pack_clips(folder: Path, clips: dict[str, str], clips_b: dict[str, str]) -> None:
-    """Copy each local CLIP and let the packed output name the copies. Problem for a CLIP that is not a local folder."""
+    """Copy each CLIP's folder and let the packed output name the copies."""
     places, copies = {}, {}
     for clip in sorted({*clips.values(), *clips_b.values()}):
         plain, size = encoder.sized(clip)
-        if not plain.startswith(encoder.LOCAL):
-            raise Problem(f"--pack: the CLIP {clip!r} is read from a hub; train with clip=local-dir:<folder> to pack it")
         if plain not in copies:
             copies[plain] = f"clip/{len(copies)}"
             shutil.copytree(encoder.local_folder(plain), folder / copies[plain])
@@ -100,8 +102,6 @@ def _pack_clips(folder: Path, clips: dict[str, str], clips_b: dict[str, str]) ->
         members = folder / "output" / file
         known = artifacts.load_json(members) if members.exists() else {"members": alone}
         artifacts.save_json(members, {**known, "clip": {name: places[clip] for name, clip in used.items()}})
-    fingerprints = {place: encoder.load(clip, device="cpu").fingerprint for clip, place in places.items()}
-    artifacts.save_json(folder / "output" / paths.PACKED, {"clips": fingerprints})
     blend = folder / "output" / paths.BLEND
     artifacts.save_json(blend, {**artifacts.load_json(blend), "clip": places[next(iter(clips_b.values()))]})
 

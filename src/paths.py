@@ -53,9 +53,6 @@ SUBMISSION = "submission"  # .csv, .parquet, .npy + .ids.parquet
 TEST_SCORES = "05_submit/test_scores.csv"  # model, avg_cos, low, high on the test pictures, where their truth is known
 GALLERY = "05_submit/gallery.parquet"  # id, image, confidence, prompts, and where known: truth, cosine
 
-# a packed output (src/pack.py)
-PACKED = "packed.json"  # clips: the fingerprint that each packed CLIP had where the models were trained
-
 # the runner
 EXECUTED = "executed"  # the notebooks as they ran, .ipynb and .html
 LOGS = "logs"  # one file a run: a line for each step

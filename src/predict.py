@@ -61,7 +61,8 @@ NOTHING = Found(np.empty((0, submission.WIDTH), np.float32), np.empty(0, np.floa
 class Predictor:
     """The members that the blend uses, loaded once.
 
-    FileNotFoundError names the stage whose artifacts are missing, ValueError the one to run again.
+    FileNotFoundError names the stage whose artifacts are missing, ValueError the one to run again, Problem a CLIP that cannot
+    be loaded.
     """
 
     def __init__(self, output: str | Path = "output", *, device: str = "auto", engine: str = "auto", neighbours: int = 5):
@@ -73,7 +74,10 @@ class Predictor:
         used = used_members(self.weights, self.sides[0])
         self.trunks = {}
         for clip in {*self.clips_b.values(), *(clips[name] for name in used)}:
-            loaded = load_clip(self.output, clip, device)
+            try:
+                loaded = encoder.load(clip, device=device)
+            except RuntimeError as error:
+                raise Problem(error) from error
             self.trunks[clip] = Trunk(loaded, {name: [model_a.load_fold(base, loaded) for base in fold_bases(self.output, name)]
                                                for name in used if clips[name] == clip})
         self.b = replace(model_b.load(self.output, engine=engine), depth=neighbours)
@@ -124,14 +128,6 @@ class Predictor:
 def used_members(weights: dict[str, float], side: Sequence[str]) -> list[str]:
     """The members of a side that the blend uses; all of them where none has a weight: they still take part in the agreement."""
     return [name for name in side if weights[name] > 0] or list(side)
-
-
-def load_clip(output: Path, clip: str, device: str) -> encoder.Encoder:
-    """The CLIP; in a packed output with the fingerprint that it had where the models were trained: moving changed its dates."""
-    loaded = encoder.load(clip, device=device)
-    if not (output / paths.PACKED).exists():
-        return loaded
-    return replace(loaded, fingerprint=artifacts.load_json(output / paths.PACKED)["clips"][clip])
 
 
 def clip_names(output: Path) -> tuple[dict[str, str], dict[str, str]]:

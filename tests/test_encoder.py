@@ -1,9 +1,12 @@
-"""In what precision a CPU runs the towers: bf16 where it has instructions for it, and only there."""
+"""Which CLIP it is, wherever its folder lies; and in what precision a CPU runs the towers."""
+
+import shutil
 
 import pytest
 import torch
 
-from src import encoder
+from src import artifacts, encoder
+from tests import toy
 
 
 @pytest.mark.parametrize(("capability", "native", "offered", "bf16"), [
@@ -22,3 +25,16 @@ def test_bf16_is_used_only_where_the_cpu_multiplies_it(monkeypatch, capability, 
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     with encoder.autocast(torch.device("cpu")):
         assert torch.is_autocast_enabled("cpu") == bf16
+
+
+def test_a_copy_is_the_same_clip_and_a_changed_file_makes_another(tmp_path):
+    name, copy = toy.write_clip(tmp_path / "clip"), tmp_path / "copy"
+    shutil.copytree(tmp_path / "clip", copy, copy_function=shutil.copyfile)  # the files' times are lost
+    fingerprint = encoder.load(name, device="cpu").fingerprint
+    (copy / ".cache").mkdir()
+    (copy / ".cache" / "downloaded").write_text("today")
+    assert encoder.load(f"local-dir:{copy}", device="cpu").fingerprint == fingerprint
+    config = artifacts.load_json(copy / "open_clip_config.json")
+    config["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.5]
+    artifacts.save_json(copy / "open_clip_config.json", config)
+    assert encoder.load(f"local-dir:{copy}", device="cpu").fingerprint != fingerprint

@@ -170,6 +170,16 @@ def test_an_output_of_an_earlier_version_names_the_stage_to_run(tmp_path, capsys
     assert not (tmp_path / "pack").exists()
 
 
+def test_a_clip_that_cannot_be_loaded_is_a_problem_that_names_it(tmp_path, capsys):
+    folder = write_output(tmp_path)
+    weights = folder / "clip" / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for wanted in (["--images", str(folder / "test"), "--out", str(tmp_path / "found.npy")], ["--pack", str(tmp_path / "pack")]):
+        assert predict.main([*wanted, "--output", str(folder / "output")]) == 2
+        assert f"clip: 'local-dir:{folder / 'clip'}' could not be loaded (SafetensorError" in capsys.readouterr().err
+    assert not (tmp_path / "pack").exists()
+
+
 def test_only_broken_pictures_are_a_problem_that_names_the_list(tmp_path):
     (tmp_path / "fox.png").write_bytes(b"")
     with pytest.raises(predict.Problem, match="none of the 1 pictures.*found.parquet.rejected.csv"):
