@@ -1,7 +1,7 @@
 """The prediction of new pictures against its own models: python benchmarks/predict.py [--output output] [--pictures 2000]
 
 Alternately, `--runs` times each: `predict.run` from files to a Parquet file (decoding, models, search, parts, assembly), the
-same models and search on pictures that are already decoded in memory, and the bare CLIP image encoder on them. Prints
+same models and search on the same pictures already decoded in memory, and the bare CLIP image encoder on them. Prints
 pictures per second, and the ratio with its spread.
 """
 
@@ -40,9 +40,9 @@ def main() -> None:
         pictures, out = Path(folder) / "pictures", Path(folder) / "found.parquet"
         pictures.mkdir()
         linked(sources, options.pictures, pictures)
-        decoded = list(predictor.pool.map(predictor.decode, sources[: options.batch_size]))
-        batch = predict.stack([decoded[i % len(decoded)] for i in range(options.batch_size)])
-        steps = -(-options.pictures // options.batch_size)
+        decoded = list(predictor.pool.map(predictor.decode, sources[: options.pictures]))
+        decoded = [decoded[i % len(decoded)] for i in range(options.pictures)]
+        batches = [predict.stack(decoded[i : i + options.batch_size]) for i in range(0, options.pictures, options.batch_size)]
         per_part = max(1, predict.PART // options.batch_size)
         clip = predictor.trunks[next(iter(predictor.clips_b.values()))].clip
         bare = Trunk(clip, {})
@@ -52,11 +52,11 @@ def main() -> None:
             predict.run(predictor, pictures, out, batch_size=options.batch_size)
             whole = time.perf_counter() - start
             start = time.perf_counter()
-            for first in range(0, steps, per_part):
-                predictor.find([predictor.see(batch) for _ in range(first, min(first + per_part, steps))])
+            for first in range(0, len(batches), per_part):
+                predictor.find([predictor.see(batch) for batch in batches[first : first + per_part]])
             models = time.perf_counter() - start
             start = time.perf_counter()
-            for _ in range(steps):
+            for batch in batches:
                 bare(batch[clip.geometry])
             encoding = time.perf_counter() - start
             start = time.perf_counter()
