@@ -97,7 +97,8 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
         _check_loaded(model, settings)
     except Exception as error:  # libraries raise what they like on broken weights or settings
         said = str(error) if isinstance(error, OSError | RuntimeError | ValueError) else f"{type(error).__name__}: {error}"
-        raise RuntimeError(f"clip: {clip!r} could not be loaded ({said}); without internet use local-dir:<folder>") from error
+        advice = "copy its files there again" if plain.startswith(LOCAL) else "without internet use local-dir:<folder>"
+        raise RuntimeError(f"clip: {clip!r} could not be loaded ({said}); {advice}") from error
     given = settings["size"][0] if isinstance(settings["size"], tuple | list) else settings["size"]
     model = model.eval().requires_grad_(False)
     model.visual.to(memory_format=torch.channels_last)

