@@ -34,7 +34,9 @@ def write_pictures(folder: Path, n: int, side: int) -> list[str]:
     rng, files = np.random.default_rng(0), []
     for k in range(n):
         small = rng.integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC), np.int16)
+        smooth = np.asarray(
+            Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC), np.int16
+        )
         grain = rng.integers(-12, 13, smooth.shape, dtype=np.int16)
         files.append(str(folder / f"{k:05}.jpg"))
         Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(files[-1], quality=90)
@@ -54,8 +56,12 @@ def by_pillow_draft(file: str, size: int) -> None:
 
 def by_torchvision(file: str, size: int) -> None:
     content = torch.frombuffer(bytearray(Path(file).read_bytes()), dtype=torch.uint8)
-    functional.resize(decode_jpeg(content, mode=ImageReadMode.RGB), [size, size], antialias=True,
-                      interpolation=functional.InterpolationMode.BICUBIC)
+    functional.resize(
+        decode_jpeg(content, mode=ImageReadMode.RGB),
+        [size, size],
+        antialias=True,
+        interpolation=functional.InterpolationMode.BICUBIC,
+    )
 
 
 def by_opencv(file: str, size: int) -> None:
@@ -66,7 +72,9 @@ def by_opencv(file: str, size: int) -> None:
 
 def in_threads(function: Callable, files: list[str], size: int) -> float:
     """Pictures a second of a library call in a thread a core."""
-    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(
+        os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         clock = time.perf_counter()
         list(pool.map(lambda file: function(file, size), files))
         return len(files) / (time.perf_counter() - clock)
@@ -87,7 +95,11 @@ def into_the_cache(files: list[str], size: int) -> tuple[float, float]:
 
 
 def compare(n: int, side: int, size: int, repeats: int) -> None:
-    functions = {"Pillow": by_pillow, "Pillow, reduced": by_pillow_draft, "torchvision": by_torchvision}
+    functions = {
+        "Pillow": by_pillow,
+        "Pillow, reduced": by_pillow_draft,
+        "torchvision": by_torchvision,
+    }
     try:
         import cv2  # noqa: F401
 
@@ -105,19 +117,28 @@ def compare(n: int, side: int, size: int, repeats: int) -> None:
         for name, function in functions.items():
             rates[name].append(in_threads(function, files, size))
     shutil.rmtree(folder)
-    print(f"\n{n:,} JPEGs of {side} px to {size} px; a second run over the unchanged set: {again:.2f} s")
+    print(
+        f"\n{n:,} JPEGs of {side} px to {size} px; a second run over the unchanged set: {again:.2f} s"
+    )
     print(f"{'':>16} {'pictures/s':>11} {'cache as a share of it':>24}")
     for name, values in rates.items():
         shares = [a / b for a, b in zip(rates["cache"], values, strict=True)]
         spread = f"({min(shares):.2f} - {max(shares):.2f})"
-        print(f"{name:>16} {statistics.median(values):11.0f} {statistics.median(shares):10.2f} {spread}", flush=True)
+        print(
+            f"{name:>16} {statistics.median(values):11.0f} {statistics.median(shares):10.2f} {spread}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pictures", type=int, default=6000)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, torch {torch.__version__}, Pillow {Image.__version__}")
     for side, size in ((512, 224), (512, 128), (1024, 224)):
-        compare(options.pictures if side == 512 else options.pictures // 3, side, size, options.repeats)
+        compare(
+            options.pictures if side == 512 else options.pictures // 3, side, size, options.repeats
+        )

@@ -34,7 +34,9 @@ def clustered(n: int, *, dim: int = 384, seed: int = 0) -> np.ndarray:
     common = rng.standard_normal(dim).astype(np.float32)
     x = rng.standard_normal((n, dim), dtype=np.float32) + 0.5 * common
     near = rng.random(n) < 0.35
-    x[near] = x[rng.integers(n, size=near.sum())] + 0.45 * rng.standard_normal((near.sum(), dim), dtype=np.float32)
+    x[near] = x[rng.integers(n, size=near.sum())] + 0.45 * rng.standard_normal(
+        (near.sum(), dim), dtype=np.float32
+    )
     copies = rng.random(n) < 0.02
     x[copies] = x[rng.integers(n, size=copies.sum())]
     return x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -44,8 +46,8 @@ def product(rows: torch.Tensor, block: int = 4096) -> None:
     """The full n x n product in float32 by torch where the rows lie, block by block into one buffer, nothing looked at."""
     buffer = torch.empty(block, len(rows), device=rows.device)
     for start in range(0, len(rows), block):
-        part = rows[start:start + block]
-        torch.mm(part, rows.T, out=buffer[:len(part)])
+        part = rows[start : start + block]
+        torch.mm(part, rows.T, out=buffer[: len(part)])
 
 
 def ours(x: np.ndarray) -> similarity.Pass:
@@ -71,7 +73,12 @@ def compare_with_product(n: int, repeats: int) -> None:
     x = clustered(n)
     header(n, x)
     ours(x[:2000])  # libraries loaded, threads started
-    table(in_turns({"product": lambda: product(torch.from_numpy(x)), "one pass": lambda: ours(x)}, repeats), "product")
+    table(
+        in_turns(
+            {"product": lambda: product(torch.from_numpy(x)), "one pass": lambda: ours(x)}, repeats
+        ),
+        "product",
+    )
     _, above, kept = alone(x)
     print(f"\nmemory above the input: {above:.0f} MiB; the pass keeps {int(kept):,} of {n:,} rows")
 
@@ -117,7 +124,7 @@ def public_recipe(x: np.ndarray) -> np.ndarray:
     index.add(x)
     stays = np.ones(len(x), bool)
     for start in range(0, len(x), 1000):
-        scores, found = index.search(x[start:start + 1000], min(1000, len(x)))
+        scores, found = index.search(x[start : start + 1000], min(1000, len(x)))
         for row, (score, near) in enumerate(zip(scores, found, strict=True), start):
             if stays[row]:
                 near = near[score > THRESHOLD]
@@ -137,7 +144,11 @@ def semhash_filter(x: np.ndarray) -> np.ndarray:
             return x[[int(s) for s in sentences]]
 
     records = [str(n) for n in range(len(x))]
-    kept = SemHash.from_records(records, model=Ready(), ann_backend=Backend.BASIC).self_deduplicate(threshold=THRESHOLD).selected
+    kept = (
+        SemHash.from_records(records, model=Ready(), ann_backend=Backend.BASIC)
+        .self_deduplicate(threshold=THRESHOLD)
+        .selected
+    )
     stays = np.zeros(len(x), bool)
     stays[[int(record) for record in kept]] = True
     return stays
@@ -148,7 +159,9 @@ def sentence_transformers_filter(x: np.ndarray) -> np.ndarray:
     from sentence_transformers.util import community_detection
 
     stays = np.ones(len(x), bool)
-    for cluster in community_detection(torch.from_numpy(x), threshold=THRESHOLD, min_community_size=2):
+    for cluster in community_detection(
+        torch.from_numpy(x), threshold=THRESHOLD, min_community_size=2
+    ):
         stays[cluster[1:]] = False
     return stays
 
@@ -182,9 +195,16 @@ def judge(x: np.ndarray, stays: np.ndarray) -> tuple[int, int]:
 def compare_with_peers(n: int, repeats: int) -> None:
     x = clustered(n)
     header(n, x)
-    filters = {"one pass (this)": lambda x: ours(x).stays, "public recipe, faiss": public_recipe, "semhash": semhash_filter,
-               "s-t paraphrase mining": paraphrase_mining, "s-t community detection": sentence_transformers_filter}
-    print(f"{'':>24} {'times this':>11} {'(spread)':>15} {'kept':>8} {'near pairs left':>16} {'lost':>6}")
+    filters = {
+        "one pass (this)": lambda x: ours(x).stays,
+        "public recipe, faiss": public_recipe,
+        "semhash": semhash_filter,
+        "s-t paraphrase mining": paraphrase_mining,
+        "s-t community detection": sentence_transformers_filter,
+    }
+    print(
+        f"{'':>24} {'times this':>11} {'(spread)':>15} {'kept':>8} {'near pairs left':>16} {'lost':>6}"
+    )
     seconds = {name: [] for name in filters}
     answers = {}
     for _ in range(repeats):
@@ -196,13 +216,24 @@ def compare_with_peers(n: int, repeats: int) -> None:
         ratios = [a / b for a, b in zip(seconds[name], base, strict=True)]
         left, lost = judge(x, stays)
         spread = f"{min(ratios):.2f} - {max(ratios):.2f}"
-        print(f"{name:>24} {statistics.median(ratios):11.2f} {spread:>15} {stays.sum():8,} {left:16,} {lost:6,}", flush=True)
-    print("\nnear pairs left: kept rows above the threshold with another kept row; lost: removed rows that no kept row is near")
+        print(
+            f"{name:>24} {statistics.median(ratios):11.2f} {spread:>15} {stays.sum():8,} {left:16,} {lost:6,}",
+            flush=True,
+        )
+    print(
+        "\nnear pairs left: kept rows above the threshold with another kept row; lost: removed rows that no kept row is near"
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measure", choices=["product", "peers", "growth", "large", "one"], metavar="{product,peers,growth,large}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "measure",
+        choices=["product", "peers", "growth", "large", "one"],
+        metavar="{product,peers,growth,large}",
+    )
     parser.add_argument("--rows", type=int, help="other than the table's own size")
     parser.add_argument("--file", help=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=3)
@@ -214,4 +245,8 @@ if __name__ == "__main__":
     elif options.measure == "one":
         one(options.file)
     else:
-        growth([options.rows or 300_000] if options.measure == "large" else [15_000, 30_000, 60_000, 120_000])
+        growth(
+            [options.rows or 300_000]
+            if options.measure == "large"
+            else [15_000, 30_000, 60_000, 120_000]
+        )

@@ -41,16 +41,20 @@ def search(arguments: argparse.Namespace) -> None:
 def search_one(n: int, dim: int, repeats: int) -> None:
     store, queries = rows(n, dim, 0), rows(6000, dim, 1)
     x, q = torch.from_numpy(store).cuda(), torch.from_numpy(queries).cuda()
-    functions = {"product": lambda: [block @ x.T for block in q.split(1000)],
-                 "torch product and topk": lambda: [torch.topk(block @ x.T, K) for block in q.split(1000)],
-                 "knn.search, cuML": lambda: knn.search(store, queries, K, "cuml")}
+    functions = {
+        "product": lambda: [block @ x.T for block in q.split(1000)],
+        "torch product and topk": lambda: [torch.topk(block @ x.T, K) for block in q.split(1000)],
+        "knn.search, cuML": lambda: knn.search(store, queries, K, "cuml"),
+    }
     if n < 100_000:
         functions["knn.search, faiss"] = lambda: knn.search(store, queries, K, "faiss")
     measured(f"{n:,} x {dim} store, 6,000 queries, K = {K}", functions, repeats, "product")
     found, index = knn.search(store, queries[:200], K, "cuml")
     best, where = (part.cpu().numpy() for part in torch.topk(q[:200].double() @ x.T.double(), K))
     same = np.mean([len(set(a) & set(b)) / K for a, b in zip(index, where, strict=True)])
-    print(f"against float64: similarities within {np.abs(best - found).max():.1g}, {same:.5f} of the neighbours the same")
+    print(
+        f"against float64: similarities within {np.abs(best - found).max():.1g}, {same:.5f} of the neighbours the same"
+    )
 
 
 def filter2(arguments: argparse.Namespace) -> None:
@@ -59,10 +63,15 @@ def filter2(arguments: argparse.Namespace) -> None:
         x = torch.from_numpy(rows).cuda()
 
         def one_pass(device: str, precision: str, rows: np.ndarray = rows) -> similarity.Pass:
-            return similarity.one_pass(rows, THRESHOLD, curve=dedup.CURVE, link=LINK, device=device, precision=precision)
+            return similarity.one_pass(
+                rows, THRESHOLD, curve=dedup.CURVE, link=LINK, device=device, precision=precision
+            )
 
         functions = {"product": lambda x=x: product(x)}
-        functions |= {precision: lambda p=precision, f=one_pass: f("cuda", p) for precision in ("float32", "tf32", "bfloat16")}
+        functions |= {
+            precision: lambda p=precision, f=one_pass: f("cuda", p)
+            for precision in ("float32", "tf32", "bfloat16")
+        }
         if n < 100_000:
             functions["float32 on the CPU"] = lambda f=one_pass: f("cpu", "float32")
         measured(f"{n:,} x 384 float32", functions, arguments.repeats, "product")
@@ -71,17 +80,28 @@ def filter2(arguments: argparse.Namespace) -> None:
 def text(arguments: argparse.Namespace) -> None:
     rng = np.random.default_rng(0)
     words = np.array([f"word{n}" for n in range(5000)])
-    prompts = pl.DataFrame({"prompt": [" ".join(words[rng.integers(5000, size=12)]) for _ in range(1_000_000)], "source": "list"})
-    batches = [prompts[start:start + 100_000] for start in range(0, len(prompts), 100_000)]
+    prompts = pl.DataFrame(
+        {
+            "prompt": [" ".join(words[rng.integers(5000, size=12)]) for _ in range(1_000_000)],
+            "source": "list",
+        }
+    )
+    batches = [prompts[start : start + 100_000] for start in range(0, len(prompts), 100_000)]
     with tempfile.TemporaryDirectory() as folder:
-        functions = {engine: lambda e=engine: dedup.text_store(batches, Path(folder) / f"{e}.parquet", engine=e)
-                     for engine in ("polars", "cudf")}
+        functions = {
+            engine: lambda e=engine: dedup.text_store(
+                batches, Path(folder) / f"{e}.parquet", engine=e
+            )
+            for engine in ("polars", "cudf")
+        }
         measured("1,000,000 prompts of 12 words", functions, arguments.repeats, "polars")
 
 
 if __name__ == "__main__":
     measures = {"search": search, "filter": filter2, "text": text}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("measure", choices=measures)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()

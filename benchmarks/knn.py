@@ -54,13 +54,19 @@ def by_torch(store: np.ndarray, queries: np.ndarray, block: int = 1000) -> tuple
     x, parts = torch.from_numpy(store), []
     for start in range(0, len(queries), block):
         parts.append(torch.topk(torch.from_numpy(queries[start : start + block]) @ x.T, K))
-    return torch.cat([p.values for p in parts]).numpy(), torch.cat([p.indices for p in parts]).numpy()
+    return torch.cat([p.values for p in parts]).numpy(), torch.cat(
+        [p.indices for p in parts]
+    ).numpy()
 
 
 def by_scikit_learn(store: np.ndarray, queries: np.ndarray, metric: str) -> tuple:
     from sklearn.neighbors import NearestNeighbors
 
-    return NearestNeighbors(n_neighbors=K, algorithm="brute", metric=metric).fit(store).kneighbors(queries)
+    return (
+        NearestNeighbors(n_neighbors=K, algorithm="brute", metric=metric)
+        .fit(store)
+        .kneighbors(queries)
+    )
 
 
 def header(what: str) -> None:
@@ -70,7 +76,10 @@ def header(what: str) -> None:
 def against_the_product(arguments: argparse.Namespace) -> None:
     store, queries = rows(60_000, 1024, 0), rows(6000, 1024, 1)
     header(f"60,000 x 1,024 store, 6,000 queries, K = {K}, {arguments.clock} clock")
-    functions = {"product": lambda: product(store, queries), "knn.search": lambda: ours(store, queries)}
+    functions = {
+        "product": lambda: product(store, queries),
+        "knn.search": lambda: ours(store, queries),
+    }
     table(in_turns(functions, arguments.repeats, CLOCKS[arguments.clock]), "product")
 
 
@@ -96,7 +105,9 @@ def peers(arguments: argparse.Namespace) -> None:
     table(in_turns(functions, arguments.repeats, CLOCKS[arguments.clock]), "product")
     exact, found = ours(store, queries)[1], index.knn_query(queries, K)[0]
     recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(exact, found, strict=True)])
-    print(f"hnswlib (M = 16, ef = 200): recall {recall:.3f}; building took {built:.1f} s, {len(store) / built:.0f} rows/s")
+    print(
+        f"hnswlib (M = 16, ef = 200): recall {recall:.3f}; building took {built:.1f} s, {len(store) / built:.0f} rows/s"
+    )
 
 
 def growth(arguments: argparse.Namespace) -> None:
@@ -105,7 +116,11 @@ def growth(arguments: argparse.Namespace) -> None:
     seconds = {}
     for n in (15_000, 30_000, 60_000, 120_000):
         store = rows(n, 1024, 0)
-        seconds |= in_turns({f"{n:,} rows": lambda store=store: ours(store, queries)}, arguments.repeats, CLOCKS[arguments.clock])
+        seconds |= in_turns(
+            {f"{n:,} rows": lambda store=store: ours(store, queries)},
+            arguments.repeats,
+            CLOCKS[arguments.clock],
+        )
     table(seconds, "15,000 rows")
 
 
@@ -117,10 +132,24 @@ def write_store(folder: Path, n: int, dim: int, shards: int) -> None:
 def disk(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         write_store(Path(folder), arguments.rows, 384, 50)
-        header(f"{arguments.rows:,} x 384 float16 in 50 shards, {arguments.queries} queries, K = {K}")
+        header(
+            f"{arguments.rows:,} x 384 float16 in 50 shards, {arguments.queries} queries, K = {K}"
+        )
         for part in (0.1, 0.5, 1.0):  # a process of its own for each: peak memory is the process's
-            subprocess.run([sys.executable, __file__, "stream", "--folder", folder, "--part", str(part), "--queries",
-                            str(arguments.queries)], check=True)
+            subprocess.run(
+                [
+                    sys.executable,
+                    __file__,
+                    "stream",
+                    "--folder",
+                    folder,
+                    "--part",
+                    str(part),
+                    "--queries",
+                    str(arguments.queries),
+                ],
+                check=True,
+            )
 
 
 def stream(arguments: argparse.Namespace) -> None:
@@ -131,8 +160,11 @@ def stream(arguments: argparse.Namespace) -> None:
     seconds, n = time.perf_counter() - start, sum(map(len, shards))
     peak, own = peak_mib(), datastore.take(shards, index[:, 0])
     off = np.abs(np.einsum("qd,qd->q", queries, own) - similarity[:, 0]).max()
-    print(f"{n:,} rows: {seconds:.1f} s, {n / seconds / 1e3:.0f} thousand rows/s; peak {peak:.0f} MiB ({before:.0f} before); "
-          f"first similarities right to {off:.1g}", flush=True)
+    print(
+        f"{n:,} rows: {seconds:.1f} s, {n / seconds / 1e3:.0f} thousand rows/s; peak {peak:.0f} MiB ({before:.0f} before); "
+        f"first similarities right to {off:.1g}",
+        flush=True,
+    )
 
 
 def workers(arguments: argparse.Namespace) -> None:
@@ -140,29 +172,58 @@ def workers(arguments: argparse.Namespace) -> None:
 
     store, queries = rows(60_000, 384, 0), rows(1000, 384, 1)
     header(f"60,000 x 384 store, 1,000 queries, K = {K}")
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
         found = knn.search(store, queries, K, "faiss", cluster=client, store_rows=15_000)
         expected = ours(store, queries)
-        functions = {"this process": lambda: ours(store, queries),
-                     "two workers": lambda: knn.search(store, queries, K, "faiss", cluster=client, store_rows=15_000)}
+        functions = {
+            "this process": lambda: ours(store, queries),
+            "two workers": lambda: knn.search(
+                store, queries, K, "faiss", cluster=client, store_rows=15_000
+            ),
+        }
         table(in_turns(functions, arguments.repeats), "this process")
-    odd = [(a ^ b, q) for q, (a, b) in enumerate(zip(map(set, found[1]), map(set, expected[1]), strict=True)) if a != b]
-    beyond = sum(abs(float(queries[q] @ store[i]) - expected[0][q, -1]) > 1e-6 for rest, q in odd for i in rest)
-    print(f"similarities differ by at most {np.abs(found[0] - expected[0]).max():.1g}; sets of neighbours differ in {len(odd)} of "
-          f"{len(queries)} lists, {beyond} rows of them by more than a tie within 1e-6")
+    odd = [
+        (a ^ b, q)
+        for q, (a, b) in enumerate(zip(map(set, found[1]), map(set, expected[1]), strict=True))
+        if a != b
+    ]
+    beyond = sum(
+        abs(float(queries[q] @ store[i]) - expected[0][q, -1]) > 1e-6
+        for rest, q in odd
+        for i in rest
+    )
+    print(
+        f"similarities differ by at most {np.abs(found[0] - expected[0]).max():.1g}; sets of neighbours differ in {len(odd)} of "
+        f"{len(queries)} lists, {beyond} rows of them by more than a tie within 1e-6"
+    )
 
 
 def main() -> None:
-    measures = {"product": against_the_product, "peers": peers, "growth": growth, "disk": disk, "stream": stream}
+    measures = {
+        "product": against_the_product,
+        "peers": peers,
+        "growth": growth,
+        "disk": disk,
+        "stream": stream,
+    }
     measures["workers"] = workers
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("measure", choices=measures)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--folder", help="where `disk` writes its store; default: the system's temporary folder")
+    parser.add_argument(
+        "--folder", help="where `disk` writes its store; default: the system's temporary folder"
+    )
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--queries", type=int, default=64)
-    parser.add_argument("--part", type=float, default=1.0, help="the part of the shards that `stream` searches")
+    parser.add_argument(
+        "--part", type=float, default=1.0, help="the part of the shards that `stream` searches"
+    )
     arguments = parser.parse_args()
     measures[arguments.measure](arguments)
 

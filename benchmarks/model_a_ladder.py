@@ -27,7 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src import artifacts, dedup, demo, encoder, ensemble, model_a, paths, prompts, similarity
 from src.metrics import cosines
 
-BEST = model_a.Recipe(epochs=10, batch_size=32, lr_vision=2e-3, lr_fc=1e-3, trainable_blocks=3, several_pictures=True, ema=0.98)
+BEST = model_a.Recipe(
+    epochs=10,
+    batch_size=32,
+    lr_vision=2e-3,
+    lr_fc=1e-3,
+    trainable_blocks=3,
+    several_pictures=True,
+    ema=0.98,
+)
 ONE = replace(BEST, trainable_blocks=1, lr_vision=1e-2)  # the best of one block
 PLAIN = replace(ONE, head="linear", epochs=4, lr_vision=1e-3, several_pictures=False, ema=0)
 PROBE = replace(BEST, head="linear", tower="frozen", epochs=0)
@@ -36,15 +44,21 @@ DEFAULT = "three blocks, 2e-3 (the default)"  # the rows below it are this with 
 LADDER = {
     "ridge on frozen": PROBE,
     "linear, one rate, random start": replace(PLAIN, epochs=10, start="random", interpolate=False),
-    "paper's head, one rate": replace(PLAIN, epochs=10, head="paper", start="random", interpolate=False),
-    "two rates (tower 1e-2, head 1e-3)": replace(PLAIN, epochs=10, head="paper", start="random", interpolate=False, lr_vision=1e-2),
+    "paper's head, one rate": replace(
+        PLAIN, epochs=10, head="paper", start="random", interpolate=False
+    ),
+    "two rates (tower 1e-2, head 1e-3)": replace(
+        PLAIN, epochs=10, head="paper", start="random", interpolate=False, lr_vision=1e-2
+    ),
     "+ linear probe first": replace(ONE, several_pictures=False, interpolate=False, ema=0),
     "+ several pictures": replace(ONE, interpolate=False, ema=0),
     "+ interpolation": replace(ONE, ema=0),
     REFERENCE: ONE,
     "two blocks, rates falling by .3": replace(ONE, trainable_blocks=2, layer_decay=0.3),
     "LoRA, rank 4, the last frozen block": replace(ONE, lora_rank=4, lora_blocks=1),
-    "LoRA, rank 4, all frozen blocks": replace(ONE, lora_rank=4),  # runs the whole tower: nothing is kept in front of an adapter
+    "LoRA, rank 4, all frozen blocks": replace(
+        ONE, lora_rank=4
+    ),  # runs the whole tower: nothing is kept in front of an adapter
     DEFAULT: BEST,
     "linear head": replace(BEST, head="linear"),
     "layer-wise decay .5": replace(BEST, layer_decay=0.5),
@@ -65,30 +79,53 @@ def rows_of_the_demo(out: Path) -> tuple[pl.DataFrame, np.ndarray]:
     return pairs, artifacts.load_embeddings(out / paths.TARGETS, pairs["id"].to_list())[1]
 
 
-def out_of_fold(clip: encoder.Encoder, data: model_a.TrainingSet, pairs: pl.DataFrame, name: str, recipe: model_a.Recipe, seed: int
-                ) -> tuple[np.ndarray, float]:
+def out_of_fold(
+    clip: encoder.Encoder,
+    data: model_a.TrainingSet,
+    pairs: pl.DataFrame,
+    name: str,
+    recipe: model_a.Recipe,
+    seed: int,
+) -> tuple[np.ndarray, float]:
     """Cosines of data filter 2's rows, each scored by the model that has not seen its fold, and seconds."""
     fold, filter2 = pairs["fold"].to_numpy(), pairs["filter2"].to_numpy()
-    used = {"clip": np.ones_like(filter2), "clip_filter1": pairs["filter1"].to_numpy()}.get(name, filter2)
+    used = {"clip": np.ones_like(filter2), "clip_filter1": pairs["filter1"].to_numpy()}.get(
+        name, filter2
+    )
     start, cosine = time.perf_counter(), np.zeros(len(pairs), np.float32)
     for f in np.unique(fold):
         scored = np.flatnonzero(filter2 & (fold == f))
         rows = np.flatnonzero(used & (fold != f))
-        fitted = model_a.fit(clip, data, rows, recipe=recipe, seed=seed + int(f), label=f"{name}, fold {f}")
-        cosine[scored] = cosines(data.targets[0][scored], model_a.predict(fitted, clip, data, scored))
+        fitted = model_a.fit(
+            clip, data, rows, recipe=recipe, seed=seed + int(f), label=f"{name}, fold {f}"
+        )
+        cosine[scored] = cosines(
+            data.targets[0][scored], model_a.predict(fitted, clip, data, scored)
+        )
     return cosine[filter2], time.perf_counter() - start
 
 
-def table(clip: encoder.Encoder, options: argparse.Namespace, recipes: dict[str, model_a.Recipe]) -> None:
+def table(
+    clip: encoder.Encoder, options: argparse.Namespace, recipes: dict[str, model_a.Recipe]
+) -> None:
     """One line a recipe: the mean score over seeds, and the first seed's difference to what the recipe is held against."""
     out = paths.resolve(options.output)
     pairs, targets = rows_of_the_demo(out)
     group, before, against = pairs.filter("filter2")["group"].to_numpy(), None, ""
     for name, recipe in recipes.items():
-        data = model_a.training_set(clip, pairs, out, name=f"pairs.{clip.tag}", recipe=recipe, targets=targets[None])
-        found = [out_of_fold(clip, data, pairs, name, recipe, options.seed + 10 * s) for s in range(options.seeds)]
+        data = model_a.training_set(
+            clip, pairs, out, name=f"pairs.{clip.tag}", recipe=recipe, targets=targets[None]
+        )
+        found = [
+            out_of_fold(clip, data, pairs, name, recipe, options.seed + 10 * s)
+            for s in range(options.seeds)
+        ]
         scores, cosine = [cosine.mean() for cosine, _ in found], found[0][0]
-        spread = f" (+- {np.std(scores, ddof=1):.4f} over {len(scores)} seeds)" if len(scores) > 1 else ""
+        spread = (
+            f" (+- {np.std(scores, ddof=1):.4f} over {len(scores)} seeds)"
+            if len(scores) > 1
+            else ""
+        )
         line = f"{name:36} {np.mean(scores):.4f}{spread}, {found[0][1]:4.0f} s"
         if before is not None:
             line += f"; over {against} {ensemble.paired_bootstrap(cosine, before, groups=group)}"
@@ -109,12 +146,22 @@ def small(clip: encoder.Encoder, options: argparse.Namespace) -> None:
         compare(clip, drawings, names, Path(folder), "single OpenMoji drawings")
 
 
-def compare(clip: encoder.Encoder, pairs: pl.DataFrame, targets: np.ndarray, out: Path, what: str) -> None:
-    data = model_a.training_set(clip, pairs, out, name=f"small_{len(pairs)}", recipe=BEST, targets=targets[None])
+def compare(
+    clip: encoder.Encoder, pairs: pl.DataFrame, targets: np.ndarray, out: Path, what: str
+) -> None:
+    data = model_a.training_set(
+        clip, pairs, out, name=f"small_{len(pairs)}", recipe=BEST, targets=targets[None]
+    )
     group = pairs.filter("filter2")["group"].to_numpy()
     probe, _ = out_of_fold(clip, data, pairs, "probe", PROBE, 42)
-    print(f"\n{what}: {len(probe)} rows after the filter; linear probe {ensemble.bootstrap(probe, groups=group)}", flush=True)
-    for name, recipe in (("without interpolation", replace(BEST, interpolate=False)), ("Model A, the default", BEST)):
+    print(
+        f"\n{what}: {len(probe)} rows after the filter; linear probe {ensemble.bootstrap(probe, groups=group)}",
+        flush=True,
+    )
+    for name, recipe in (
+        ("without interpolation", replace(BEST, interpolate=False)),
+        ("Model A, the default", BEST),
+    ):
         cosine, seconds = out_of_fold(clip, data, pairs, name, recipe, 42)
         gain = ensemble.paired_bootstrap(cosine, probe, groups=group)
         print(f"{name:24} {cosine.mean():.4f}, over the probe {gain}, {seconds:.0f} s", flush=True)
@@ -125,37 +172,66 @@ def openmoji(folder: Path, size: int = 256) -> tuple[pl.DataFrame, np.ndarray]:
     rows = []
     for symbol, entry in emoji.EMOJI_DATA.items():
         whole = "-".join(f"{ord(character):04X}" for character in symbol)
-        code = next((c for c in (whole, whole.replace("-FE0F", "")) if (get_openmoji_svg_data() / f"{c}.svg").exists()), None)
+        code = next(
+            (
+                c
+                for c in (whole, whole.replace("-FE0F", ""))
+                if (get_openmoji_svg_data() / f"{c}.svg").exists()
+            ),
+            None,
+        )
         if code is None or entry["status"] != 2 or "skin_tone" in entry["en"]:
             continue
         picture, drawn = Image.new("RGB", (size, size), "white"), demo.drawing(code, size)
         picture.paste(drawn, ((size - drawn.width) // 2, (size - drawn.height) // 2), drawn)
         picture.save(folder / f"{code}.png")
-        rows.append({"id": code, "image": str(folder / f"{code}.png"), "prompt": entry["en"].strip(":").replace("_", " ")})
+        rows.append(
+            {
+                "id": code,
+                "image": str(folder / f"{code}.png"),
+                "prompt": entry["en"].strip(":").replace("_", " "),
+            }
+        )
     frame = pl.DataFrame(rows)
     targets = prompts.encode(frame["prompt"].to_list())
     found = similarity.one_pass(targets, 0.85, curve=dedup.CURVE, link=0.7)
     group, _ = dedup.balanced_groups(found, max_share=0.1)
-    return frame.with_columns(keeper=frame["id"].gather(found.keeper), similarity=pl.Series(found.similarity), group=group,
-                              filter1=pl.lit(True), filter2=found.stays, fold=dedup.folds(group, 3)), targets
+    return frame.with_columns(
+        keeper=frame["id"].gather(found.keeper),
+        similarity=pl.Series(found.similarity),
+        group=group,
+        filter1=pl.lit(True),
+        filter2=found.stays,
+        fold=dedup.folds(group, 3),
+    ), targets
 
 
 def chosen(only: Iterable[str]) -> dict[str, model_a.Recipe]:
     """The ladder's rows `only`, and those that they are held against."""
     names = list(LADDER)
-    wanted = {*only, *(DEFAULT if names.index(name) > names.index(DEFAULT) else REFERENCE for name in only)}
+    wanted = {
+        *only,
+        *(DEFAULT if names.index(name) > names.index(DEFAULT) else REFERENCE for name in only),
+    }
     return {name: recipe for name, recipe in LADDER.items() if name in wanted}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("measure", choices=("ladder", "seeds", "small"))
     parser.add_argument("--output", default="output")
     parser.add_argument("--clip", default="local-dir:input/demo/clip")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--only", nargs="+", choices=LADDER, metavar="NAME",
-                        help="of the ladder: these rows, and what they are held against")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=LADDER,
+        metavar="NAME",
+        help="of the ladder: these rows, and what they are held against",
+    )
     options = parser.parse_args()
     if options.only and options.measure != "ladder":
         parser.error(f"--only chooses rows of the ladder, not of {options.measure}")
@@ -163,7 +239,9 @@ def main() -> None:
     if options.measure == "small":
         small(clip, options)
     else:
-        table(clip, options, TABLE_1 if options.measure == "seeds" else chosen(options.only or LADDER))
+        table(
+            clip, options, TABLE_1 if options.measure == "seeds" else chosen(options.only or LADDER)
+        )
 
 
 if __name__ == "__main__":

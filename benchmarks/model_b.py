@@ -16,7 +16,19 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src import artifacts, bridge, data, datastore, demo, encoder, ensemble, images, model_b, paths, prompts
+from src import (
+    artifacts,
+    bridge,
+    data,
+    datastore,
+    demo,
+    encoder,
+    ensemble,
+    images,
+    model_b,
+    paths,
+    prompts,
+)
 from src.metrics import cosines, unit
 
 K_GRID = [10, 20, 50, 100, 200, 400]
@@ -43,38 +55,70 @@ class Bench:
         self.output, self.folder, self.clip = output, folder, encoder.load(clip)
         self.pairs = artifacts.load_table(output / paths.PAIRS)
         self.kept = self.pairs.filter("filter2")
-        self.ids, self.fold, self.group = (self.kept[name].to_numpy() for name in ("id", "fold", "group"))
-        self.truth, self.targets = (artifacts.load_embeddings(output / paths.TARGETS, ids)[1]
-                                    for ids in (self.kept["id"].to_list(), self.pairs["id"].to_list()))
-        self.disk = datastore.open_store(folder / "store", dtype="float16", sentence_model=prompts.EMBEDDED)
+        self.ids, self.fold, self.group = (
+            self.kept[name].to_numpy() for name in ("id", "fold", "group")
+        )
+        self.truth, self.targets = (
+            artifacts.load_embeddings(output / paths.TARGETS, ids)[1]
+            for ids in (self.kept["id"].to_list(), self.pairs["id"].to_list())
+        )
+        self.disk = datastore.open_store(
+            folder / "store", dtype="float16", sentence_model=prompts.EMBEDDED
+        )
         self.similar = artifacts.load_json(output / "01_dedup" / paths.META)["group_similarity"]
 
     def pictures(self, clip: encoder.Encoder) -> np.ndarray:
-        pixels, _ = images.cache(self.pairs.select("id", "image"), self.output / paths.CACHE, geometry=clip.geometry, name="pairs")
+        pixels, _ = images.cache(
+            self.pairs.select("id", "image"),
+            self.output / paths.CACHE,
+            geometry=clip.geometry,
+            name="pairs",
+        )
         rows = encoder.image_embeddings(clip, pixels, self.folder, name=f"pairs.{clip.tag}")
         return rows[artifacts.positions(pixels.ids, self.kept["id"].to_list(), "pictures")]
 
-    def library(self, texts: list[str], clip: encoder.Encoder | None = None) -> tuple[model_b.Library, np.ndarray]:
+    def library(
+        self, texts: list[str], clip: encoder.Encoder | None = None
+    ) -> tuple[model_b.Library, np.ndarray]:
         """The training prompts and `texts`, and what of them conflicts with each fold."""
         clip = clip or self.clip
         every = [*self.kept["prompt"], *texts]
-        self.disk = datastore.add(self.disk, every, {datastore.VALUES: prompts.encode,
-                                                     clip.tag: lambda t: encoder.embed_texts(clip, t)}, shard_rows=10_000)
+        self.disk = datastore.add(
+            self.disk,
+            every,
+            {datastore.VALUES: prompts.encode, clip.tag: lambda t: encoder.embed_texts(clip, t)},
+            shard_rows=10_000,
+        )
         place = datastore.places(self.disk, every)
-        keys, values = (datastore.Selection(self.disk.column(name), place) for name in (clip.tag, datastore.VALUES))
+        keys, values = (
+            datastore.Selection(self.disk.column(name), place)
+            for name in (clip.tag, datastore.VALUES)
+        )
         library = model_b.Library(keys, values, self.pictures(clip))
-        return library, model_b.store_conflicts(library, self.targets, self.pairs["fold"].to_numpy(), self.similar)
+        return library, model_b.store_conflicts(
+            library, self.targets, self.pairs["fold"].to_numpy(), self.similar
+        )
 
-    def search(self, route: model_b.Route, library: model_b.Library, conflicts: np.ndarray) -> model_b.Lists:
-        return model_b.search_out_of_fold(route, library, self.fold, self.group, conflicts, max(K_GRID), "faiss")
+    def search(
+        self, route: model_b.Route, library: model_b.Library, conflicts: np.ndarray
+    ) -> model_b.Lists:
+        return model_b.search_out_of_fold(
+            route, library, self.fold, self.group, conflicts, max(K_GRID), "faiss"
+        )
 
     def tune(self, lists: model_b.Lists, library: model_b.Library) -> model_b.Tuned:
         return model_b.tune(*lists, library.values.take, self.truth, self.fold, **GRIDS)
 
-    def said(self, name: str, prediction: np.ndarray, base: np.ndarray | None, note: str = "") -> np.ndarray:
+    def said(
+        self, name: str, prediction: np.ndarray, base: np.ndarray | None, note: str = ""
+    ) -> np.ndarray:
         score = cosines(self.truth, prediction)
-        change = "" if base is None else f"  {ensemble.paired_bootstrap(score, base, groups=self.group)}"
-        print(f"{name:34} {ensemble.bootstrap(score, groups=self.group)}{change}  {note}", flush=True)
+        change = (
+            "" if base is None else f"  {ensemble.paired_bootstrap(score, base, groups=self.group)}"
+        )
+        print(
+            f"{name:34} {ensemble.bootstrap(score, groups=self.group)}{change}  {note}", flush=True
+        )
         return score
 
 
@@ -86,7 +130,9 @@ def demo_texts(bench: Bench, text: str) -> list[str]:
 
 def ladder(bench: Bench, arguments: argparse.Namespace) -> None:
     library, conflicts = bench.library(demo_texts(bench, arguments.text))
-    print(f"{len(bench.kept)} rows, store of {len(conflicts)} prompts; Avg-Cos out-of-fold, paired difference to tuned text\n")
+    print(
+        f"{len(bench.kept)} rows, store of {len(conflicts)} prompts; Avg-Cos out-of-fold, paired difference to tuned text\n"
+    )
     lists = {name: bench.search(route, library, conflicts) for name, route in ROUTES.items()}
     tuned = {name: bench.tune(found, library) for name, found in lists.items()}
     base = cosines(bench.truth, tuned["text"].prediction)
@@ -94,7 +140,12 @@ def ladder(bench: Bench, arguments: argparse.Namespace) -> None:
         fused = model_b.fuse_neighbours(*lists["text"], library.values.take, weighting, k=k)
         bench.said(f"text, {name} constants", fused, base)
     for name, found in tuned.items():
-        bench.said(name, found.prediction, base, f"K = {found.k}, {found.weighting}; {', '.join(model_b.at_edge(found, **GRIDS))}")
+        bench.said(
+            name,
+            found.prediction,
+            base,
+            f"K = {found.k}, {found.weighting}; {', '.join(model_b.at_edge(found, **GRIDS))}",
+        )
     members = {name: tuned[name].prediction for name in USED}
     for left in (None, *USED):
         rest = {name: x for name, x in members.items() if name != left}
@@ -104,7 +155,9 @@ def ladder(bench: Bench, arguments: argparse.Namespace) -> None:
         bench.said(name, fused, base)
 
 
-def residuals(bench: Bench, lists: model_b.Lists, k: int = 50, tau: float = 0.12) -> dict[str, np.ndarray]:
+def residuals(
+    bench: Bench, lists: model_b.Lists, k: int = 50, tau: float = 0.12
+) -> dict[str, np.ndarray]:
     """A ridge on the picture's embedding, and it plus the weighted mean of its neighbours' residuals: the values fitted.
 
     A neighbour's residual comes from a ridge that has seen neither it nor the query's fold; half and whole are added.
@@ -117,11 +170,19 @@ def residuals(bench: Bench, lists: model_b.Lists, k: int = 50, tau: float = 0.12
         rest = np.zeros_like(truth)
         for fit, out in GroupKFold(5).split(others, groups=bench.group[others]):
             fitted = Ridge(3.0).fit(pictures[others[fit]], truth[others[fit]])
-            rest[others[out]] = truth[others[out]] - unit(fitted.predict(pictures[others[out]]).astype(np.float32))
-        weight = model_b.part_of_all(model_b.Weighting(tau=tau)(lists[0][mine, :k]), 1.0).astype(np.float32)
+            rest[others[out]] = truth[others[out]] - unit(
+                fitted.predict(pictures[others[out]]).astype(np.float32)
+            )
+        weight = model_b.part_of_all(model_b.Weighting(tau=tau)(lists[0][mine, :k]), 1.0).astype(
+            np.float32
+        )
         change[mine] = np.einsum("qk,qkd->qd", weight, rest[lists[1][mine, :k]])
     base = unit(base)
-    return {"ridge": base, "ridge + 0.5 residual": unit(base + 0.5 * change), "ridge + residual": unit(base + change)}
+    return {
+        "ridge": base,
+        "ridge + 0.5 residual": unit(base + 0.5 * change),
+        "ridge + residual": unit(base + change),
+    }
 
 
 def growing_store(bench: Bench, arguments: argparse.Namespace) -> None:
@@ -129,14 +190,21 @@ def growing_store(bench: Bench, arguments: argparse.Namespace) -> None:
     texts = demo_texts(bench, arguments.text)
     more = demo.extra_prompts(arguments.seed + 1, max(arguments.sizes), taken=known | set(texts))
     texts = [*texts, *more][: max(arguments.sizes)]
-    print(f"{len(bench.kept)} rows, text route; paired difference to the store without text-only prompts\n")
+    print(
+        f"{len(bench.kept)} rows, text route; paired difference to the store without text-only prompts\n"
+    )
     base = None
     for n in arguments.sizes:
         library, conflicts = bench.library(texts[:n])
         lists = bench.search(ROUTES["text"], library, conflicts)
         out = int(conflicts.any(axis=1).sum())
         tuned = bench.tune(lists, library)
-        score = bench.said(f"{n:,} text-only prompts", tuned.prediction, base, f"K = {tuned.k}, {tuned.weighting}; {out} near")
+        score = bench.said(
+            f"{n:,} text-only prompts",
+            tuned.prediction,
+            base,
+            f"K = {tuned.k}, {tuned.weighting}; {out} near",
+        )
         base = score if base is None else base
 
 
@@ -144,30 +212,52 @@ def second_clip(bench: Bench, arguments: argparse.Namespace) -> None:
     folder = bench.folder / "clip2"
     if not (folder / "open_clip_config.json").exists():
         stamp = artifacts.load_json(Path(arguments.text).parent / demo.STAMP)["sizes"]
-        _, _, align, _ = demo.choose(stamp["seed"], stamp["train_scenes"], stamp["test_scenes"], stamp["align_scenes"], 1)
+        _, _, align, _ = demo.choose(
+            stamp["seed"], stamp["train_scenes"], stamp["test_scenes"], stamp["align_scenes"], 1
+        )
         small = stamp["clip_size"]
-        pixels = np.stack([np.asarray(demo.render(s, stamp["train_size"]).resize((small, small), 3)) for s in align])
-        demo.write_clip(folder, pixels, [demo.prompt(s) for s in align], epochs=stamp["align_epochs"], seed=arguments.seed + 1)
+        pixels = np.stack(
+            [
+                np.asarray(demo.render(s, stamp["train_size"]).resize((small, small), 3))
+                for s in align
+            ]
+        )
+        demo.write_clip(
+            folder,
+            pixels,
+            [demo.prompt(s) for s in align],
+            epochs=stamp["align_epochs"],
+            seed=arguments.seed + 1,
+        )
     texts, other = demo_texts(bench, arguments.text), encoder.load(f"local-dir:{folder}")
     (library, conflicts), (library2, _) = bench.library(texts), bench.library(texts, other)
     mapped = ROUTES["mapped text, centred, hubs off"]
-    lists = {f"{name}{n}": bench.search(route, lib, conflicts) for n, lib in ((1, library), (2, library2))
-             for name, route in (("text", ROUTES["text"]), ("mapped", mapped))}
+    lists = {
+        f"{name}{n}": bench.search(route, lib, conflicts)
+        for n, lib in ((1, library), (2, library2))
+        for name, route in (("text", ROUTES["text"]), ("mapped", mapped))
+    }
     tuned = {name: bench.tune(found, library) for name, found in lists.items()}
     base = {name: bench.said(name, tuned[name].prediction, None) for name in lists}
     for share in (0.25, 0.5):
         similarity, index = lists["text1"]
-        second = np.einsum("qd,qkd->qk", library2.pictures, library2.texts.take(index), optimize=True)
+        second = np.einsum(
+            "qd,qkd->qk", library2.pictures, library2.texts.take(index), optimize=True
+        )
         found = bench.tune(bridge.rerank(similarity, index, second, share), library)
         bench.said(f"text1, re-ranked by 2 at {share}", found.prediction, base["text1"])
     for names in (("text1", "text2"), ("mapped1", "mapped2")):
-        fused, _ = ensemble.cross_fit_weights(bench.truth, {n: tuned[n].prediction for n in names}, bench.fold, groups=bench.group)
+        fused, _ = ensemble.cross_fit_weights(
+            bench.truth, {n: tuned[n].prediction for n in names}, bench.fold, groups=bench.group
+        )
         bench.said(" + ".join(names), fused, base[names[0]])
 
 
 def main() -> None:
     measures = {"ladder": ladder, "store": growing_store, "second": second_clip}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("measure", choices=measures)
     parser.add_argument("--output", type=Path, default=Path("output"))
     parser.add_argument("--cache", type=Path, default=Path("output/cache/benchmark"))
@@ -176,7 +266,10 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[0, 5000, 20_000, 60_000])
     parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args()
-    measures[arguments.measure](Bench(paths.resolve(arguments.output), paths.resolve(arguments.cache), arguments.clip), arguments)
+    measures[arguments.measure](
+        Bench(paths.resolve(arguments.output), paths.resolve(arguments.cache), arguments.clip),
+        arguments,
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ def linked(sources: list[Path], count: int, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", default="output")
     parser.add_argument("--images", default="input/demo/test/images")
     parser.add_argument("--pictures", type=int, default=2000)
@@ -35,14 +37,19 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
     predictor = predict.Predictor(options.output)
-    sources = [resolve(options.images) / name for name in predict.pictures_in(resolve(options.images))]
+    sources = [
+        resolve(options.images) / name for name in predict.pictures_in(resolve(options.images))
+    ]
     with tempfile.TemporaryDirectory() as folder:
         pictures, out = Path(folder) / "pictures", Path(folder) / "found.parquet"
         pictures.mkdir()
         linked(sources, options.pictures, pictures)
         decoded = list(predictor.pool.map(predictor.decode, sources[: options.pictures]))
         decoded = [decoded[i % len(decoded)] for i in range(options.pictures)]
-        batches = [predict.stack(decoded[i : i + options.batch_size]) for i in range(0, options.pictures, options.batch_size)]
+        batches = [
+            predict.stack(decoded[i : i + options.batch_size])
+            for i in range(0, options.pictures, options.batch_size)
+        ]
         per_part = max(1, predict.PART // options.batch_size)
         clip = predictor.trunks[next(iter(predictor.clips_b.values()))].clip
         bare = Trunk(clip, {})
@@ -53,7 +60,9 @@ def main() -> None:
             whole = time.perf_counter() - start
             start = time.perf_counter()
             for first in range(0, len(batches), per_part):
-                predictor.find([predictor.see(batch) for batch in batches[first : first + per_part]])
+                predictor.find(
+                    [predictor.see(batch) for batch in batches[first : first + per_part]]
+                )
             models = time.perf_counter() - start
             start = time.perf_counter()
             for batch in batches:
@@ -68,16 +77,27 @@ def main() -> None:
     names = ("files to result", "models on decoded pictures", "bare CLIP encoder", "decoding alone")
     for name, rate in zip(names, rates.T, strict=True):
         print(f"{name}: {rate.mean():.1f} pictures/s ({rate.min():.1f} to {rate.max():.1f})")
-    for name, ratio in (("of the models' own rate", seconds[:, 1] / seconds[:, 0]),
-                        ("of the slower of models and decoding", seconds[:, [1, 3]].max(axis=1) / seconds[:, 0]),
-                        ("of models and decoding one after the other", seconds[:, [1, 3]].sum(axis=1) / seconds[:, 0]),
-                        ("of the bare encoder's rate", seconds[:, 2] / seconds[:, 0])):
-        print(f"files to result reaches {ratio.mean():.2f} {name} ({ratio.min():.2f} to {ratio.max():.2f})")
-    folds = sum(len(folds) for trunk in predictor.trunks.values() for folds in trunk.members.values())
+    for name, ratio in (
+        ("of the models' own rate", seconds[:, 1] / seconds[:, 0]),
+        ("of the slower of models and decoding", seconds[:, [1, 3]].max(axis=1) / seconds[:, 0]),
+        (
+            "of models and decoding one after the other",
+            seconds[:, [1, 3]].sum(axis=1) / seconds[:, 0],
+        ),
+        ("of the bare encoder's rate", seconds[:, 2] / seconds[:, 0]),
+    ):
+        print(
+            f"files to result reaches {ratio.mean():.2f} {name} ({ratio.min():.2f} to {ratio.max():.2f})"
+        )
+    folds = sum(
+        len(folds) for trunk in predictor.trunks.values() for folds in trunk.members.values()
+    )
     shared = [sorted(trunk.shared) for trunk in predictor.trunks.values()]
-    print(f"{predictor.b.store.height:,} prompts in the store, {folds} folds, blocks shared by {shared}, "
-          f"{encoder.describe(clip)}; "
-          f"16,000 pictures at this rate: {16000 / rates[:, 0].mean() / 3600:.2f} h")
+    print(
+        f"{predictor.b.store.height:,} prompts in the store, {folds} folds, blocks shared by {shared}, "
+        f"{encoder.describe(clip)}; "
+        f"16,000 pictures at this rate: {16000 / rates[:, 0].mean() / 3600:.2f} h"
+    )
 
 
 if __name__ == "__main__":

@@ -30,11 +30,17 @@ def timed(ids: list[str], x: np.ndarray, path: Path, sample: Path | None) -> tup
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pictures", type=int, default=16_000)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
-    x = unit(np.random.default_rng(0).standard_normal((options.pictures, submission.WIDTH)).astype(np.float32))
+    x = unit(
+        np.random.default_rng(0)
+        .standard_normal((options.pictures, submission.WIDTH))
+        .astype(np.float32)
+    )
     ids = [f"{i * 2654435761 % 16**9:09x}" for i in range(options.pictures)]
     with tempfile.TemporaryDirectory() as folder:
         path, sample = Path(folder) / "submission", Path(folder) / "sample_submission.csv"
@@ -43,15 +49,23 @@ def main() -> None:
         for name, order in (("by id", None), ("by the sample", sample)):
             seconds = np.array([timed(ids, x, path, order) for _ in range(options.runs)])
             write, check = (f"{s.mean():.1f} s ({s.min():.1f} to {s.max():.1f})" for s in seconds.T)
-            print(f"{options.pictures:,} x {submission.WIDTH}, {name}: write {write}, check {check}, together at most "
-                  f"{seconds.sum(axis=1).max():.1f} s")
-        table = pl.read_csv(path.with_suffix(".csv"), schema={"imgId_eId": pl.String, "val": pl.Float32})
+            print(
+                f"{options.pictures:,} x {submission.WIDTH}, {name}: write {write}, check {check}, together at most "
+                f"{seconds.sum(axis=1).max():.1f} s"
+            )
+        table = pl.read_csv(
+            path.with_suffix(".csv"), schema={"imgId_eId": pl.String, "val": pl.Float32}
+        )
         places = {i: n for n, i in enumerate(ids)}
         back = table["val"].to_numpy().reshape(x.shape)
-        names = [name.rpartition("_")[0] for name in table["imgId_eId"].gather_every(submission.WIDTH)]
+        names = [
+            name.rpartition("_")[0] for name in table["imgId_eId"].gather_every(submission.WIDTH)
+        ]
         same = np.array_equal(back, x[[places[name] for name in names]])
-        print(f"values read back equal to float32: {same}; csv {path.with_suffix('.csv').stat().st_size / 2**20:.0f} MiB; "
-              f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+        print(
+            f"values read back equal to float32: {same}; csv {path.with_suffix('.csv').stat().st_size / 2**20:.0f} MiB; "
+            f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+        )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 
 
-def in_turns(functions: dict[str, Callable], repeats: int, clock: Callable[[], float] = time.perf_counter
-             ) -> dict[str, list[float]]:
+def in_turns(
+    functions: dict[str, Callable], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each function, called one after the other, `repeats` times over."""
     seconds = {name: [] for name in functions}
     for _ in range(repeats):
@@ -26,19 +27,34 @@ def in_turns(functions: dict[str, Callable], repeats: int, clock: Callable[[], f
 
 def table(seconds: dict[str, list[float]], base: str) -> None:
     """Print median seconds of each competitor and its ratio to `base`, turn by turn."""
-    print(f"{'':>24} {'median s':>9} {'lowest - highest':>18} {'ratio, median':>14} {'lowest - highest':>18} {'of the lowest':>14}")
+    print(
+        f"{'':>24} {'median s':>9} {'lowest - highest':>18} {'ratio, median':>14} {'lowest - highest':>18} {'of the lowest':>14}"
+    )
     for name, times in seconds.items():
         ratios = [a / b for a, b in zip(times, seconds[base], strict=True)]
-        print(f"{name:>24} {statistics.median(times):9.2f} {min(times):9.2f} - {max(times):6.2f} {statistics.median(ratios):14.3f} "
-              f"{min(ratios):9.3f} - {max(ratios):6.3f} {min(times) / min(seconds[base]):14.3f}", flush=True)
+        print(
+            f"{name:>24} {statistics.median(times):9.2f} {min(times):9.2f} - {max(times):6.2f} {statistics.median(ratios):14.3f} "
+            f"{min(ratios):9.3f} - {max(ratios):6.3f} {min(times) / min(seconds[base]):14.3f}",
+            flush=True,
+        )
 
 
 def machine() -> str:
     """The processor, the threads that torch uses, and torch's version."""
-    processor = next((line.split(": ")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    processor = next(
+        (
+            line.split(": ")[1].strip()
+            for line in open("/proc/cpuinfo")
+            if line.startswith("model name")
+        ),
+        "?",
+    )
     return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def peak_mib() -> float:
     """The most memory this process has held, from the kernel; getrusage would count what its parent held when it started."""
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+    return (
+        next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+        / 1024
+    )

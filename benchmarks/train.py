@@ -25,7 +25,15 @@ from src import artifacts, encoder, model_a, paths
 from src.encoder import autocast
 from src.training import Run, inputs, losses
 
-DEFAULT = model_a.Recipe(epochs=1, batch_size=32, lr_vision=2e-3, lr_fc=1e-3, trainable_blocks=3, several_pictures=True, ema=0.98)
+DEFAULT = model_a.Recipe(
+    epochs=1,
+    batch_size=32,
+    lr_vision=2e-3,
+    lr_fc=1e-3,
+    trainable_blocks=3,
+    several_pictures=True,
+    ema=0.98,
+)
 RECIPES = {"cut": DEFAULT, "whole": replace(DEFAULT, trainable_blocks=-1, lr_vision=1e-4)}
 
 
@@ -36,8 +44,14 @@ class Bench:
         self.recipe, self.encoder, self.output = RECIPES[kind], encoder.load(clip), output
         self.pairs = artifacts.load_table(output / paths.PAIRS)
         _, targets = artifacts.load_embeddings(output / paths.TARGETS, self.pairs["id"].to_list())
-        self.data = model_a.training_set(self.encoder, self.pairs, output, name=f"pairs.{self.encoder.tag}", recipe=self.recipe,
-                                          targets=targets[None])
+        self.data = model_a.training_set(
+            self.encoder,
+            self.pairs,
+            output,
+            name=f"pairs.{self.encoder.tag}",
+            recipe=self.recipe,
+            targets=targets[None],
+        )
         self.kept = np.flatnonzero(self.pairs["filter2"])
 
     def run(self, rows: np.ndarray) -> Run:
@@ -48,6 +62,7 @@ class Bench:
 
     def epoch(self, run: Run, batches: int) -> Callable[[], None]:
         """The engine's own loop over `batches` of one epoch."""
+
         def through() -> None:
             run.epoch, run.batch = run.epoch + 1, run.n_batches - batches
             for _ in run.steps():
@@ -57,8 +72,11 @@ class Bench:
 
     def bare(self, run: Run, batches: int) -> Callable[[], None]:
         """Forward, backward and step, over and over on one batch of the same size."""
-        rows = run.rows[:self.recipe.batch_size]
-        x, target = inputs(run.fitted, self.encoder, self.data, rows), torch.from_numpy(self.data.targets[0, rows])
+        rows = run.rows[: self.recipe.batch_size]
+        x, target = (
+            inputs(run.fitted, self.encoder, self.data, rows),
+            torch.from_numpy(self.data.targets[0, rows]),
+        )
         target = target.to(self.encoder.device)
 
         def through() -> None:
@@ -74,9 +92,14 @@ class Bench:
 def loop(bench: Bench, arguments: argparse.Namespace) -> None:
     batches = arguments.batches
     run, other = bench.run(bench.kept), bench.run(bench.kept)
-    functions = {"bare step": bench.bare(other, batches), "training loop": bench.epoch(run, batches)}
+    functions = {
+        "bare step": bench.bare(other, batches),
+        "training loop": bench.epoch(run, batches),
+    }
     table(in_turns(functions, arguments.repeats), "bare step")
-    print(f"{batches} batches of {bench.recipe.batch_size}; peak memory of the process {peak_mib():.0f} MiB")
+    print(
+        f"{batches} batches of {bench.recipe.batch_size}; peak memory of the process {peak_mib():.0f} MiB"
+    )
 
 
 def predict(bench: Bench, arguments: argparse.Namespace) -> None:
@@ -92,13 +115,19 @@ def predict(bench: Bench, arguments: argparse.Namespace) -> None:
             for _ in range(rows // 128):
                 F.normalize(fitted.head(forward(batch)), dim=-1)
 
-    functions = {"bare, from pixels": lambda: bare(lambda b: fitted.tower(fitted.tower.frozen(b)), x, few),
-                 "predict_pixels": lambda: model_a.predict_pixels(fitted, bench.encoder, bench.data.pixels[np.arange(few)])}
+    functions = {
+        "bare, from pixels": lambda: bare(lambda b: fitted.tower(fitted.tower.frozen(b)), x, few),
+        "predict_pixels": lambda: model_a.predict_pixels(
+            fitted, bench.encoder, bench.data.pixels[np.arange(few)]
+        ),
+    }
     table(in_turns(functions, arguments.repeats), "bare, from pixels")
     if bench.data.activations is not None:
         kept = inputs(fitted, bench.encoder, bench.data, np.arange(128))
-        functions = {"bare, from activations": lambda: bare(fitted.tower, kept, n),
-                     "predict": lambda: model_a.predict(fitted, bench.encoder, bench.data, bench.kept[:n])}
+        functions = {
+            "bare, from activations": lambda: bare(fitted.tower, kept, n),
+            "predict": lambda: model_a.predict(fitted, bench.encoder, bench.data, bench.kept[:n]),
+        }
         table(in_turns(functions, arguments.repeats), "bare, from activations")
     print(f"peak memory of the process {peak_mib():.0f} MiB")
 
@@ -112,12 +141,17 @@ def cost(bench: Bench, arguments: argparse.Namespace) -> None:
             start = time.perf_counter()
             through()
             times.append(time.perf_counter() - start)
-        print(f"{len(run.rows):6,} {min(times):26.2f} {1000 * min(times) / len(run.rows):9.2f}", flush=True)
+        print(
+            f"{len(run.rows):6,} {min(times):26.2f} {1000 * min(times) / len(run.rows):9.2f}",
+            flush=True,
+        )
 
 
 def main() -> None:
     measures = {"loop": loop, "predict": predict, "rows": cost}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("measure", choices=measures)
     parser.add_argument("--towers", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--output", type=Path, default=Path("output"))
@@ -127,7 +161,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for kind in arguments.towers:
         print(f"\n{kind}: {machine()}", flush=True)
-        measures[arguments.measure](Bench(paths.resolve(arguments.output), arguments.clip, kind), arguments)
+        measures[arguments.measure](
+            Bench(paths.resolve(arguments.output), arguments.clip, kind), arguments
+        )
 
 
 if __name__ == "__main__":

@@ -12,10 +12,18 @@ def _stay_here(event: str, arguments: tuple) -> None:
     if event not in ("socket.connect", "socket.getaddrinfo"):
         return
     address = arguments[1] if event == "socket.connect" else arguments[0]
-    host = address[0] if isinstance(address, tuple) else address if event == "socket.getaddrinfo" else None  # else a local socket
+    host = (
+        address[0]
+        if isinstance(address, tuple)
+        else address
+        if event == "socket.getaddrinfo"
+        else None
+    )  # else a local socket
     host = host.decode(errors="replace") if isinstance(host, bytes) else host
     if host and host not in ("localhost", "::1", "0.0.0.0") and not str(host).startswith("127."):
-        raise OSError(f"offline is set, so no connection to {host}: give a folder or local-dir: instead of a hub's name")
+        raise OSError(
+            f"offline is set, so no connection to {host}: give a folder or local-dir: instead of a hub's name"
+        )
 
 
 if os.environ.get("OFFLINE") == "1":

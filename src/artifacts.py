@@ -21,7 +21,16 @@ import polars as pl
 
 from src.paths import META, ROOT, shown
 
-VERSIONS = ("torch", "open_clip_torch", "timm", "sentence-transformers", "numpy", "polars", "faiss-cpu", "cuml-cu13")
+VERSIONS = (
+    "torch",
+    "open_clip_torch",
+    "timm",
+    "sentence-transformers",
+    "numpy",
+    "polars",
+    "faiss-cpu",
+    "cuml-cu13",
+)
 
 
 @contextmanager
@@ -60,7 +69,9 @@ def reserve(path: Path, size: int, *, offset: int = 0) -> None:
 def check_embeddings(ids: Sequence[str], x: np.ndarray, what: str) -> None:
     """Raise ValueError unless `x` is (n, d) float32, finite, with n unique ids; the message says the offending numbers."""
     if x.ndim != 2 or x.dtype != np.float32:
-        raise ValueError(f"{what}: embeddings must be 2-D float32, got {x.ndim}-D {x.dtype} of shape {x.shape}")
+        raise ValueError(
+            f"{what}: embeddings must be 2-D float32, got {x.ndim}-D {x.dtype} of shape {x.shape}"
+        )
     if len(ids) != len(x):
         raise ValueError(f"{what}: {len(ids)} ids for {len(x)} embeddings")
     series = pl.Series(ids, dtype=pl.String)
@@ -68,10 +79,14 @@ def check_embeddings(ids: Sequence[str], x: np.ndarray, what: str) -> None:
         raise ValueError(f"{what}: {series.null_count()} ids are null")
     doubled = series.filter(series.is_duplicated()).unique(maintain_order=True)
     if len(doubled):
-        raise ValueError(f"{what}: {len(doubled)} ids occur more than once, e.g. {doubled[:3].to_list()}")
+        raise ValueError(
+            f"{what}: {len(doubled)} ids occur more than once, e.g. {doubled[:3].to_list()}"
+        )
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
-        raise ValueError(f"{what}: {len(bad)} rows hold NaN or infinity, e.g. row {bad[0]} (id {ids[bad[0]]!r})")
+        raise ValueError(
+            f"{what}: {len(bad)} rows hold NaN or infinity, e.g. row {bad[0]} (id {ids[bad[0]]!r})"
+        )
 
 
 def _embedding_files(path: Path) -> tuple[Path, Path]:
@@ -82,7 +97,9 @@ def save_embeddings(path: Path, ids: Sequence[str], x: np.ndarray) -> None:
     """Write `<path>.npy`, (n, d) float32 C order, and `<path>.ids.parquet` with the same n, row i beside row i."""
     check_embeddings(ids, x, shown(path))
     array_file, ids_file = _embedding_files(path)
-    ids_file.unlink(missing_ok=True)  # stopped between the two files, new rows would meet the old ids
+    ids_file.unlink(
+        missing_ok=True
+    )  # stopped between the two files, new rows would meet the old ids
     with atomic(array_file) as temporary:
         np.save(temporary, np.ascontiguousarray(x))
     save_table(ids_file, pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}))
@@ -110,8 +127,12 @@ def positions(have: Sequence[str], wanted: Sequence[str], what: str) -> np.ndarr
     where = {identifier: i for i, identifier in enumerate(have)}
     missing = [identifier for identifier in wanted if identifier not in where]
     if missing:
-        raise ValueError(f"{what}: {len(missing)} of {len(wanted)} ids are not there, e.g. {missing[:3]}")
-    return np.fromiter((where[identifier] for identifier in wanted), dtype=np.int64, count=len(wanted))
+        raise ValueError(
+            f"{what}: {len(missing)} of {len(wanted)} ids are not there, e.g. {missing[:3]}"
+        )
+    return np.fromiter(
+        (where[identifier] for identifier in wanted), dtype=np.int64, count=len(wanted)
+    )
 
 
 def save_table(path: Path, frame: pl.DataFrame) -> None:
@@ -130,11 +151,17 @@ def load_table(path: Path, columns: Sequence[str] = (), *, as_text: bool = False
         raise IsADirectoryError(f"{shown(path)} is not a file")
     with readable(path):
         csv = path.suffix == ".csv"
-        there = (pl.scan_csv if csv else pl.scan_parquet)(path, glob=False).collect_schema().names() if columns else []
+        there = (
+            (pl.scan_csv if csv else pl.scan_parquet)(path, glob=False).collect_schema().names()
+            if columns
+            else []
+        )
         missing = [name for name in columns if name not in there]
         if not missing:
             options = {"infer_schema": not as_text} if csv else {}
-            return (pl.read_csv if csv else pl.read_parquet)(path, columns=list(columns) or None, **options)
+            return (pl.read_csv if csv else pl.read_parquet)(
+                path, columns=list(columns) or None, **options
+            )
     raise ValueError(f"{shown(path)} has no column {', '.join(missing)}; there are {there}")
 
 
@@ -162,7 +189,9 @@ def readable(path: Path) -> Iterator[None]:
 def save_json(path: Path, content: dict) -> None:
     """Write `content` as indented JSON."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def load_json(path: Path) -> dict:
@@ -178,7 +207,11 @@ def load_json(path: Path) -> dict:
 def _existing(path: Path) -> Path:
     if not path.exists():
         stage = path.parent.name if path.parent.name[:2].isdigit() else path.parent.parent.name
-        hint = f"run ./run_all.sh --only {stage[:2]} first" if stage[:2].isdigit() else "run ./run_all.sh first"
+        hint = (
+            f"run ./run_all.sh --only {stage[:2]} first"
+            if stage[:2].isdigit()
+            else "run ./run_all.sh first"
+        )
         raise FileNotFoundError(f"{shown(path)} does not exist: {hint}")
     return path
 
@@ -188,7 +221,9 @@ def fingerprint(*parts: object) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, np.ndarray):
-            digest.update(f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+            digest.update(
+                f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes()
+            )
         elif isinstance(part, Path):
             digest.update(_listing(part).encode())
         else:
@@ -198,12 +233,20 @@ def fingerprint(*parts: object) -> str:
 
 
 def _listing(path: Path) -> str:
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.exists() else []
+    files = (
+        sorted(p for p in path.rglob("*") if p.is_file())
+        if path.is_dir()
+        else [path]
+        if path.exists()
+        else []
+    )
     stats = ((f.relative_to(path).as_posix(), f.stat()) for f in files)
     return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
 
 
-def cached_embeddings(path: Path, ids: Sequence[str], key: dict, compute: Callable[[], np.ndarray]) -> np.ndarray:
+def cached_embeddings(
+    path: Path, ids: Sequence[str], key: dict, compute: Callable[[], np.ndarray]
+) -> np.ndarray:
     """The (n, d) float32 rows of `ids` at `path` when they were written for the same ids and `key`, else `compute()`.
 
     `key` is everything that the rows depend on (texts, weights, sizes), JSON-able; it is kept in `<path>.json`.
@@ -235,11 +278,15 @@ def git_commit() -> str | None:
     """The repository's commit, with `+` when the tree has changes; None outside a checkout or without git."""
     if shutil.which("git") is None:
         return None
-    run = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True
+    )
     return run.stdout.strip() or None
 
 
 def write_meta(folder: Path, **facts: object) -> None:
     """Write `meta.json` into a stage's folder: the given facts, versions, commit and time of writing."""
     written = datetime.now(UTC).isoformat(timespec="seconds")
-    save_json(folder / META, {**facts, "written": written, "commit": git_commit(), "versions": versions()})
+    save_json(
+        folder / META, {**facts, "written": written, "commit": git_commit(), "versions": versions()}
+    )

@@ -13,8 +13,14 @@ def augment(pixels: torch.Tensor, may_flip: torch.Tensor, *, chunk: int = CHUNK)
     """
     if len(pixels) != len(may_flip):
         raise ValueError(f"{len(pixels)} pictures, but {len(may_flip)} entries of may_flip")
-    change = v2.Compose([v2.RandomRotation(10, interpolation=v2.InterpolationMode.BILINEAR, fill=128),
-                         v2.RandomResizedCrop(pixels.shape[-2:], scale=(0.7, 1.0), ratio=(0.9, 1.1), antialias=True)])
+    change = v2.Compose(
+        [
+            v2.RandomRotation(10, interpolation=v2.InterpolationMode.BILINEAR, fill=128),
+            v2.RandomResizedCrop(
+                pixels.shape[-2:], scale=(0.7, 1.0), ratio=(0.9, 1.1), antialias=True
+            ),
+        ]
+    )
     changed = torch.cat([change(part) for part in pixels.split(chunk)])
     flip = (torch.rand(len(pixels)) < 0.5).to(pixels.device) & may_flip
     return torch.where(flip[:, None, None, None], changed.flip(-1), changed)

@@ -38,8 +38,16 @@ class Bridge:
         return unit(pictures if self.centre is None else pictures - self.centre)
 
 
-def learn(pictures: np.ndarray, texts: np.ndarray, group: np.ndarray, *, linear: bool, centre: bool, seed: int = 0,
-          penalties: Sequence[float] = PENALTIES) -> Bridge:
+def learn(
+    pictures: np.ndarray,
+    texts: np.ndarray,
+    group: np.ndarray,
+    *,
+    linear: bool,
+    centre: bool,
+    seed: int = 0,
+    penalties: Sequence[float] = PENALTIES,
+) -> Bridge:
     """A bridge from pictures (n, D) to their own prompts (n, D'), unit rows aligned by row.
 
     `linear`: a ridge whose penalty is chosen on a held-out tenth, whole groups of it, by mean cosine. `centre`: both kinds are
@@ -56,8 +64,16 @@ def learn(pictures: np.ndarray, texts: np.ndarray, group: np.ndarray, *, linear:
     return Bridge(matrix, offset, moved.mean(axis=0), texts.mean(axis=0), penalty)
 
 
-def _penalty(pictures: np.ndarray, texts: np.ndarray, group: np.ndarray, seed: int, penalties: Sequence[float]) -> float:
-    fit, held_out = next(GroupShuffleSplit(1, test_size=0.1, random_state=seed).split(pictures, groups=group))
+def _penalty(
+    pictures: np.ndarray,
+    texts: np.ndarray,
+    group: np.ndarray,
+    seed: int,
+    penalties: Sequence[float],
+) -> float:
+    fit, held_out = next(
+        GroupShuffleSplit(1, test_size=0.1, random_state=seed).split(pictures, groups=group)
+    )
 
     def score(penalty: float) -> float:
         model = Ridge(penalty).fit(pictures[fit], texts[fit])
@@ -66,22 +82,32 @@ def _penalty(pictures: np.ndarray, texts: np.ndarray, group: np.ndarray, seed: i
     return max(penalties, key=score)
 
 
-def hubness(keys: np.ndarray, bank: np.ndarray, engine: str = "auto", *, depth: int = HUB_DEPTH) -> np.ndarray:
+def hubness(
+    keys: np.ndarray, bank: np.ndarray, engine: str = "auto", *, depth: int = HUB_DEPTH
+) -> np.ndarray:
     """(n,) float32: how near each key (n, D) is to pictures in general, its mean similarity to the nearest `depth` of a bank."""
     return knn.search(bank, keys, min(depth, len(bank)), engine)[0].mean(axis=1)
 
 
-def reorder(similarity: np.ndarray, index: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def reorder(
+    similarity: np.ndarray, index: np.ndarray, change: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The same candidates with `change` (q, k) added to their similarity, again best first, ties by index."""
-    return knn.merge(knn.nothing(len(index)), ((similarity + change).astype(np.float32), index), index.shape[1])
+    return knn.merge(
+        knn.nothing(len(index)), ((similarity + change).astype(np.float32), index), index.shape[1]
+    )
 
 
-def rerank(similarity: np.ndarray, index: np.ndarray, second: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+def rerank(
+    similarity: np.ndarray, index: np.ndarray, second: np.ndarray, share: float
+) -> tuple[np.ndarray, np.ndarray]:
     """The candidates by `(1 - share)` of their similarity plus `share` of a second CLIP's, (q, k), each at its own spread.
 
     Two CLIPs' cosines have different ranges, so the second's are first brought to the mean and spread of the first's.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share} is not within 0..1")
-    scaled = (second - second.mean()) / max(float(second.std()), 1e-12) * similarity.std() + similarity.mean()
+    scaled = (second - second.mean()) / max(
+        float(second.std()), 1e-12
+    ) * similarity.std() + similarity.mean()
     return reorder(similarity, index, share * (scaled - similarity))

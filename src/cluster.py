@@ -22,7 +22,10 @@ def connect(cluster: str | None) -> Iterator[object | None]:
         raise ValueError(f"cluster must be null, local or tcp://host:port, got {cluster!r}")
     from distributed import Client
 
-    with _local() if cluster == "local" else nullcontext(cluster) as scheduler, Client(scheduler, timeout="30s") as client:
+    with (
+        _local() if cluster == "local" else nullcontext(cluster) as scheduler,
+        Client(scheduler, timeout="30s") as client,
+    ):
         yield client
 
 
@@ -33,7 +36,9 @@ def _local() -> Iterator[object]:
     try:
         yield workers
     finally:
-        with suppress(TimeoutError):  # on a busy machine a worker that has been killed may not be gone in time
+        with suppress(
+            TimeoutError
+        ):  # on a busy machine a worker that has been killed may not be gone in time
             workers.close()
 
 
@@ -47,7 +52,13 @@ def _started() -> object:
     return LocalCluster(n_workers=LOCAL_WORKERS, threads_per_worker=1, dashboard_address=None)
 
 
-def run(function: Callable, tasks: Sequence[dict], *, shared: dict[str, object], cluster: str | None = None) -> list:
+def run(
+    function: Callable,
+    tasks: Sequence[dict],
+    *,
+    shared: dict[str, object],
+    cluster: str | None = None,
+) -> list:
     """`function(**task, **shared)` for each task, in order. `shared` is sent to each worker once.
 
     A task that fails stops the rest and raises its own error here.
@@ -57,7 +68,10 @@ def run(function: Callable, tasks: Sequence[dict], *, shared: dict[str, object],
             return [function(**task, **shared) for task in tasks]
         sent = client.scatter(shared, broadcast=True)
         futures = [client.submit(_call, function, task, sent, pure=False) for task in tasks]
-        return [future.result() for future in tqdm(futures, desc=f"{len(client.nthreads())} workers", unit="task")]
+        return [
+            future.result()
+            for future in tqdm(futures, desc=f"{len(client.nthreads())} workers", unit="task")
+        ]
 
 
 def _call(function: Callable, task: dict, shared: dict) -> object:

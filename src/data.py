@@ -20,11 +20,17 @@ from src.paths import as_text, resolve, shown
 SCHEMA = {"id": pl.String, "image": pl.String, "prompt": pl.String, "source": pl.String}
 TEXTS = (".txt", *layouts.TABLES)
 UNLISTED = "picture without a row"
-EXPECTED = (layouts.BLURRED, layouts.NOT_DELIVERED, UNLISTED)  # said by the set itself: no sign that it is bad
+EXPECTED = (
+    layouts.BLURRED,
+    layouts.NOT_DELIVERED,
+    UNLISTED,
+)  # said by the set itself: no sign that it is bad
 BATCH = 500_000  # prompts read at a time from a text-only source
 
 
-def read_pairs(path: str | Path, layout: str | None = None, text_column: str | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
+def read_pairs(
+    path: str | Path, layout: str | None = None, text_column: str | None = None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The pairs at `path` as a table `id, image, prompt, source`, and the rejected rows as the same table with `reason`.
 
     `layout` is one of `layouts.LAYOUTS`, or None to see what is there. Raises FileNotFoundError or ValueError naming the path
@@ -38,10 +44,20 @@ def read_all(train: str | list) -> tuple[pl.DataFrame, pl.DataFrame]:
 
     An id that occurs twice is rejected where it occurs again; two sources of one name are told apart by their folders.
     """
-    entries = [entry if isinstance(entry, dict) else {"path": entry} for entry in ([train] if isinstance(train, str) else train)]
-    wrong = [e for e in entries if not isinstance(e.get("path"), str | Path) or not e.keys() <= {"path", "layout", "text_column"}]
+    entries = [
+        entry if isinstance(entry, dict) else {"path": entry}
+        for entry in ([train] if isinstance(train, str) else train)
+    ]
+    wrong = [
+        e
+        for e in entries
+        if not isinstance(e.get("path"), str | Path)
+        or not e.keys() <= {"path", "layout", "text_column"}
+    ]
     if wrong or not entries:
-        raise ValueError(f"train: {wrong[0] if wrong else train} must be a path or {{path: ..., layout: ..., text_column: ...}}")
+        raise ValueError(
+            f"train: {wrong[0] if wrong else train} must be a path or {{path: ..., layout: ..., text_column: ...}}"
+        )
     names: dict[str, Path] = {}
     read = [_told_apart(_read(**entry), resolve(entry["path"]), names) for entry in entries]
     return _with_unlisted(*_set_aside(pl.concat(read)))
@@ -56,8 +72,11 @@ def bad_share(n_pairs: int, rejected: pl.DataFrame) -> float:
 
 def tally(rejected: pl.DataFrame) -> pl.DataFrame:
     """How many rows were set aside for each `reason`; what differs from picture to picture is left out of it."""
-    return rejected.group_by(pl.col("reason").str.replace(r"(unreadable picture: \w+).*", "$1")).len("rows").sort(
-        "rows", "reason", descending=[True, False])
+    return (
+        rejected.group_by(pl.col("reason").str.replace(r"(unreadable picture: \w+).*", "$1"))
+        .len("rows")
+        .sort("rows", "reason", descending=[True, False])
+    )
 
 
 def read_test(folder: str | Path) -> tuple[pl.DataFrame, Path | None]:
@@ -68,24 +87,38 @@ def read_test(folder: str | Path) -> tuple[pl.DataFrame, Path | None]:
     """
     folder = resolve(folder)
     images = folder / "images" if (folder / "images").is_dir() else folder
-    files = sorted(f for f in images.glob("*") if f.suffix.lower() in PICTURES) if images.is_dir() else []
+    files = (
+        sorted(f for f in images.glob("*") if f.suffix.lower() in PICTURES)
+        if images.is_dir()
+        else []
+    )
     if not files:
-        raise FileNotFoundError(f"test: no pictures in {shown(images)}; set common.test to a folder in the competition's layout")
-    table = pl.DataFrame({"id": [as_text(f.stem) for f in files], "image": [shown(f) for f in files]})
+        raise FileNotFoundError(
+            f"test: no pictures in {shown(images)}; set common.test to a folder in the competition's layout"
+        )
+    table = pl.DataFrame(
+        {"id": [as_text(f.stem) for f in files], "image": [shown(f) for f in files]}
+    )
     doubled = table.filter(pl.col("id").is_duplicated())["image"].to_list()
     if doubled:
-        raise ValueError(f"test: pictures that differ only in their ending have one id, e.g. {doubled[:2]}; take one of them out")
+        raise ValueError(
+            f"test: pictures that differ only in their ending have one id, e.g. {doubled[:2]}; take one of them out"
+        )
     sample = folder / "sample_submission.csv"
     if not sample.exists():
         return table, None
     wanted, there = submission.sample_ids(sample), set(table["id"])
     missing, extra = [i for i in wanted if i not in there], sorted(there - set(wanted))
     if missing:
-        raise ValueError(f"{shown(sample)}: {len(missing)} of {len(wanted)} ids have no picture in {shown(images)}, "
-                         f"e.g. {missing[:3]}; add the pictures or take the ids out")
+        raise ValueError(
+            f"{shown(sample)}: {len(missing)} of {len(wanted)} ids have no picture in {shown(images)}, "
+            f"e.g. {missing[:3]}; add the pictures or take the ids out"
+        )
     if extra:
-        raise ValueError(f"{shown(sample)}: {len(extra)} of {len(table)} pictures are not in it, e.g. {extra[:3]}; "
-                         "add their rows or take the pictures out")
+        raise ValueError(
+            f"{shown(sample)}: {len(extra)} of {len(table)} pictures are not in it, e.g. {extra[:3]}; "
+            "add their rows or take the pictures out"
+        )
     return table, sample
 
 
@@ -103,10 +136,16 @@ def read_truth(file: str | Path) -> pl.DataFrame:
 def read_text(text: str | list | None, *, text_column: str | None = None) -> pl.DataFrame:
     """Text-only prompts as a table `prompt, source`: .txt files with one prompt a line, or tables with a text column."""
     frames = list(text_batches(text, text_column=text_column))
-    return pl.concat(frames) if frames else pl.DataFrame(schema={"prompt": pl.String, "source": pl.String})
+    return (
+        pl.concat(frames)
+        if frames
+        else pl.DataFrame(schema={"prompt": pl.String, "source": pl.String})
+    )
 
 
-def text_batches(text: str | list | None, *, text_column: str | None = None, rows: int = BATCH) -> Iterator[pl.DataFrame]:
+def text_batches(
+    text: str | list | None, *, text_column: str | None = None, rows: int = BATCH
+) -> Iterator[pl.DataFrame]:
     """The prompts of text-only sources in tables `prompt, source` of at most `rows` rows, blank ones left out.
 
     Raises FileNotFoundError naming a source that is not there, ValueError naming a table without a text column.
@@ -114,14 +153,22 @@ def text_batches(text: str | list | None, *, text_column: str | None = None, row
     for entry in [text] if isinstance(text, str) else text or []:
         for file in _text_files(resolve(entry)):
             for prompts in _prompt_batches(file, text_column, rows):
-                prompts = layouts.texts_of(prompts, file).drop_nulls().str.replace_all("\0", "", literal=True)
+                prompts = (
+                    layouts.texts_of(prompts, file)
+                    .drop_nulls()
+                    .str.replace_all("\0", "", literal=True)
+                )
                 prompts = prompts.filter(~blank(prompts))
-                yield pl.DataFrame({"prompt": prompts}).with_columns(pl.lit(file.stem).alias("source"))
+                yield pl.DataFrame({"prompt": prompts}).with_columns(
+                    pl.lit(file.stem).alias("source")
+                )
 
 
 def _text_files(path: Path) -> list[Path]:
     if not path.exists():
-        raise FileNotFoundError(f"text: {shown(path)} does not exist; set common.text to a file, a folder or null")
+        raise FileNotFoundError(
+            f"text: {shown(path)} does not exist; set common.text to a file, a folder or null"
+        )
     return sorted(f for f in path.iterdir() if f.suffix in TEXTS) if path.is_dir() else [path]
 
 
@@ -136,7 +183,9 @@ def _prompt_batches(file: Path, text_column: str | None, rows: int) -> Iterator[
 
         with readable(file):
             table = pq.ParquetFile(file)
-        column = layouts.column_of(table.schema_arrow.names, TEXT_COLUMNS, text_column, file, "text")
+        column = layouts.column_of(
+            table.schema_arrow.names, TEXT_COLUMNS, text_column, file, "text"
+        )
         with readable(file):
             for batch in table.iter_batches(batch_size=rows, columns=[column]):
                 yield pl.from_arrow(batch)[column]
@@ -161,10 +210,14 @@ def read_store(folder: str | Path, *, width: int = 384) -> list[tuple[Path, Path
     values = [file for file, shape in shapes.items() if len(shape) == 2 and shape[1] == width]
     keys = [file for file, shape in shapes.items() if len(shape) == 2 and shape[1] != width]
     if not keys or len(keys) != len(values):
-        raise ValueError(f"store: {shown(folder)} holds {len(keys)} shards of keys and {len(values)} of values ({width} wide)")
+        raise ValueError(
+            f"store: {shown(folder)} holds {len(keys)} shards of keys and {len(values)} of values ({width} wide)"
+        )
     for key, value in zip(keys, values, strict=True):
         if shapes[key][0] != shapes[value][0]:
-            raise ValueError(f"store: {shown(key)} has {shapes[key][0]} rows, {shown(value)} {shapes[value][0]}")
+            raise ValueError(
+                f"store: {shown(key)} has {shapes[key][0]} rows, {shown(value)} {shapes[value][0]}"
+            )
     return list(zip(keys, values, strict=True))
 
 
@@ -175,21 +228,29 @@ def read_attributes(table: str | Path, columns: Sequence[str], images: pl.Series
     """
     file = resolve(table)
     told = load_table(file, ["file_name", *columns], as_text=True).select(
-        pl.col(columns).cast(pl.String), image=pl.format("{}/{}", pl.lit(shown(file.parent)), "file_name"))
+        pl.col(columns).cast(pl.String),
+        image=pl.format("{}/{}", pl.lit(shown(file.parent)), "file_name"),
+    )
     found = told.filter(pl.col("image").is_in(images.implode()))
     if found.is_empty():
-        raise ValueError(f"attributes: {shown(file)} describes none of the {len(images)} training pictures; its first is "
-                         f"{told['image'].first()}, theirs {images.first()}")
+        raise ValueError(
+            f"attributes: {shown(file)} describes none of the {len(images)} training pictures; its first is "
+            f"{told['image'].first()}, theirs {images.first()}"
+        )
     return found
 
 
 # --- bad rows ---
 
 
-def _read(path: str | Path, layout: str | None = None, text_column: str | None = None) -> pl.DataFrame:
+def _read(
+    path: str | Path, layout: str | None = None, text_column: str | None = None
+) -> pl.DataFrame:
     path = resolve(path)
     if not path.exists():
-        raise FileNotFoundError(f"train: {shown(path)} does not exist; set common.train to a folder or a table")
+        raise FileNotFoundError(
+            f"train: {shown(path)} does not exist; set common.train to a folder or a table"
+        )
     return layouts.read(path, layout, text_column)
 
 
@@ -201,8 +262,10 @@ def _told_apart(rows: pl.DataFrame, path: Path, names: dict[str, Path]) -> pl.Da
             new, parents = f"{parents.name or 'again'}/{new}", parents.parent
         if new != name:
             renamed = pl.col("id").str.replace(f"{name}/", f"{new}/", literal=True), pl.lit(new)
-            rows = rows.with_columns(pl.when(pl.col("source") == name).then(value).otherwise(column).alias(column)
-                                     for column, value in zip(("id", "source"), renamed, strict=True))
+            rows = rows.with_columns(
+                pl.when(pl.col("source") == name).then(value).otherwise(column).alias(column)
+                for column, value in zip(("id", "source"), renamed, strict=True)
+            )
     return rows
 
 
@@ -214,28 +277,53 @@ def blank(prompts: pl.Series) -> pl.Series:
 def _set_aside(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The usable rows, and the others with their first reason. NULs are taken out of prompts."""
     prompt = rows["prompt"].str.replace_all("\0", "", literal=True)
-    exists = pl.Series([os.path.isfile(references.file_of(image)) for image in rows["image"]], dtype=pl.Boolean)
-    reason = (pl.when(pl.col("reason").is_not_null()).then("reason").when(blank(prompt)).then(pl.lit("empty prompt"))
-              .when(~exists).then(pl.lit("no such picture")))
+    exists = pl.Series(
+        [os.path.isfile(references.file_of(image)) for image in rows["image"]], dtype=pl.Boolean
+    )
+    reason = (
+        pl.when(pl.col("reason").is_not_null())
+        .then("reason")
+        .when(blank(prompt))
+        .then(pl.lit("empty prompt"))
+        .when(~exists)
+        .then(pl.lit("no such picture"))
+    )
     rows = rows.with_columns(prompt).with_columns(reason=reason)
     good = rows["reason"].is_null().to_numpy()
     again = np.zeros(len(rows), bool)
     again[good] = ~rows.filter(good)["id"].is_first_distinct().to_numpy()
-    rows = rows.with_columns(reason=pl.when(pl.Series(again)).then(pl.lit("id occurs twice")).otherwise("reason"))
+    rows = rows.with_columns(
+        reason=pl.when(pl.Series(again)).then(pl.lit("id occurs twice")).otherwise("reason")
+    )
     good = rows["reason"].is_null()
     return rows.filter(good).drop("reason"), rows.filter(~good)
 
 
-def _with_unlisted(pairs: pl.DataFrame, rejected: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _with_unlisted(
+    pairs: pl.DataFrame, rejected: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Add to the rejected rows the picture files that lie among the listed ones and are named by no row."""
-    files = [(str(resolve(image)), source) for image, source in pairs.select("image", "source").rows() if "::" not in image]
+    files = [
+        (str(resolve(image)), source)
+        for image, source in pairs.select("image", "source").rows()
+        if "::" not in image
+    ]
     listed = {*(file for file, _ in files), *(str(resolve(image)) for image in rejected["image"])}
     folders = {os.path.dirname(file): source for file, source in files}
-    found = [(f"{folder}/{name}", source) for folder, source in sorted(folders.items()) for name in sorted(os.listdir(folder))
-             if name.lower().endswith(PICTURES) and f"{folder}/{name}" not in listed]
-    unlisted = pl.DataFrame({"id": [f"{source}/{as_text(Path(file).stem)}" for file, source in found],
-                             "image": [shown(file) for file, _ in found], "prompt": [None] * len(found),
-                             "source": [source for _, source in found], "reason": [UNLISTED] * len(found)},
-                            schema={**SCHEMA, "reason": pl.String})
+    found = [
+        (f"{folder}/{name}", source)
+        for folder, source in sorted(folders.items())
+        for name in sorted(os.listdir(folder))
+        if name.lower().endswith(PICTURES) and f"{folder}/{name}" not in listed
+    ]
+    unlisted = pl.DataFrame(
+        {
+            "id": [f"{source}/{as_text(Path(file).stem)}" for file, source in found],
+            "image": [shown(file) for file, _ in found],
+            "prompt": [None] * len(found),
+            "source": [source for _, source in found],
+            "reason": [UNLISTED] * len(found),
+        },
+        schema={**SCHEMA, "reason": pl.String},
+    )
     return pairs, pl.concat([rejected, unlisted])
-

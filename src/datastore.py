@@ -18,7 +18,9 @@ from src.metrics import unit
 from src.paths import shown
 
 DTYPES = ("float16", "float32")
-INDEX = "store.json"  # the shards in order; written last, so a shard that is not in it was not finished
+INDEX = (
+    "store.json"  # the shards in order; written last, so a shard that is not in it was not finished
+)
 VALUES = "values"
 
 Encode = Callable[[list[str]], np.ndarray]  # prompts -> (n, d) float32 unit rows
@@ -50,10 +52,16 @@ class Datastore:
 
     def _file(self, shard: dict, name: str) -> Path:
         elsewhere = shard.get("files", {})
-        return Path(elsewhere[name]) if name in elsewhere else self.folder / f"{shard['name']}.{name}.npy"
+        return (
+            Path(elsewhere[name])
+            if name in elsewhere
+            else self.folder / f"{shard['name']}.{name}.npy"
+        )
 
 
-def open_store(folder: Path, *, dtype: str | None = None, sentence_model: str | None = None) -> Datastore:
+def open_store(
+    folder: Path, *, dtype: str | None = None, sentence_model: str | None = None
+) -> Datastore:
     """The store in `folder`; where there is none, an empty one of `dtype` whose values are by `sentence_model`.
 
     FileNotFoundError when there is none and these are not given; ValueError when it was begun with others.
@@ -64,14 +72,24 @@ def open_store(folder: Path, *, dtype: str | None = None, sentence_model: str | 
         return Datastore(folder, dtype, sentence_model, ())
     kept = load_json(folder / INDEX)
     if not {"dtype", "sentence_model", "shards"} <= kept.keys():
-        raise ValueError(f"{shown(folder / INDEX)} holds {sorted(kept)}, wanted dtype, sentence_model and shards")
+        raise ValueError(
+            f"{shown(folder / INDEX)} holds {sorted(kept)}, wanted dtype, sentence_model and shards"
+        )
     for name, wanted in (("dtype", dtype), ("sentence_model", sentence_model)):
         if wanted not in (None, kept[name]):
-            raise ValueError(f"{shown(folder)} was begun with {name} {kept[name]}, {wanted} is asked for: remove it to begin anew")
+            raise ValueError(
+                f"{shown(folder)} was begun with {name} {kept[name]}, {wanted} is asked for: remove it to begin anew"
+            )
     return Datastore(folder, kept["dtype"], kept["sentence_model"], tuple(kept["shards"]))
 
 
-def add(store: Datastore, prompts: Sequence[str], encoders: dict[str, Encode], *, shard_rows: int = 50_000) -> Datastore:
+def add(
+    store: Datastore,
+    prompts: Sequence[str],
+    encoders: dict[str, Encode],
+    *,
+    shard_rows: int = 50_000,
+) -> Datastore:
     """The store with all of `prompts` in it and every column of `encoders` ("values", and CLIPs by name) complete.
 
     Only what is not there is encoded, `shard_rows` prompts at a time: what was interrupted goes on from the last whole shard.
@@ -92,7 +110,9 @@ def add(store: Datastore, prompts: Sequence[str], encoders: dict[str, Encode], *
     return store
 
 
-def add_precomputed(store: Datastore, pairs: Sequence[tuple[Path, Path]], *, clip: str) -> Datastore:
+def add_precomputed(
+    store: Datastore, pairs: Sequence[tuple[Path, Path]], *, clip: str
+) -> Datastore:
     """The store with pairs of row-aligned .npy shards (CLIP text, sentence embeddings) as they lie: nothing is copied.
 
     A pair that is there is not added again. ValueError names the pair whose rows or types do not fit.
@@ -102,12 +122,21 @@ def add_precomputed(store: Datastore, pairs: Sequence[tuple[Path, Path]], *, cli
         if str(value_file) in there:
             continue
         key, value = load_array(key_file, "r"), load_array(value_file, "r")
-        fits = key.ndim == value.ndim == 2 and len(key) == len(value) and {key.dtype.name, value.dtype.name} <= set(DTYPES)
+        fits = (
+            key.ndim == value.ndim == 2
+            and len(key) == len(value)
+            and {key.dtype.name, value.dtype.name} <= set(DTYPES)
+        )
         if not fits:
-            raise ValueError(f"{shown(key_file)} {key.dtype}{key.shape} and {shown(value_file)} {value.dtype}{value.shape} are "
-                             "not row-aligned 2-D shards of float16 or float32")
+            raise ValueError(
+                f"{shown(key_file)} {key.dtype}{key.shape} and {shown(value_file)} {value.dtype}{value.shape} are "
+                "not row-aligned 2-D shards of float16 or float32"
+            )
         name = f"{len(store.shards):05d}"
-        save_table(store.folder / f"{name}.parquet", pl.DataFrame({"prompt": [None] * len(key)}, schema={"prompt": pl.String}))
+        save_table(
+            store.folder / f"{name}.parquet",
+            pl.DataFrame({"prompt": [None] * len(key)}, schema={"prompt": pl.String}),
+        )
         files = {clip: str(key_file), VALUES: str(value_file)}
         store = _append(store, {"name": name, "rows": len(key), "files": files})
     return store
@@ -121,8 +150,16 @@ def precomputed_rows(store: Datastore, pairs: Sequence[tuple[Path, Path]]) -> pl
         if file in wanted:
             table = pl.DataFrame({"row": np.arange(offset, offset + shard["rows"])})
             source = Path(file).stem
-            parts.append(table.select(id=pl.format("{}/{}/{}", pl.lit(source), pl.lit(shard["name"]), pl.col("row") - offset),
-                                      prompt=pl.lit(None, pl.String), source=pl.lit(source), row="row"))
+            parts.append(
+                table.select(
+                    id=pl.format(
+                        "{}/{}/{}", pl.lit(source), pl.lit(shard["name"]), pl.col("row") - offset
+                    ),
+                    prompt=pl.lit(None, pl.String),
+                    source=pl.lit(source),
+                    row="row",
+                )
+            )
         offset += shard["rows"]
     return pl.concat(parts)
 
@@ -134,13 +171,22 @@ def _complete(store: Datastore, name: str, encode: Encode) -> None:
             continue
         texts = load_table(store.folder / f"{shard['name']}.parquet")["prompt"]
         if texts.null_count():
-            raise ValueError(f"shard {shard['name']} of {shown(store.folder)} came without its text: {name} cannot be encoded")
-        _write(store.folder / f"{shard['name']}.{name}.npy", encode(texts.to_list()), shard["rows"], store.dtype)
+            raise ValueError(
+                f"shard {shard['name']} of {shown(store.folder)} came without its text: {name} cannot be encoded"
+            )
+        _write(
+            store.folder / f"{shard['name']}.{name}.npy",
+            encode(texts.to_list()),
+            shard["rows"],
+            store.dtype,
+        )
 
 
 def _write(file: Path, x: np.ndarray, rows: int, dtype: str) -> None:
     if x.ndim != 2 or len(x) != rows or not np.isfinite(x).all():
-        raise ValueError(f"{shown(file)}: {rows} rows wanted, got {x.shape}, {(~np.isfinite(x)).sum()} values not finite")
+        raise ValueError(
+            f"{shown(file)}: {rows} rows wanted, got {x.shape}, {(~np.isfinite(x)).sum()} values not finite"
+        )
     with atomic(file) as temporary:
         np.save(temporary, x.astype(dtype))
 
@@ -162,7 +208,9 @@ def take(shards: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
     wanted, where = np.unique(rows, return_inverse=True)
     bounds = np.cumsum([0, *map(len, shards)])
     if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < bounds[-1]:
-        raise ValueError(f"rows {wanted[0]}..{wanted[-1]} are not within the {bounds[-1]} of the store")
+        raise ValueError(
+            f"rows {wanted[0]}..{wanted[-1]} are not within the {bounds[-1]} of the store"
+        )
     found = np.empty((len(wanted), shards[0].shape[1]), np.float32)
     for s, shard in enumerate(shards):
         mine = slice(*np.searchsorted(wanted, bounds[s : s + 2]))
@@ -180,13 +228,25 @@ class Selection:
     shards: Sequence[np.ndarray]
     place: np.ndarray  # (n,) int64, distinct
 
-    def search(self, queries: np.ndarray, k: int, engine: str = "auto", *, seen: np.ndarray | None = None,
-               cluster: object | None = None, centre: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        engine: str = "auto",
+        *,
+        seen: np.ndarray | None = None,
+        cluster: object | None = None,
+        centre: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         run_row = np.full(sum(map(len, self.shards)), -1, np.int64)
         chosen = np.arange(len(self.place)) if seen is None else np.flatnonzero(seen)
         run_row[self.place[chosen]] = chosen
-        lists = knn.search(self.shards, queries, k, engine, rows=run_row >= 0, cluster=cluster, centre=centre)
-        return knn.merge(knn.nothing(len(queries)), (lists[0], run_row[lists[1]]), k)  # ties by the run's index
+        lists = knn.search(
+            self.shards, queries, k, engine, rows=run_row >= 0, cluster=cluster, centre=centre
+        )
+        return knn.merge(
+            knn.nothing(len(queries)), (lists[0], run_row[lists[1]]), k
+        )  # ties by the run's index
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(..., d) float32 unit rows of the run's `rows`."""

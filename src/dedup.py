@@ -31,14 +31,24 @@ def normalised(prompts):
     """Prompts (a polars or cuDF series) under Unicode NFKC, lower case, single spaces: equal results are exact duplicates."""
     series = nw.from_native(prompts, series_only=True)
     foreign = series.str.contains(r"[^\x00-\x7F]").fill_null(False)
-    folded = [" ".join(unicodedata.normalize("NFKC", prompt).lower().split()) for prompt in series.filter(foreign).to_list()]
+    folded = [
+        " ".join(unicodedata.normalize("NFKC", prompt).lower().split())
+        for prompt in series.filter(foreign).to_list()
+    ]
     # white space is named, since cuDF and pandas take more control characters for it than polars
     plain = series.str.to_lowercase().str.replace_all("[ \t\n\v\f\r]+", " ").str.strip_chars(" ")
     return (plain.scatter(foreign.arg_true(), folded) if folded else plain).to_native()
 
 
-def rules(prompts: pl.Series, *, min_words: int, max_tokens: int, edge_characters: int, n_tokens: np.ndarray,
-          scope: pl.Series | None = None) -> pl.Series:
+def rules(
+    prompts: pl.Series,
+    *,
+    min_words: int,
+    max_tokens: int,
+    edge_characters: int,
+    n_tokens: np.ndarray,
+    scope: pl.Series | None = None,
+) -> pl.Series:
     """Data filter 1: for each prompt the reason to drop it, or null. Of equal prompts, within a `scope`, the first stays.
 
     `n_tokens` (n,) counts the sentence encoder's tokens; `edge_characters` > 0 also drops a prompt whose first or last so
@@ -53,13 +63,23 @@ def rules(prompts: pl.Series, *, min_words: int, max_tokens: int, edge_character
     def seen(part: pl.Expr) -> pl.Expr:
         return ~pl.struct(part, "scope").is_first_distinct()
 
-    reason = (pl.when(pl.col("text") == "").then(pl.lit("empty"))
-              .when(seen(pl.col("text"))).then(pl.lit("exact duplicate"))
-              .when(pl.col("text").str.count_matches(r"\S+") < min_words).then(pl.lit(f"fewer than {min_words} words"))
-              .when(pl.col("tokens") > max_tokens).then(pl.lit(f"more than {max_tokens} tokens")))
+    reason = (
+        pl.when(pl.col("text") == "")
+        .then(pl.lit("empty"))
+        .when(seen(pl.col("text")))
+        .then(pl.lit("exact duplicate"))
+        .when(pl.col("text").str.count_matches(r"\S+") < min_words)
+        .then(pl.lit(f"fewer than {min_words} words"))
+        .when(pl.col("tokens") > max_tokens)
+        .then(pl.lit(f"more than {max_tokens} tokens"))
+    )
     if edge_characters:
-        reason = reason.when(seen(pl.col("text").str.head(edge_characters))).then(pl.lit("opening seen before"))
-        reason = reason.when(seen(pl.col("text").str.tail(edge_characters))).then(pl.lit("ending seen before"))
+        reason = reason.when(seen(pl.col("text").str.head(edge_characters))).then(
+            pl.lit("opening seen before")
+        )
+        reason = reason.when(seen(pl.col("text").str.tail(edge_characters))).then(
+            pl.lit("ending seen before")
+        )
     return frame.select(reason=reason)["reason"]
 
 
@@ -89,7 +109,9 @@ def keeps_one(cosine_keep: str) -> bool:
     return cosine_keep == "one"
 
 
-def cosine_filter(embeddings: np.ndarray, threshold: float, *, block: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def cosine_filter(
+    embeddings: np.ndarray, threshold: float, *, block: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Data filter 2 over (n, d) float32 unit rows, keeping one: in order, a row stays unless above `threshold` with a kept one.
 
     Returns `keeper` (n,) int64, the row's own index where it stays, else the most similar row kept before it, and
@@ -117,8 +139,9 @@ def same(*columns: Iterable) -> tuple[np.ndarray, np.ndarray]:
     return np.array(first, np.int64), np.array(rows, np.int64)
 
 
-def balanced_groups(found: Pass, *, max_share: float, links: tuple[np.ndarray, np.ndarray] | None = None
-                    ) -> tuple[np.ndarray, float]:
+def balanced_groups(
+    found: Pass, *, max_share: float, links: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, float]:
     """Groups at the lowest similarity that `found` collected, raised in steps until the largest holds at most `max_share` of
     the rows; and the value used. A removed row shares the group of its keeper, and `links` (i, j) join, whatever the value.
     """
@@ -135,7 +158,9 @@ def folds(group: np.ndarray, n_folds: int) -> np.ndarray:
     """(n,) int64 fold of each row: whole groups, balanced. Raises ValueError with fewer groups than folds."""
     n_groups = len(np.unique(group))
     if n_groups < n_folds:
-        raise ValueError(f"{n_groups} groups cannot fill {n_folds} folds: add rows, lower n_folds or raise group_similarity")
+        raise ValueError(
+            f"{n_groups} groups cannot fill {n_folds} folds: add rows, lower n_folds or raise group_similarity"
+        )
     fold = np.empty(len(group), dtype=np.int64)
     for f, (_, held_out) in enumerate(GroupKFold(n_folds).split(group, groups=group)):
         fold[held_out] = f
@@ -154,11 +179,23 @@ def given_folds(file: str | Path, ids: list[str], group: np.ndarray) -> np.ndarr
     table = table.select(pl.col("id").cast(pl.String), pl.col("fold").cast(pl.Int64, strict=False))
     numbers = table["fold"].unique().sort().to_list()
     if numbers != list(range(len(numbers))) or table["id"].is_duplicated().any():
-        raise ValueError(f"{shown(file)}: folds must be 0, 1, ... and each id named once; folds are {numbers[:10]}")
-    fold = pl.DataFrame({"id": ids}).join(table, on="id", how="left", maintain_order="left")["fold"].fill_null(-1).to_numpy().copy()
+        raise ValueError(
+            f"{shown(file)}: folds must be 0, 1, ... and each id named once; folds are {numbers[:10]}"
+        )
+    fold = (
+        pl.DataFrame({"id": ids})
+        .join(table, on="id", how="left", maintain_order="left")["fold"]
+        .fill_null(-1)
+        .to_numpy()
+        .copy()
+    )
     if (fold < 0).all():
-        raise ValueError(f"{shown(file)}: none of its {len(table)} ids is among the {len(ids)} rows, e.g. {ids[:2]}")
-    of_group = dict(zip(group[fold >= 0][::-1].tolist(), fold[fold >= 0][::-1].tolist(), strict=True))
+        raise ValueError(
+            f"{shown(file)}: none of its {len(table)} ids is among the {len(ids)} rows, e.g. {ids[:2]}"
+        )
+    of_group = dict(
+        zip(group[fold >= 0][::-1].tolist(), fold[fold >= 0][::-1].tolist(), strict=True)
+    )
     sizes = np.bincount(fold[fold >= 0], minlength=len(numbers))
     for row in np.flatnonzero(fold < 0):
         fold[row] = of_group.setdefault(int(group[row]), int(sizes.argmin()))
@@ -169,8 +206,14 @@ def given_folds(file: str | Path, ids: list[str], group: np.ndarray) -> np.ndarr
 def leaks(embeddings: np.ndarray, fold: np.ndarray, *, device: str = "cpu") -> pl.DataFrame:
     """The leak table: for each fold its rows, and the highest and the mean of its rows' highest similarity to other folds."""
     highest = similarity.nearest_across(embeddings, fold, device=device)
-    return pl.DataFrame({"fold": fold, "highest": highest.astype(np.float64)}).group_by("fold").agg(
-        rows=pl.len().cast(pl.Int64), highest=pl.max("highest"), mean_highest=pl.mean("highest")).sort("fold")
+    return (
+        pl.DataFrame({"fold": fold, "highest": highest.astype(np.float64)})
+        .group_by("fold")
+        .agg(
+            rows=pl.len().cast(pl.Int64), highest=pl.max("highest"), mean_highest=pl.mean("highest")
+        )
+        .sort("fold")
+    )
 
 
 # --- text at tens of millions of prompts ---
@@ -194,15 +237,34 @@ def frame_engine(engine: str = "auto") -> str:
 def judged(batch, *, min_words: int, max_characters: int):
     """A table `prompt, ...` (polars or cuDF) with its normalised `text` and the `reason` to drop a row, by the row alone."""
     frame = nw.from_native(batch, eager_only=True)
-    frame = frame.with_columns(nw.from_native(normalised(frame["prompt"].to_native()), series_only=True).alias("text"))
-    words = nw.col("text").str.len_chars() - nw.col("text").str.replace_all(" ", "", literal=True).str.len_chars() + 1
-    reason = nw.when(nw.col("text").str.len_chars() > max_characters).then(nw.lit(f"more than {max_characters} characters"))
-    reason = nw.when(words < min_words).then(nw.lit(f"fewer than {min_words} words")).otherwise(reason)
-    return frame.with_columns(nw.when(nw.col("text") == "").then(nw.lit("empty")).otherwise(reason).alias("reason")).to_native()
+    frame = frame.with_columns(
+        nw.from_native(normalised(frame["prompt"].to_native()), series_only=True).alias("text")
+    )
+    words = (
+        nw.col("text").str.len_chars()
+        - nw.col("text").str.replace_all(" ", "", literal=True).str.len_chars()
+        + 1
+    )
+    reason = nw.when(nw.col("text").str.len_chars() > max_characters).then(
+        nw.lit(f"more than {max_characters} characters")
+    )
+    reason = (
+        nw.when(words < min_words).then(nw.lit(f"fewer than {min_words} words")).otherwise(reason)
+    )
+    return frame.with_columns(
+        nw.when(nw.col("text") == "").then(nw.lit("empty")).otherwise(reason).alias("reason")
+    ).to_native()
 
 
-def text_store(batches: Iterable[pl.DataFrame], file: Path, *, min_words: int = 3, max_characters: int = 2000,
-               known: pl.Series | None = None, engine: str = "auto") -> Counter:
+def text_store(
+    batches: Iterable[pl.DataFrame],
+    file: Path,
+    *,
+    min_words: int = 3,
+    max_characters: int = 2000,
+    known: pl.Series | None = None,
+    engine: str = "auto",
+) -> Counter:
     """Write the distinct usable prompts of `batches` (prompt, source) to a Parquet `file` (row, prompt, source); the tally.
 
     Of prompts that are equal when normalised the first stays, and none that equals a `known` one. Exact, in the memory of a
@@ -213,7 +275,11 @@ def text_store(batches: Iterable[pl.DataFrame], file: Path, *, min_words: int = 
     known = normalised(known).unique() if known is not None else pl.Series(dtype=pl.String)
     file.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=file.parent) as folder:
-        tally.update(_divide(batches, Path(folder), engine, min_words=min_words, max_characters=max_characters))
+        tally.update(
+            _divide(
+                batches, Path(folder), engine, min_words=min_words, max_characters=max_characters
+            )
+        )
         with atomic(file) as temporary:
             tally.update(_distinct(Path(folder), temporary, known))
     return tally
@@ -230,11 +296,17 @@ def _divide(batches: Iterable[pl.DataFrame], folder: Path, engine: str, **limits
         if engine == "cudf":
             import cudf
 
-            seen = pl.from_arrow(judged(cudf.DataFrame.from_arrow(numbered.to_arrow()), **limits).to_arrow())
+            seen = pl.from_arrow(
+                judged(cudf.DataFrame.from_arrow(numbered.to_arrow()), **limits).to_arrow()
+            )
         else:
             seen = judged(numbered, **limits)
         tally.update(dict(seen.drop_nulls("reason").group_by("reason").len().rows()))
-        usable = seen.filter(pl.col("reason").is_null()).drop("reason").with_columns(pl.col("row").cast(pl.Int64))
+        usable = (
+            seen.filter(pl.col("reason").is_null())
+            .drop("reason")
+            .with_columns(pl.col("row").cast(pl.Int64))
+        )
         usable = usable.with_columns(part=(pl.col("text").hash() % BUCKETS).cast(pl.Int64))
         for (part,), piece in usable.partition_by("part", as_dict=True, include_key=False).items():
             table = piece.to_arrow()
@@ -255,6 +327,12 @@ def _distinct(folder: Path, file: Path, known: pl.Series) -> Counter:
             frame = pl.read_parquet(part)
             once = frame.unique("text", keep="first", maintain_order=True)
             fresh = once.filter(~pl.col("text").is_in(known.implode()))
-            tally.update({"exact duplicate": len(frame) - len(once), "already known": len(once) - len(fresh), "kept": len(fresh)})
+            tally.update(
+                {
+                    "exact duplicate": len(frame) - len(once),
+                    "already known": len(once) - len(fresh),
+                    "kept": len(fresh),
+                }
+            )
             writer.write_table(fresh.select(*schema).cast(schema).to_arrow())
     return tally

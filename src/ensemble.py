@@ -17,11 +17,19 @@ from src.metrics import cosines, unit
 
 ZERO = 1e-6  # an optimiser's weight below this is none
 FEW = 10  # rows that are too few to tell whether they were shuffled
-PENALTIES = np.logspace(0, 6, 13)  # of the ridge behind the confidence; standardised columns, so some of the number of rows
+PENALTIES = np.logspace(
+    0, 6, 13
+)  # of the ridge behind the confidence; standardised columns, so some of the number of rows
 PAIRED = 3.0  # standard errors by which rows must fit their own partner better than a stranger
 
-PAPER = {"CLIP": 0.5642, "CLIP + data filter 1": 0.5684, "CLIP + data filter 2": 0.5721, "Model A": 0.5753, "Model B": 0.5531,
-         "Ensemble": 0.5961}  # the paper's Table 1
+PAPER = {
+    "CLIP": 0.5642,
+    "CLIP + data filter 1": 0.5684,
+    "CLIP + data filter 2": 0.5721,
+    "Model A": 0.5753,
+    "Model B": 0.5531,
+    "Ensemble": 0.5961,
+}  # the paper's Table 1
 OF_ALL = "Ensemble of all members"  # the row beyond it, where there are more than two
 
 Members = Mapping[str, np.ndarray]  # name -> (n, d) float32, the same rows in the same order
@@ -34,7 +42,9 @@ def member_names(output: Path) -> tuple[list[str], list[str]]:
     """The predictions of Model A and those of Model B that stages 02 and 03 left, by name."""
     found = []
     for file, alone in ((paths.MEMBERS_A, "model_a"), (paths.MEMBERS_B, "model_b")):
-        found.append(artifacts.load_json(output / file)["members"] if (output / file).exists() else [alone])
+        found.append(
+            artifacts.load_json(output / file)["members"] if (output / file).exists() else [alone]
+        )
     both = set(found[0]) & set(found[1])
     if both:
         raise ValueError(f"members of Model A and of Model B share the names {sorted(both)}")
@@ -50,7 +60,9 @@ def load_members(output: Path, ids: Sequence[str], what: str) -> dict[str, np.nd
     return {name: artifacts.load_embeddings(base, ids)[1] for name, base in bases.items()}
 
 
-def check_pairing(reference: np.ndarray, members: Members, blocks: np.ndarray | None = None) -> pl.DataFrame:
+def check_pairing(
+    reference: np.ndarray, members: Members, blocks: np.ndarray | None = None
+) -> pl.DataFrame:
     """Whether row i of each member belongs to row i of `reference`: the guard against ids that were shuffled between artifacts.
 
     A row's own cosine must exceed its mean cosine with all rows of its block by `PAIRED` standard errors of that difference; a
@@ -62,18 +74,28 @@ def check_pairing(reference: np.ndarray, members: Members, blocks: np.ndarray | 
     for name, rows in members.items():
         for block in np.unique(blocks):
             mine = unit(reference[blocks == block])
-            own = np.einsum("nd,nd->n", mine - mine.mean(axis=0), unit(rows[blocks == block])).astype(np.float64)
+            own = np.einsum(
+                "nd,nd->n", mine - mine.mean(axis=0), unit(rows[blocks == block])
+            ).astype(np.float64)
             spread = own.std() / np.sqrt(len(own))
             found.append((name, int(block), own.mean(), own.mean() / max(spread, 1e-12)))
     schema = {"member": pl.String, "block": pl.Int64, "contrast": pl.Float64, "errors": pl.Float64}
     table = pl.DataFrame(found, schema=schema, orient="row")
-    few = [block for block, rows in zip(*np.unique(blocks, return_counts=True), strict=True) if rows < FEW]
+    few = [
+        block
+        for block, rows in zip(*np.unique(blocks, return_counts=True), strict=True)
+        if rows < FEW
+    ]
     wrong = table.filter((pl.col("errors") < PAIRED) & ~pl.col("block").is_in(few))
     if len(wrong):
-        examples = [f"{name} in block {block}: {contrast:+.4f}, {errors:+.1f} standard errors"
-                    for name, block, contrast, errors in wrong.head(3).iter_rows()]
-        raise ValueError(f"{len(wrong)} of {len(table)} blocks of rows fit their own partner no better than a stranger, e.g. "
-                         f"{examples}: ids were shuffled between two artifacts, or the member knows nothing of the picture")
+        examples = [
+            f"{name} in block {block}: {contrast:+.4f}, {errors:+.1f} standard errors"
+            for name, block, contrast, errors in wrong.head(3).iter_rows()
+        ]
+        raise ValueError(
+            f"{len(wrong)} of {len(table)} blocks of rows fit their own partner no better than a stranger, e.g. "
+            f"{examples}: ids were shuffled between two artifacts, or the member knows nothing of the picture"
+        )
     return table
 
 
@@ -110,13 +132,17 @@ def _mean_score(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> Callable[[fl
     ta, tb, ab = (cosines(*pair).astype(np.float64) for pair in ((truth, a), (truth, b), (a, b)))
 
     def score(alpha: float) -> float:
-        length = np.sqrt(np.maximum(alpha**2 + (1 - alpha) ** 2 + 2 * alpha * (1 - alpha) * ab, 1e-12))
+        length = np.sqrt(
+            np.maximum(alpha**2 + (1 - alpha) ** 2 + 2 * alpha * (1 - alpha) * ab, 1e-12)
+        )
         return float(np.mean((alpha * ta + (1 - alpha) * tb) / length))
 
     return score
 
 
-def cross_fit(truth: np.ndarray, a: np.ndarray, b: np.ndarray, fold: np.ndarray) -> tuple[np.ndarray, dict[int, float]]:
+def cross_fit(
+    truth: np.ndarray, a: np.ndarray, b: np.ndarray, fold: np.ndarray
+) -> tuple[np.ndarray, dict[int, float]]:
     """The blend (n, d) of each fold by the alpha found on the other folds, and that alpha for each fold."""
     folds = np.unique(fold)
     if len(folds) < 2:
@@ -129,10 +155,14 @@ def cross_fit(truth: np.ndarray, a: np.ndarray, b: np.ndarray, fold: np.ndarray)
     return prediction, alphas
 
 
-def flat_range(truth: np.ndarray, a: np.ndarray, b: np.ndarray, *, groups: np.ndarray | None = None) -> tuple[float, float]:
+def flat_range(
+    truth: np.ndarray, a: np.ndarray, b: np.ndarray, *, groups: np.ndarray | None = None
+) -> tuple[float, float]:
     """The lowest and highest alpha around the best whose score lies within one standard error of the best score."""
     best = search_alpha(truth, a, b)
-    lowest_score = _mean_score(truth, a, b)(best) - standard_error(cosines(truth, blend(a, b, best)), groups)
+    lowest_score = _mean_score(truth, a, b)(best) - standard_error(
+        cosines(truth, blend(a, b, best)), groups
+    )
     grid = np.union1d(np.linspace(0, 1, 1001), best)
     outside = grid[curve(truth, a, b, grid) < lowest_score]
     below, above = outside[outside < best], outside[outside > best]
@@ -152,10 +182,18 @@ def combine(members: Members, weights: Mapping[str, float]) -> np.ndarray:
         raise ValueError(f"weights for {sorted(weights)}, members are {sorted(members)}")
     if min(weights.values()) < 0 or abs(sum(weights.values()) - 1) > 1e-6:
         raise ValueError(f"weights {dict(weights)} must not be negative and must sum to 1")
-    return unit(sum(np.float32(weight) * unit(members[name]) for name, weight in weights.items() if weight > 0))
+    return unit(
+        sum(
+            np.float32(weight) * unit(members[name])
+            for name, weight in weights.items()
+            if weight > 0
+        )
+    )
 
 
-def fit_weights(truth: np.ndarray, members: Members, *, groups: np.ndarray | None = None) -> dict[str, float]:
+def fit_weights(
+    truth: np.ndarray, members: Members, *, groups: np.ndarray | None = None
+) -> dict[str, float]:
     """The weights on the simplex with the highest mean cosine, in the members' order; a member that adds nothing gets 0.
 
     It adds nothing when leaving it out costs at most one standard error of that paired difference (by `groups`).
@@ -183,10 +221,14 @@ def _products(truth: np.ndarray, members: Members) -> tuple[np.ndarray, np.ndarr
     """What a blend's cosine needs of each row: (n, m) cosines with the truth and (n, m, m) cosines of the members."""
     stack = np.stack([unit(rows) for rows in members.values()], axis=1)
     along = np.einsum("nd,nmd->nm", unit(truth), stack)
-    return along.astype(np.float64), np.einsum("nid,njd->nij", stack, stack, optimize=True).astype(np.float64)
+    return along.astype(np.float64), np.einsum("nid,njd->nij", stack, stack, optimize=True).astype(
+        np.float64
+    )
 
 
-def _row_scores(along: np.ndarray, gram: np.ndarray, kept: list[int], weight: np.ndarray) -> np.ndarray:
+def _row_scores(
+    along: np.ndarray, gram: np.ndarray, kept: list[int], weight: np.ndarray
+) -> np.ndarray:
     mixed = gram[:, kept][:, :, kept] @ weight
     return along[:, kept] @ weight / np.sqrt(np.maximum(mixed @ weight, 1e-12))
 
@@ -196,8 +238,19 @@ def _optimum(along: np.ndarray, gram: np.ndarray) -> np.ndarray:
     m = along.shape[1]
     sums_to_one = {"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(m)}
     starts = [np.full(m, 1 / m), *(0.9 * np.eye(m) + 0.1 / m)] if m > 1 else [np.ones(1)]
-    found = [minimize(_loss, start, (along, gram), jac=True, method="SLSQP", bounds=[(0, 1)] * m, constraints=sums_to_one,
-                      options={"ftol": 1e-10, "maxiter": 200}) for start in starts]
+    found = [
+        minimize(
+            _loss,
+            start,
+            (along, gram),
+            jac=True,
+            method="SLSQP",
+            bounds=[(0, 1)] * m,
+            constraints=sums_to_one,
+            options={"ftol": 1e-10, "maxiter": 200},
+        )
+        for start in starts
+    ]
     best = min(found, key=lambda result: result.fun).x
     best = np.where(best < ZERO, 0, best)
     return best / best.sum()
@@ -218,12 +271,16 @@ def cross_fit_weights(
     """The blend (n, d) of each fold by the weights fitted on the other folds, and those weights: fold, one column a member."""
     folds = np.unique(fold)
     if len(folds) < 2:
-        raise ValueError(f"weights from the other folds need at least 2 folds, got {folds.tolist()}")
+        raise ValueError(
+            f"weights from the other folds need at least 2 folds, got {folds.tolist()}"
+        )
     prediction, fitted = np.empty_like(truth), []
     for f in folds:
         mine = fold == f
         others = {name: rows[~mine] for name, rows in members.items()}
-        weights = fit_weights(truth[~mine], others, groups=None if groups is None else groups[~mine])
+        weights = fit_weights(
+            truth[~mine], others, groups=None if groups is None else groups[~mine]
+        )
         prediction[mine] = combine({name: rows[mine] for name, rows in members.items()}, weights)
         fitted.append({"fold": int(f), **weights})
     return prediction, pl.DataFrame(fitted)
@@ -232,7 +289,9 @@ def cross_fit_weights(
 # --- confidence: how far to trust one prediction ---
 
 
-def agreement(members: Members, weights: Mapping[str, float], sides: tuple[Sequence[str], Sequence[str]]) -> np.ndarray:
+def agreement(
+    members: Members, weights: Mapping[str, float], sides: tuple[Sequence[str], Sequence[str]]
+) -> np.ndarray:
     """(n,) float32: the cosine of the blend of Model A's members with that of Model B's, each by its weights (equal if all 0)."""
     blends = []
     for side in sides:
@@ -264,7 +323,9 @@ def load_confidence(output: Path) -> Confidence:
     """What stage 04 fitted. Raises ValueError naming the stage to run when `blend.json` holds none: an earlier version wrote it."""
     blend = artifacts.load_json(output / paths.BLEND)
     if "confidence" not in blend:
-        raise ValueError(f"{paths.shown(output / paths.BLEND)} was written by an earlier version: run ./run_all.sh --from 04 first")
+        raise ValueError(
+            f"{paths.shown(output / paths.BLEND)} was written by an earlier version: run ./run_all.sh --from 04 first"
+        )
     return Confidence(**blend["confidence"])
 
 
@@ -280,16 +341,25 @@ def fit_confidence(prediction: np.ndarray, agreement: np.ndarray, cosine: np.nda
     scaler = StandardScaler().fit(x)
     ridge = RidgeCV(PENALTIES).fit(scaler.transform(x), cosine)
     slope, fitted = ridge.coef_ / scaler.scale_, np.clip(ridge.predict(scaler.transform(x)), -1, 1)
-    return Confidence(slope[:-1].tolist(), float(slope[-1]), float(ridge.intercept_ - slope @ scaler.mean_),
-                      float(fitted.min()), float(fitted.max()))
+    return Confidence(
+        slope[:-1].tolist(),
+        float(slope[-1]),
+        float(ridge.intercept_ - slope @ scaler.mean_),
+        float(fitted.min()),
+        float(fitted.max()),
+    )
 
 
-def cross_fit_confidence(prediction: np.ndarray, agreement: np.ndarray, cosine: np.ndarray, fold: np.ndarray) -> np.ndarray:
+def cross_fit_confidence(
+    prediction: np.ndarray, agreement: np.ndarray, cosine: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
     """(n,) float32 confidence of each fold's rows as fitted on the other folds: what judges the confidence."""
     confidence = np.empty(len(cosine), dtype=np.float32)
     for f in np.unique(fold):
         mine = fold == f
-        confidence[mine] = fit_confidence(prediction[~mine], agreement[~mine], cosine[~mine])(prediction[mine], agreement[mine])
+        confidence[mine] = fit_confidence(prediction[~mine], agreement[~mine], cosine[~mine])(
+            prediction[mine], agreement[mine]
+        )
     return confidence
 
 
@@ -323,12 +393,18 @@ def bootstrap(
     Rows of one group are not independent, so drawing rows would make the interval too narrow.
     """
     if len(values) == 0 or not np.isfinite(values).all():
-        raise ValueError(f"{len(values)} values, {(~np.isfinite(values)).sum()} of them NaN or infinite")
+        raise ValueError(
+            f"{len(values)} values, {(~np.isfinite(values)).sum()} of them NaN or infinite"
+        )
     if groups is not None and len(groups) != len(values):
         raise ValueError(f"{len(groups)} groups for {len(values)} values")
     label = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     total, count = np.bincount(label, weights=values), np.bincount(label)
-    rng, means, rows = np.random.default_rng(seed), np.empty(samples), max(1, 4_000_000 // len(total))
+    rng, means, rows = (
+        np.random.default_rng(seed),
+        np.empty(samples),
+        max(1, 4_000_000 // len(total)),
+    )
     for start in range(0, samples, rows):
         drawn = rng.integers(len(total), size=(min(rows, samples - start), len(total)))
         means[start : start + rows] = total[drawn].sum(axis=1) / count[drawn].sum(axis=1)
@@ -337,7 +413,12 @@ def bootstrap(
 
 
 def paired_bootstrap(
-    first: np.ndarray, second: np.ndarray, *, groups: np.ndarray | None = None, samples: int = 2000, seed: int = 0
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    samples: int = 2000,
+    seed: int = 0,
 ) -> Interval:
     """The mean of `first` - `second` (n,), row by row on the same rows, with its interval as in `bootstrap`."""
     if first.shape != second.shape:
@@ -365,13 +446,30 @@ def table1(
     table = []
     for row in rows:
         found = bootstrap(row.cosines, groups=groups, samples=samples, seed=seed)
-        table.append((row.model, row.rows_trained, found.mean, found.low, found.high, row.seconds, PAPER.get(row.model)))
+        table.append(
+            (
+                row.model,
+                row.rows_trained,
+                found.mean,
+                found.low,
+                found.high,
+                row.seconds,
+                PAPER.get(row.model),
+            )
+        )
     numbers = dict.fromkeys(("avg_cos", "low", "high", "seconds", "paper"), pl.Float64)
-    return pl.DataFrame(table, schema={"model": pl.String, "rows_trained": pl.Int64, **numbers}, orient="row")
+    return pl.DataFrame(
+        table, schema={"model": pl.String, "rows_trained": pl.Int64, **numbers}, orient="row"
+    )
 
 
 def by_label(
-    values: np.ndarray, labels: Sequence[str], *, groups: np.ndarray | None = None, seed: int = 0, samples: int = 1000
+    values: np.ndarray,
+    labels: Sequence[str],
+    *,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+    samples: int = 1000,
 ) -> pl.DataFrame:
     """The mean of `values` (n,) for each label with its 95 % interval: label, rows, avg_cos, low, high; lowest first."""
     if len(labels) != len(values):
@@ -379,7 +477,18 @@ def by_label(
     labels, table = np.asarray(labels), []
     for label in np.unique(labels):
         mine = labels == label
-        found = bootstrap(values[mine], groups=None if groups is None else groups[mine], samples=samples, seed=seed)
+        found = bootstrap(
+            values[mine],
+            groups=None if groups is None else groups[mine],
+            samples=samples,
+            seed=seed,
+        )
         table.append((str(label), int(mine.sum()), found.mean, found.low, found.high))
-    schema = {"label": pl.String, "rows": pl.Int64, "avg_cos": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+    schema = {
+        "label": pl.String,
+        "rows": pl.Int64,
+        "avg_cos": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+    }
     return pl.DataFrame(table, schema=schema, orient="row").sort("avg_cos", "label")

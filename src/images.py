@@ -22,8 +22,12 @@ from tqdm import tqdm
 from src import references
 from src.artifacts import fingerprint, load_table, positions, reserve, save_table
 
-Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses twice as many: a decompression bomb, not a photograph
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # up to that they are decoded
+Image.MAX_IMAGE_PIXELS = (
+    100_000_000  # Pillow refuses twice as many: a decompression bomb, not a photograph
+)
+warnings.filterwarnings(
+    "ignore", category=Image.DecompressionBombWarning
+)  # up to that they are decoded
 # no others: to draw an EPS Pillow would run a program
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 REDUCING_GAP = 2  # a JPEG is decoded at a half, quarter or eighth only while it stays twice as large as what is wanted
@@ -31,7 +35,13 @@ CHUNK = 2048  # pictures between two saves: what a kill can cost
 FLUSH = 256  # pictures between two requests to the disk, so that a run waits for no more than these at its end
 TASK = 8  # pictures that a thread decodes before it reports
 VERSION = 3  # of the pixels and digests: raise it when decoding changes what comes out
-INDEX = {"image": pl.String, "stamp": pl.String, "content": pl.String, "slot": pl.Int64, "reason": pl.String}
+INDEX = {
+    "image": pl.String,
+    "stamp": pl.String,
+    "content": pl.String,
+    "slot": pl.Int64,
+    "reason": pl.String,
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,9 @@ def _opened(content: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:  # its own message is an address in memory
-        raise UnidentifiedImageError(f"its {len(content)} bytes are no picture in any of {', '.join(FORMATS)}") from None
+        raise UnidentifiedImageError(
+            f"its {len(content)} bytes are no picture in any of {', '.join(FORMATS)}"
+        ) from None
 
 
 def examples(rows: pl.DataFrame, n: int, *, size: int = 256) -> list[tuple[Image.Image, dict]]:
@@ -129,7 +141,9 @@ def _upright_rgb(picture: Image.Image) -> Image.Image:
 
 def _turned(picture: Image.Image) -> Image.Image:
     picture.load()  # a broken picture fails here; what fails below is its EXIF alone
-    with suppress(Exception):  # broken EXIF comes as struct.error, SyntaxError, KeyError, ...: the picture itself is sound
+    with suppress(
+        Exception
+    ):  # broken EXIF comes as struct.error, SyntaxError, KeyError, ...: the picture itself is sound
         ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
@@ -157,18 +171,32 @@ def resized(picture: Image.Image, geometry: Geometry) -> np.ndarray:
 
 def _check_shape(width: int, height: int, geometry: Geometry) -> None:
     long, short = max(width, height), min(width, height)
-    if geometry.resize_mode == "shortest" and geometry.size**2 * long > Image.MAX_IMAGE_PIXELS * short:
-        raise ValueError(f"{width} x {height} pixels are too narrow for {geometry.size} x {geometry.size}")
+    if (
+        geometry.resize_mode == "shortest"
+        and geometry.size**2 * long > Image.MAX_IMAGE_PIXELS * short
+    ):
+        raise ValueError(
+            f"{width} x {height} pixels are too narrow for {geometry.size} x {geometry.size}"
+        )
 
 
 @remembered
 def _steps(geometry: Geometry) -> list[Callable]:
-    from open_clip.transform import PreprocessCfg, image_transform_v2  # imports torch: only where pictures are resized
+    from open_clip.transform import (
+        PreprocessCfg,
+        image_transform_v2,
+    )  # imports torch: only where pictures are resized
 
-    config = PreprocessCfg(size=geometry.size, interpolation=geometry.interpolation, resize_mode=geometry.resize_mode)
+    config = PreprocessCfg(
+        size=geometry.size, interpolation=geometry.interpolation, resize_mode=geometry.resize_mode
+    )
     steps = image_transform_v2(config, is_train=False).transforms
-    steps = steps[:next(i for i, s in enumerate(steps) if type(s).__name__ in ("MaybeToTensor", "ToTensor"))]
-    return [step for step in steps if type(step).__name__ != "MaybeConvertMode"]  # they are RGB already
+    steps = steps[
+        : next(i for i, s in enumerate(steps) if type(s).__name__ in ("MaybeToTensor", "ToTensor"))
+    ]
+    return [
+        step for step in steps if type(step).__name__ != "MaybeConvertMode"
+    ]  # they are RGB already
 
 
 @remembered
@@ -181,7 +209,11 @@ def _tensor_steps(geometry: Geometry) -> list[Callable] | None:
     for step in _steps(geometry):
         if isinstance(step, Resize):
             size = [step.size] if isinstance(step.size, int) else list(step.size)
-            found.append(partial(functional.resize, size=size, interpolation=step.interpolation, antialias=True))
+            found.append(
+                partial(
+                    functional.resize, size=size, interpolation=step.interpolation, antialias=True
+                )
+            )
         elif isinstance(step, CenterCrop):
             found.append(partial(functional.center_crop, output_size=list(step.size)))
         else:
@@ -209,12 +241,18 @@ def from_bytes(content: bytes, geometry: Geometry) -> np.ndarray:
     if plain and min(plain) < 2 * wanted:
         _check_shape(*plain, geometry)
         with suppress(RuntimeError):  # what it cannot read, Pillow can, or says why not
-            return _resized_by_torch(decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)), geometry)
+            return _resized_by_torch(
+                decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)), geometry
+            )
     picture = _opened(content)
-    _check_shape(*picture.size, geometry)  # before it is decoded: a few bytes can stand for millions of rows
+    _check_shape(
+        *picture.size, geometry
+    )  # before it is decoded: a few bytes can stand for millions of rows
     if plain:
         picture.draft("RGB", (wanted, wanted))
-    return _resized_by_torch(torch.from_numpy(np.array(_upright_rgb(picture))).permute(2, 0, 1), geometry)
+    return _resized_by_torch(
+        torch.from_numpy(np.array(_upright_rgb(picture))).permute(2, 0, 1), geometry
+    )
 
 
 def _plain_jpeg(content: bytes) -> tuple[int, int] | None:
@@ -223,12 +261,18 @@ def _plain_jpeg(content: bytes) -> tuple[int, int] | None:
     """
     at = 2
     while content[:2] == b"\xff\xd8" and at + 9 < len(content) and content[at] == 0xFF:
-        marker, length = content[at + 1], int.from_bytes(content[at + 2:at + 4], "big")
-        if marker == 0xE1 and any(tag in content[at:at + length] for tag in (b"\x01\x12\x00\x03", b"\x12\x01\x03\x00")):
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        if marker == 0xE1 and any(
+            tag in content[at : at + length] for tag in (b"\x01\x12\x00\x03", b"\x12\x01\x03\x00")
+        ):
             return None  # its EXIF has an orientation
         if marker in (0xC0, 0xC1, 0xC2):
-            height, width = (int.from_bytes(content[at + k:at + k + 2], "big") for k in (5, 7))
-            return (width, height) if content[at + 9] == 3 and width * height <= Image.MAX_IMAGE_PIXELS else None
+            height, width = (int.from_bytes(content[at + k : at + k + 2], "big") for k in (5, 7))
+            return (
+                (width, height)
+                if content[at + 9] == 3 and width * height <= Image.MAX_IMAGE_PIXELS
+                else None
+            )
         at += 2 + length
     return None
 
@@ -246,23 +290,34 @@ def _resized_by_torch(pixels, geometry: Geometry) -> np.ndarray:
 # --- the cache ---
 
 
-def cache(frame: pl.DataFrame, folder: Path, *, geometry: Geometry, name: str) -> tuple[Pixels, pl.DataFrame]:
+def cache(
+    frame: pl.DataFrame, folder: Path, *, geometry: Geometry, name: str
+) -> tuple[Pixels, pl.DataFrame]:
     """The pictures of `frame` (id, image), decoded once into `folder`: only what the cache does not hold yet is decoded.
 
     Returns the readable ones, in order, and the rows set aside with their `reason`. There is one cache a geometry, whatever the
     set: a picture is known by its file's name, size and time, else by its content. Decoding runs on all cores under a progress
     bar called `name`; stopped, it goes on where it was.
     """
-    base = folder / f"pixels_{geometry.size}_{geometry.interpolation}_{geometry.resize_mode}_v{VERSION}"
+    base = (
+        folder
+        / f"pixels_{geometry.size}_{geometry.interpolation}_{geometry.resize_mode}_v{VERSION}"
+    )
     store = _Store(base.with_suffix(".u8"), base.with_suffix(".parquet"), geometry)
     wanted = frame.select("id", "image", stamp=_stamps(frame["image"]))
-    new = wanted.join(store.index, on=["image", "stamp"], how="anti").unique(["image", "stamp"], maintain_order=True)
+    new = wanted.join(store.index, on=["image", "stamp"], how="anti").unique(
+        ["image", "stamp"], maintain_order=True
+    )
     store.add(new, name)
     rows = wanted.join(store.index, on=["image", "stamp"], how="left", maintain_order="left")
     good = rows.filter(pl.col("reason").is_null())
     key = fingerprint(good["id"].to_list(), good["content"].to_list(), vars(geometry), VERSION)
-    pixels = Pixels(good["id"].to_list(), store.rows(good["slot"].to_numpy()), key, good["content"].to_list())
-    return pixels, rows.filter(pl.col("reason").is_not_null()).select("id", "image", "stamp", "reason")
+    pixels = Pixels(
+        good["id"].to_list(), store.rows(good["slot"].to_numpy()), key, good["content"].to_list()
+    )
+    return pixels, rows.filter(pl.col("reason").is_not_null()).select(
+        "id", "image", "stamp", "reason"
+    )
 
 
 def _batched(values: Iterable, n: int) -> Iterator[list]:
@@ -274,6 +329,7 @@ def _batched(values: Iterable, n: int) -> Iterator[list]:
 
 def _stamps(images: pl.Series) -> pl.Series:
     """Size and time of each picture's file; a shard's is looked up once."""
+
     @remembered
     def of(file: str) -> str:
         try:
@@ -281,14 +337,21 @@ def _stamps(images: pl.Series) -> pl.Series:
         except OSError:
             return "gone"
 
-    return pl.Series("stamp", [of(str(references.file_of(image))) for image in images], dtype=pl.String)
+    return pl.Series(
+        "stamp", [of(str(references.file_of(image))) for image in images], dtype=pl.String
+    )
 
 
 class _Store:
     """Pixels one after the other in `file`, and `index` (image, stamp, content, slot, reason), saved after each chunk."""
 
     def __init__(self, file: Path, index_file: Path, geometry: Geometry):
-        self.file, self.index_file, self.geometry, self.n_bytes = file, index_file, geometry, 3 * geometry.size**2
+        self.file, self.index_file, self.geometry, self.n_bytes = (
+            file,
+            index_file,
+            geometry,
+            3 * geometry.size**2,
+        )
         whole = file.exists() and index_file.exists()
         self.index = load_table(index_file) if whole else pl.DataFrame(schema=INDEX)
         self.n_slots = int(self.index["slot"].fill_null(-1).max()) + 1 if len(self.index) else 0
@@ -302,7 +365,7 @@ class _Store:
             return np.empty((0, *self.shape), np.uint8)
         pixels = np.memmap(self.file, np.uint8, mode="r", shape=(self.n_slots, *self.shape))
         in_one_run = (np.diff(slots) == 1).all()
-        return pixels[slots[0]:slots[-1] + 1] if in_one_run else Rows(pixels, slots)
+        return pixels[slots[0] : slots[-1] + 1] if in_one_run else Rows(pixels, slots)
 
     def add(self, new: pl.DataFrame, name: str) -> None:
         """Decode the pictures of `new` (image, stamp) in parallel, chunk by chunk; a chunk is saved while the next is decoded."""
@@ -310,32 +373,52 @@ class _Store:
             return
         import torch
 
-        seen = self.index.filter(pl.col("content") != "")  # empty where a file could not even be read
-        known = {content: (slot, reason) for content, slot, reason in seen.select("content", "slot", "reason").rows()}
+        seen = self.index.filter(
+            pl.col("content") != ""
+        )  # empty where a file could not even be read
+        known = {
+            content: (slot, reason)
+            for content, slot, reason in seen.select("content", "slot", "reason").rows()
+        }
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with (open(self.file, "r+b" if self.file.exists() else "w+b", buffering=0) as file,
-              tqdm(total=len(new), desc=f"decoding {name}", unit="picture") as bar,
-              ThreadPoolExecutor(1) as saver,  # waits for the disk while the others decode
-              ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool):  # one picture a thread
+        with (
+            open(self.file, "r+b" if self.file.exists() else "w+b", buffering=0) as file,
+            tqdm(total=len(new), desc=f"decoding {name}", unit="picture") as bar,
+            ThreadPoolExecutor(1) as saver,  # waits for the disk while the others decode
+            ThreadPoolExecutor(
+                os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool,
+        ):  # one picture a thread
             saving = None
             for chunk in new.iter_slices(CHUNK):
                 reserve(self.file, len(chunk) * self.n_bytes, offset=self.n_slots * self.n_bytes)
-                tasks = pool.map(lambda task: [self._attempt(image, known) for image in task], _batched(chunk["image"], TASK))
+                tasks = pool.map(
+                    lambda task: [self._attempt(image, known) for image in task],
+                    _batched(chunk["image"], TASK),
+                )
                 found, flushes = [], []
                 for attempt in chain.from_iterable(tasks):
                     found.append(self._put(file, *attempt, known, bar))
                     if len(found) % FLUSH == 0:
                         flushes.append(saver.submit(os.fsync, file.fileno()))
-                found = pl.DataFrame(found, schema={k: INDEX[k] for k in ("content", "slot", "reason")}, orient="row")
-                self.index = pl.concat([self.index, pl.concat([chunk.select("image", "stamp"), found], how="horizontal")])
+                found = pl.DataFrame(
+                    found, schema={k: INDEX[k] for k in ("content", "slot", "reason")}, orient="row"
+                )
+                self.index = pl.concat(
+                    [
+                        self.index,
+                        pl.concat([chunk.select("image", "stamp"), found], how="horizontal"),
+                    ]
+                )
                 if saving:
                     saving.result()
                 saving = saver.submit(self._save, file, self.index, flushes)
             saving.result()
             file.truncate(self.n_slots * self.n_bytes)  # what a killed run left behind
 
-    def _put(self, file, content: str, result: np.ndarray | str | None, known: dict, bar: tqdm
-             ) -> tuple[str, int | None, str | None]:
+    def _put(
+        self, file, content: str, result: np.ndarray | str | None, known: dict, bar: tqdm
+    ) -> tuple[str, int | None, str | None]:
         """Write the pixels of one attempt into the next slot, unless their content has one; its content, slot and reason."""
         bar.update()
         if isinstance(result, np.ndarray) and content not in known:
@@ -353,12 +436,20 @@ class _Store:
 
     def _attempt(self, image: str, known: dict) -> tuple[str, np.ndarray | str | None]:
         """The digest of a picture's file, and its pixels, or why there are none; nothing for a known one."""
-        from blake3 import blake3  # a third of SHA-256's time; not on a hosted image, where nothing is cached
+        from blake3 import (
+            blake3,
+        )  # a third of SHA-256's time; not on a hosted image, where nothing is cached
 
         content = ""
         try:
             encoded = references.read(image)
             content = blake3(encoded).hexdigest()
-            return content, None if content in known else np.ascontiguousarray(from_bytes(encoded, self.geometry))
-        except Exception as error:  # decoders raise what they like on broken input, and none of it may stop a run
-            return content, f"unreadable picture: {type(error).__name__}: {error}".split("\n")[0][:200]
+            return content, None if content in known else np.ascontiguousarray(
+                from_bytes(encoded, self.geometry)
+            )
+        except (
+            Exception
+        ) as error:  # decoders raise what they like on broken input, and none of it may stop a run
+            return content, f"unreadable picture: {type(error).__name__}: {error}".split("\n")[0][
+                :200
+            ]

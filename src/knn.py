@@ -51,7 +51,12 @@ def describe(engine: str = "auto") -> dict[str, str]:
     """What searches, for meta.json: `engine`, its `engine_version`, the `engine_device`, and `why` it was taken."""
     name, why = resolve_engine(engine)
     if name == "faiss":
-        return {"engine": name, "engine_version": version("faiss-cpu"), "engine_device": "cpu", "why": why}
+        return {
+            "engine": name,
+            "engine_version": version("faiss-cpu"),
+            "engine_device": "cpu",
+            "why": why,
+        }
     import cuml
     import cupy
 
@@ -85,7 +90,9 @@ def search(
     queries = _unit_rows(queries, "queries", 0)
     store_rows = store_rows or max(1, BLOCK_BYTES // (4 * queries.shape[1]))
     if cluster is not None:
-        return _search_cluster(shards, queries, k, engine, rows, cluster, centre, store_rows, query_rows)
+        return _search_cluster(
+            shards, queries, k, engine, rows, cluster, centre, store_rows, query_rows
+        )
     name, _ = resolve_engine(engine)
     if name == "cuml":
         _check_gpu()
@@ -118,7 +125,11 @@ def _blocks(
     for shard in shards:
         for start in range(0, len(shard), store_rows):
             block = shard[start : start + store_rows]
-            inside = None if rows is None else np.flatnonzero(rows[offset + start : offset + start + len(block)])
+            inside = (
+                None
+                if rows is None
+                else np.flatnonzero(rows[offset + start : offset + start + len(block)])
+            )
             if inside is None or len(inside) == len(block):
                 yield offset + start, block, None
             elif len(inside):
@@ -165,14 +176,18 @@ def _faiss_index(block: np.ndarray, k: int, first: int, centre: np.ndarray | Non
     import faiss
 
     x = _centred(_unit_rows(block, "store", first), centre)
-    return lambda queries, k: faiss.knn(queries, x, k, metric=faiss.METRIC_INNER_PRODUCT)  # unlike an index, it copies nothing
+    return lambda queries, k: faiss.knn(
+        queries, x, k, metric=faiss.METRIC_INNER_PRODUCT
+    )  # unlike an index, it copies nothing
 
 
 def _cuml_index(block: np.ndarray, k: int, first: int, centre: np.ndarray | None = None) -> Search:
     import cupy
     from cuml.neighbors import NearestNeighbors
 
-    x = _unit_rows(cupy.asarray(block), "store", first)  # float16 rows cross the bus as they are and widen on the device
+    x = _unit_rows(
+        cupy.asarray(block), "store", first
+    )  # float16 rows cross the bus as they are and widen on the device
     x = _centred(x, None if centre is None else cupy.asarray(centre))
     # cosine, because cuML's Euclidean metrics on unit rows give 0 for any pair above similarity 0.9995
     model = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine", output_type="cupy")
@@ -195,7 +210,9 @@ def _unit_rows(x: np.ndarray, name: str, first: int) -> np.ndarray:
     bad = np.flatnonzero(~(off <= TOLERANCE))
     if len(bad):
         example = f"row {first + int(bad[0])} has length {float(length[bad[0]]):.4g}"
-        raise ValueError(f"{name}: {len(bad)} of {len(x)} rows are not of unit length or not finite, e.g. {example}")
+        raise ValueError(
+            f"{name}: {len(bad)} of {len(x)} rows are not of unit length or not finite, e.g. {example}"
+        )
     return np.divide(x, length[:, None], out=None if x is given else x)
 
 
@@ -216,9 +233,14 @@ def _check_gpu() -> None:
     found, index = _search_blocks(_cuml_index, [x], x[:64], 10, None, 100, 50)
     exact = x[:64] @ x.T
     expected = -np.sort(-exact, axis=1)[:, :10]
-    off = max(np.abs(found - expected).max(), np.abs(np.take_along_axis(exact, index, axis=1) - found).max())
+    off = max(
+        np.abs(found - expected).max(),
+        np.abs(np.take_along_axis(exact, index, axis=1) - found).max(),
+    )
     if not off < 1e-4:
-        raise RuntimeError(f"cuML's self-check failed: similarities are off by up to {off:.2g} against numpy")
+        raise RuntimeError(
+            f"cuML's self-check failed: similarities are off by up to {off:.2g} against numpy"
+        )
 
 
 # --- many workers ---
@@ -242,12 +264,24 @@ def _search_cluster(
     """
     from distributed import as_completed
 
-    with nullcontext(cluster) if hasattr(cluster, "submit") else connect(cluster) as client, warnings.catch_warnings():
+    with (
+        nullcontext(cluster) if hasattr(cluster, "submit") else connect(cluster) as client,
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", "Sending large graph")
         shared = client.submit(_itself, queries, pure=False)
         pieces = _pieces(shards, rows, _piece_rows(shards, len(client.nthreads()), store_rows))
-        settings = {"engine": engine, "centre": centre, "store_rows": store_rows, "query_rows": query_rows, "pure": False}
-        starts = {client.submit(_search_piece, piece, shared, k, mask, **settings): start for start, piece, mask in pieces}
+        settings = {
+            "engine": engine,
+            "centre": centre,
+            "store_rows": store_rows,
+            "query_rows": query_rows,
+            "pure": False,
+        }
+        starts = {
+            client.submit(_search_piece, piece, shared, k, mask, **settings): start
+            for start, piece, mask in pieces
+        }
         lists = nothing(len(queries))
         for future, (similarity, index) in as_completed(starts, with_results=True):
             lists = merge(lists, (similarity, index + starts[future]), k)
@@ -259,7 +293,9 @@ def _piece_rows(shards: Sequence[np.ndarray], workers: int, store_rows: int) -> 
     return max(1, min(store_rows, -(-sum(map(len, shards)) // max(1, workers))))
 
 
-def _pieces(shards: Sequence[np.ndarray], rows: np.ndarray | None, piece_rows: int) -> Iterator[tuple[int, object, object]]:
+def _pieces(
+    shards: Sequence[np.ndarray], rows: np.ndarray | None, piece_rows: int
+) -> Iterator[tuple[int, object, object]]:
     """First index, piece and mask of every task; of a memory map only where it lies."""
     offset = 0
     for shard in shards:
@@ -272,13 +308,24 @@ def _pieces(shards: Sequence[np.ndarray], rows: np.ndarray | None, piece_rows: i
 
 
 def _reference(shard: np.ndarray, start: int, stop: int) -> object:
-    if not isinstance(shard, np.memmap) or isinstance(shard.base, np.memmap) or not shard.flags.c_contiguous:
+    if (
+        not isinstance(shard, np.memmap)
+        or isinstance(shard.base, np.memmap)
+        or not shard.flags.c_contiguous
+    ):
         return np.array(shard[start:stop])
-    where = {"filename": str(shard.filename), "dtype": shard.dtype.str, "offset": shard.offset, "shape": shard.shape}
+    where = {
+        "filename": str(shard.filename),
+        "dtype": shard.dtype.str,
+        "offset": shard.offset,
+        "shape": shard.shape,
+    }
     return {**where, "rows": (start, stop)}
 
 
-def _search_piece(piece: object, queries: np.ndarray, k: int, mask: np.ndarray | None, **settings: object) -> Lists:
+def _search_piece(
+    piece: object, queries: np.ndarray, k: int, mask: np.ndarray | None, **settings: object
+) -> Lists:
     if isinstance(piece, dict):
         start, stop = piece["rows"]
         where = {name: piece[name] for name in ("filename", "dtype", "offset", "shape")}
@@ -292,20 +339,33 @@ def _itself(x: np.ndarray) -> np.ndarray:
 
 
 def _check(
-    shards: Sequence[np.ndarray], queries: np.ndarray, k: int, rows: np.ndarray | None, store_rows: int | None, query_rows: int
+    shards: Sequence[np.ndarray],
+    queries: np.ndarray,
+    k: int,
+    rows: np.ndarray | None,
+    store_rows: int | None,
+    query_rows: int,
 ) -> None:
     if queries.ndim != 2 or queries.dtype != np.float32:
-        raise ValueError(f"queries must be 2-D float32, got {queries.ndim}-D {queries.dtype} of shape {queries.shape}")
+        raise ValueError(
+            f"queries must be 2-D float32, got {queries.ndim}-D {queries.dtype} of shape {queries.shape}"
+        )
     for x in shards:
         if x.ndim != 2 or x.dtype not in (np.float32, np.float16):
-            raise ValueError(f"store must be 2-D float32 or float16, got {x.ndim}-D {x.dtype} of shape {x.shape}")
+            raise ValueError(
+                f"store must be 2-D float32 or float16, got {x.ndim}-D {x.dtype} of shape {x.shape}"
+            )
         if x.shape[1] != queries.shape[1]:
             raise ValueError(f"store is {x.shape[1]} wide, queries are {queries.shape[1]} wide")
     n = sum(map(len, shards))
     if rows is not None and (rows.shape != (n,) or rows.dtype != bool):
-        raise ValueError(f"rows must be bool of shape ({n},), got {rows.dtype} of shape {rows.shape}")
+        raise ValueError(
+            f"rows must be bool of shape ({n},), got {rows.dtype} of shape {rows.shape}"
+        )
     seen = n if rows is None else int(rows.sum())
     if not 1 <= k <= seen:
         raise ValueError(f"k = {k} is not within 1..{seen}, the rows of the store that may be seen")
     if (store_rows is not None and store_rows < 1) or query_rows < 1:
-        raise ValueError(f"blocks of {store_rows} store rows and {query_rows} queries: both must be at least 1")
+        raise ValueError(
+            f"blocks of {store_rows} store rows and {query_rows} queries: both must be at least 1"
+        )

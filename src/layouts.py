@@ -22,21 +22,52 @@ from tqdm import tqdm
 from src import artifacts, references
 from src.paths import as_text, resolve, shown
 
-IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "image_name", "img_path", "filename", "jpg", "png", "webp")
-TEXT_COLUMNS = ("prompt", "Prompt", "text", "TEXT", "caption", "top_caption", "orig_text", "txt", "p")
+IMAGE_COLUMNS = (
+    "image",
+    "image_path",
+    "filepath",
+    "file_name",
+    "image_name",
+    "img_path",
+    "filename",
+    "jpg",
+    "png",
+    "webp",
+)
+TEXT_COLUMNS = (
+    "prompt",
+    "Prompt",
+    "text",
+    "TEXT",
+    "caption",
+    "top_caption",
+    "orig_text",
+    "txt",
+    "p",
+)
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 BEGINNING = 100  # lines of a JSON-lines file in which its columns are looked for
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-ROW = {"id": pl.String, "image": pl.String, "prompt": pl.String, "source": pl.String, "reason": pl.String}
+ROW = {
+    "id": pl.String,
+    "image": pl.String,
+    "prompt": pl.String,
+    "source": pl.String,
+    "reason": pl.String,
+}
 BLURRED = "blurred by the publisher"  # DiffusionDB's image_nsfw == 2.0
 NO_PICTURE = "no picture in the sample"
 NOT_DELIVERED = "not downloaded"  # img2dataset's status is not "success"
 
 # Midjourney's flags end a prompt: "a fox --ar 16:9 --v 4 --no text, frame"; phones write a long dash for two
-FLAG = re.compile(r"(?:--|—)(?:no\s+(?:(?!--|—).)*|[a-zA-Z][a-zA-Z0-9]*(?:\s+(?:[\d.:]+%?|raw|cute|expressive|scenic)(?=\s|$|,))?)")
+FLAG = re.compile(
+    r"(?:--|—)(?:no\s+(?:(?!--|—).)*|[a-zA-Z][a-zA-Z0-9]*(?:\s+(?:[\d.:]+%?|raw|cute|expressive|scenic)(?=\s|$|,))?)"
+)
 URL = re.compile(r"<?https?://\S+>?")
-HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates: JSON can spell one out, no UTF-8 file can hold it
+HALF_PAIR = re.compile(
+    "[\ud800-\udfff]"
+)  # of surrogates: JSON can spell one out, no UTF-8 file can hold it
 
 csv.field_size_limit(sys.maxsize)  # prompts of scraped sets can be longer than Python's limit
 
@@ -46,8 +77,10 @@ def recognise(path: Path) -> str:
     found = next((layout for layout, (is_so, _) in LAYOUTS.items() if is_so(path)), None)
     if found is None:
         there = sorted(p.name for p in path.iterdir())[:5] if path.is_dir() else [path.name]
-        raise ValueError(f"train: {shown(path)} has neither prompts.csv with images/ nor a table with an image and a text column, "
-                         f"nor another known layout ({', '.join(LAYOUTS)}); it holds {there}. Name the layout, or name a table")
+        raise ValueError(
+            f"train: {shown(path)} has neither prompts.csv with images/ nor a table with an image and a text column, "
+            f"nor another known layout ({', '.join(LAYOUTS)}); it holds {there}. Name the layout, or name a table"
+        )
     return found
 
 
@@ -55,7 +88,9 @@ def read(path: Path, layout: str | None, text_column: str | None) -> pl.DataFram
     """The rows at `path` as a table `id, image, prompt, source, reason`. Raises ValueError for an unknown layout."""
     layout = layout or recognise(path)
     if layout not in LAYOUTS:
-        raise ValueError(f"train: layout {layout!r} of {shown(path)} is not one of {', '.join(LAYOUTS)}")
+        raise ValueError(
+            f"train: layout {layout!r} of {shown(path)} is not one of {', '.join(LAYOUTS)}"
+        )
     return LAYOUTS[layout][1](path, text_column)
 
 
@@ -78,20 +113,28 @@ def load_table(file: Path) -> pl.DataFrame:
     if not rows:
         raise ValueError(f"{shown(file)}: no rows below the header")
     columns = list(dict.fromkeys(chain.from_iterable(rows)))
-    return pl.DataFrame({name: [row.get(name) for row in rows] for name in columns}, schema=dict.fromkeys(columns, pl.String))
+    return pl.DataFrame(
+        {name: [row.get(name) for row in rows] for name in columns},
+        schema=dict.fromkeys(columns, pl.String),
+    )
 
 
 def opened(file: Path, newline: str | None = "") -> TextIO:
     """A text file: UTF-16 by its mark, as spreadsheets write it, else UTF-8, with U+FFFD for what is neither."""
     with open(file, "rb") as raw:
-        encoding = "utf-16" if raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        encoding = (
+            "utf-16" if raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        )
     return open(file, encoding=encoding, errors="replace", newline=newline)
 
 
 def _cells(file: Path, stream: TextIO) -> Iterator[dict[str, str | None]]:
     """The rows of a CSV or TSV by column. Empty for one with more cells than the header: which cell was split cannot be known."""
     # Python's reader takes the short and oddly quoted rows that scraped prompts have
-    rows = csv.DictReader((line.replace("\0", "") for line in stream), delimiter="\t" if file.suffix == ".tsv" else ",")
+    rows = csv.DictReader(
+        (line.replace("\0", "") for line in stream),
+        delimiter="\t" if file.suffix == ".tsv" else ",",
+    )
     names = [name for name in rows.fieldnames or [] if name]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
@@ -106,20 +149,29 @@ def _json_lines(file: Path) -> pl.DataFrame:
     columns = list(dict.fromkeys(chain.from_iterable(rows)))
     if not columns:
         raise ValueError(f"{shown(file)}: none of its {len(rows)} lines is a JSON object")
-    return pl.DataFrame({c: [_text(row.get(c)) for row in rows] for c in columns}, schema=dict.fromkeys(columns, pl.String))
+    return pl.DataFrame(
+        {c: [_text(row.get(c)) for row in rows] for c in columns},
+        schema=dict.fromkeys(columns, pl.String),
+    )
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)
+    return (
+        value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)
+    )
 
 
-def column_of(columns: Iterable[str], known: tuple[str, ...], named: str | None, file: Path, what: str) -> str:
+def column_of(
+    columns: Iterable[str], known: tuple[str, ...], named: str | None, file: Path, what: str
+) -> str:
     """The column called `named`, else the first of `known` that is there. Raises ValueError naming the file and its columns."""
     columns = list(columns)
     found = next((c for c in ([named] if named else known) if c in columns), None)
     if found is None:
         called = f" {named}" if named else ""
-        raise ValueError(f"{shown(file)}: no {what} column{called} among {columns}; known names are {', '.join(known)}")
+        raise ValueError(
+            f"{shown(file)}: no {what} column{called} among {columns}; known names are {', '.join(known)}"
+        )
     return found
 
 
@@ -128,7 +180,10 @@ def column_cells(file: Path, text_column: str | None) -> Iterator[str | None]:
     column = column_of(_columns(file), TEXT_COLUMNS, text_column, file, "text")
     plain = file.suffix in (".csv", ".tsv")
     with opened(file, newline="" if plain else None) as stream:
-        yield from (_text(row.get(column)) for row in (_cells(file, stream) if plain else map(_json, stream)))
+        yield from (
+            _text(row.get(column))
+            for row in (_cells(file, stream) if plain else map(_json, stream))
+        )
 
 
 def _json(line: str) -> dict:
@@ -158,7 +213,9 @@ def _columns(file: Path) -> set[str]:
     with opened(file, newline=None) as stream:
         if file.suffix in (".csv", ".tsv"):
             first = stream.readline().replace("\0", "")
-            return set(next(csv.reader([first], delimiter="\t" if file.suffix == ".tsv" else ","), []))
+            return set(
+                next(csv.reader([first], delimiter="\t" if file.suffix == ".tsv" else ","), [])
+            )
         return set(next(filter(None, map(_json, islice(stream, BEGINNING))), {}))
 
 
@@ -173,7 +230,9 @@ def texts_of(column: pl.Series, file: Path) -> pl.Series:
     if column.dtype.is_nested():
         raise ValueError(f"{shown(file)}: column {column.name} holds {column.dtype}, wanted text")
     if column.dtype == pl.Binary:
-        texts = [None if cell is None else cell.decode("utf-8", errors="replace") for cell in column]
+        texts = [
+            None if cell is None else cell.decode("utf-8", errors="replace") for cell in column
+        ]
         return pl.Series(column.name, texts, dtype=pl.String)
     return column.cast(pl.String)
 
@@ -186,7 +245,9 @@ def _tables(path: Path) -> list[Path]:
     if metadata:
         return metadata[:1]
     files = sorted(f for f in path.iterdir() if f.suffix in TABLES and f.is_file())
-    return [f for f in files if _columns(f) & set(IMAGE_COLUMNS) and _columns(f) & set(TEXT_COLUMNS)]
+    return [
+        f for f in files if _columns(f) & set(IMAGE_COLUMNS) and _columns(f) & set(TEXT_COLUMNS)
+    ]
 
 
 def _is_table(path: Path) -> bool:
@@ -201,15 +262,26 @@ def _read_table(path: Path, text_column: str | None) -> pl.DataFrame:
         text = column_of(table.columns, TEXT_COLUMNS, text_column, file, "text")
         source = file.stem if path.is_file() and file.name not in METADATA else file.parent.name
         names = texts_of(table[image], file).fill_null("")
-        parts.append(_rows(ids=_ids(source, names), images=located(file.parent, names), prompts=texts_of(table[text], file),
-                           source=source))
+        parts.append(
+            _rows(
+                ids=_ids(source, names),
+                images=located(file.parent, names),
+                prompts=texts_of(table[text], file),
+                source=source,
+            )
+        )
     return pl.concat(parts)
 
 
 def _rows(*, ids, images, prompts, source: str, reasons=None) -> pl.DataFrame:
     reasons = [None] * len(ids) if reasons is None else reasons
-    frame = pl.DataFrame({"id": ids, "image": images, "prompt": prompts}, schema={k: ROW[k] for k in ("id", "image", "prompt")})
-    return frame.with_columns(pl.lit(source).alias("source"), pl.Series("reason", reasons, dtype=pl.String))
+    frame = pl.DataFrame(
+        {"id": ids, "image": images, "prompt": prompts},
+        schema={k: ROW[k] for k in ("id", "image", "prompt")},
+    )
+    return frame.with_columns(
+        pl.lit(source).alias("source"), pl.Series("reason", reasons, dtype=pl.String)
+    )
 
 
 def _ids(source: str, names: pl.Series) -> pl.Series:
@@ -225,7 +297,11 @@ def located(folder: Path, names: Iterable[str]) -> list[str]:
         if not absolute or os.path.isfile(resolve(name)):
             found.append(shown(folder / name) if not absolute else shown(Path(name)))
             continue
-        tails = (k for k in dict.fromkeys((cut, *range(1, len(parts)))) if os.path.isfile(folder.joinpath(*parts[max(k, 1):])))
+        tails = (
+            k
+            for k in dict.fromkeys((cut, *range(1, len(parts))))
+            if os.path.isfile(folder.joinpath(*parts[max(k, 1) :]))
+        )
         cut = max(next(tails, 1), 1)
         found.append(shown(folder.joinpath(*parts[cut:])))
     return found
@@ -241,9 +317,16 @@ def _is_competition(path: Path) -> bool:
 def _read_competition(path: Path, text_column: str | None) -> pl.DataFrame:
     table = load_table(path / "prompts.csv")
     if not {"imgId", "prompt"} <= set(table.columns):
-        raise ValueError(f"{shown(path / 'prompts.csv')}: columns are {table.columns}, wanted imgId and prompt")
+        raise ValueError(
+            f"{shown(path / 'prompts.csv')}: columns are {table.columns}, wanted imgId and prompt"
+        )
     ids = table["imgId"].fill_null("")
-    return _rows(ids=ids, images=[shown(path / "images" / f"{i}.png") for i in ids], prompts=table["prompt"], source=path.name)
+    return _rows(
+        ids=ids,
+        images=[shown(path / "images" / f"{i}.png") for i in ids],
+        prompts=table["prompt"],
+        source=path.name,
+    )
 
 
 # --- a table of prompts beside <row number>.png ---
@@ -253,7 +336,11 @@ def _numbered(path: Path) -> tuple[Path, Path] | None:
     """The table of prompts and the folder of numbered pictures at `path`."""
     tables = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in TABLES)
     for file in (f for f in tables if f.suffix in TABLES and _columns(f) & set(TEXT_COLUMNS)):
-        for folder in (file.with_suffix(""), file.parent, *sorted(p for p in file.parent.iterdir() if p.is_dir())):
+        for folder in (
+            file.with_suffix(""),
+            file.parent,
+            *sorted(p for p in file.parent.iterdir() if p.is_dir()),
+        ):
             if any((folder / f"{row}{suffix}").exists() for row in (0, 1) for suffix in PICTURES):
                 return file, folder
     return None
@@ -262,15 +349,21 @@ def _numbered(path: Path) -> tuple[Path, Path] | None:
 def _read_numbered(path: Path, text_column: str | None) -> pl.DataFrame:
     found = _numbered(path)
     if found is None:
-        raise ValueError(f"{shown(path)}: no table with a text column beside a folder of pictures named by row number (0.png, ...)")
+        raise ValueError(
+            f"{shown(path)}: no table with a text column beside a folder of pictures named by row number (0.png, ...)"
+        )
     file, folder = found
     table = load_table(file)
     text = column_of(table.columns, TEXT_COLUMNS, text_column, file, "text")
     suffix = next(s for s in PICTURES if any((folder / f"{row}{s}").exists() for row in (0, 1)))
     first = 0 if (folder / f"0{suffix}").exists() else 1
     names = [str(row) for row in range(first, first + len(table))]
-    return _rows(ids=[f"{file.stem}/{name}" for name in names], images=[shown(folder / (name + suffix)) for name in names],
-                 prompts=texts_of(table[text], file), source=file.stem)
+    return _rows(
+        ids=[f"{file.stem}/{name}" for name in names],
+        images=[shown(folder / (name + suffix)) for name in names],
+        prompts=texts_of(table[text], file),
+        source=file.stem,
+    )
 
 
 # --- DiffusionDB ---
@@ -280,16 +373,24 @@ def _parts(path: Path) -> list[Path]:
     """The part-*.json files of a DiffusionDB folder, which lie beside the part's pictures or above them."""
     if path.is_file():
         return [path] if re.fullmatch(r"part-\d+\.json", path.name) else []
-    return sorted(chain(path.glob("part-*.json"), path.glob("*/part-*.json"), path.glob("*/*/part-*.json")))
+    return sorted(
+        chain(path.glob("part-*.json"), path.glob("*/part-*.json"), path.glob("*/*/part-*.json"))
+    )
 
 
 def _part_folders(path: Path) -> dict[int, Path]:
     folders = (p for p in chain(path.glob("part-*"), path.glob("*/part-*")) if p.is_dir())
-    return {int(p.name.removeprefix("part-")): p for p in folders if p.name.removeprefix("part-").isdigit()}
+    return {
+        int(p.name.removeprefix("part-")): p
+        for p in folders
+        if p.name.removeprefix("part-").isdigit()
+    }
 
 
 def _is_diffusiondb(path: Path) -> bool:
-    return bool(_parts(path)) or (path.is_dir() and bool(_diffusiondb_tables(path)) and bool(_part_folders(path)))
+    return bool(_parts(path)) or (
+        path.is_dir() and bool(_diffusiondb_tables(path)) and bool(_part_folders(path))
+    )
 
 
 def _diffusiondb_tables(path: Path) -> list[Path]:
@@ -299,14 +400,31 @@ def _diffusiondb_tables(path: Path) -> list[Path]:
 
 def _read_diffusiondb(path: Path, text_column: str | None) -> pl.DataFrame:
     root = path if path.is_dir() else path.parent
-    tables = [artifacts.load_table(f, [c for c in ("image_name", "part_id", "prompt", "image_nsfw") if c in _columns(f)])
-              for f in _diffusiondb_tables(root)]
+    tables = [
+        artifacts.load_table(
+            f, [c for c in ("image_name", "part_id", "prompt", "image_nsfw") if c in _columns(f)]
+        )
+        for f in _diffusiondb_tables(root)
+    ]
     parts = _parts(path)
-    named = _diffusiondb_from_parts(parts) if parts else _diffusiondb_from_tables(tables, _part_folders(root))
-    blurred = {name for t in tables if "image_nsfw" in t.columns for name in t.filter(pl.col("image_nsfw") == 2.0)["image_name"]}
-    return _rows(ids=[f"{root.name}/{Path(image).stem}" for image, _, _ in named], images=[image for image, _, _ in named],
-                 prompts=[prompt for _, prompt, _ in named], source=root.name,
-                 reasons=[BLURRED if Path(image).name in blurred else reason for image, _, reason in named])
+    named = (
+        _diffusiondb_from_parts(parts)
+        if parts
+        else _diffusiondb_from_tables(tables, _part_folders(root))
+    )
+    blurred = {
+        name
+        for t in tables
+        if "image_nsfw" in t.columns
+        for name in t.filter(pl.col("image_nsfw") == 2.0)["image_name"]
+    }
+    return _rows(
+        ids=[f"{root.name}/{Path(image).stem}" for image, _, _ in named],
+        images=[image for image, _, _ in named],
+        prompts=[prompt for _, prompt, _ in named],
+        source=root.name,
+        reasons=[BLURRED if Path(image).name in blurred else reason for image, _, reason in named],
+    )
 
 
 def _diffusiondb_from_parts(parts: list[Path]) -> list[tuple[str, str | None, str | None]]:
@@ -321,14 +439,25 @@ def _diffusiondb_from_parts(parts: list[Path]) -> list[tuple[str, str | None, st
             continue
         folder = part.with_suffix("") if part.with_suffix("").is_dir() else part.parent
         nested = next((f for f in (folder / "images", folder) if f.is_dir()), folder)
-        found += [(shown(nested / name), _text(row.get("p")) if isinstance(row, dict) else None, None)
-                  for name, row in rows.items()]
+        found += [
+            (shown(nested / name), _text(row.get("p")) if isinstance(row, dict) else None, None)
+            for name, row in rows.items()
+        ]
     return found
 
 
-def _diffusiondb_from_tables(tables: list[pl.DataFrame], folders: dict[int, Path]) -> list[tuple[str, str | None, None]]:
-    rows = (row for table in tables for row in table.filter(pl.col("part_id").is_in(list(folders))).iter_rows(named=True))
-    return [(shown(folders[row["part_id"]] / (row["image_name"] or "")), row.get("prompt"), None) for row in rows]
+def _diffusiondb_from_tables(
+    tables: list[pl.DataFrame], folders: dict[int, Path]
+) -> list[tuple[str, str | None, None]]:
+    rows = (
+        row
+        for table in tables
+        for row in table.filter(pl.col("part_id").is_in(list(folders))).iter_rows(named=True)
+    )
+    return [
+        (shown(folders[row["part_id"]] / (row["image_name"] or "")), row.get("prompt"), None)
+        for row in rows
+    ]
 
 
 # --- samples of files with one stem: WebDataset shards, and img2dataset's output as shards or files ---
@@ -346,18 +475,30 @@ def _shards(path: Path) -> list[Path]:
 
 def _read_shards(path: Path, text_column: str | None) -> pl.DataFrame:
     shards, root = _shards(path), path if path.is_dir() else path.parent
-    rows = [row for shard in tqdm(shards, desc="reading shards", unit="shard", disable=len(shards) < 20)
-            for row in chain(_shard_rows(shard, text_column), _not_delivered(shard.with_suffix(".parquet")))]
+    rows = [
+        row
+        for shard in tqdm(shards, desc="reading shards", unit="shard", disable=len(shards) < 20)
+        for row in chain(
+            _shard_rows(shard, text_column), _not_delivered(shard.with_suffix(".parquet"))
+        )
+    ]
     return _samples(rows, root.name)
 
 
 def _samples(rows: list[tuple], source: str) -> pl.DataFrame:
     ids, images, prompts, reasons = zip(*rows, strict=True) if rows else ([], [], [], [])
-    return _rows(ids=[as_text(f"{source}/{i}") for i in ids], images=list(images), prompts=list(prompts), source=source,
-                 reasons=list(reasons))
+    return _rows(
+        ids=[as_text(f"{source}/{i}") for i in ids],
+        images=list(images),
+        prompts=list(prompts),
+        source=source,
+        reasons=list(reasons),
+    )
 
 
-def _shard_rows(shard: Path, text_column: str | None) -> Iterator[tuple[str, str, str | None, str | None]]:
+def _shard_rows(
+    shard: Path, text_column: str | None
+) -> Iterator[tuple[str, str, str | None, str | None]]:
     """(id, image, prompt, reason) of each sample of a tar shard; a cut shard gives what is whole and one row for the rest."""
     key, members = None, {}
     with open(shard, "rb") as raw:
@@ -377,7 +518,9 @@ def _shard_rows(shard: Path, text_column: str | None) -> Iterator[tuple[str, str
                     key = folder, stem
                     members["." + extension.lower()] = member
                 raw.seek(tar.offset)
-                if raw.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes what it cannot read for the end
+                if raw.read(tarfile.BLOCKSIZE).strip(
+                    b"\0"
+                ):  # tarfile takes what it cannot read for the end
                     raise tarfile.TarError("a header is damaged")
         except Exception as error:  # tarfile raises what it likes on a damaged header: MemoryError, OverflowError, ...
             said = str(error) or type(error).__name__
@@ -386,17 +529,26 @@ def _shard_rows(shard: Path, text_column: str | None) -> Iterator[tuple[str, str
             yield _sample(shard, key, members, raw, text_column)
 
 
-def _sample(shard: Path, key: tuple[str, str], members: dict, raw, text_column: str | None) -> tuple:
+def _sample(
+    shard: Path, key: tuple[str, str], members: dict, raw, text_column: str | None
+) -> tuple:
     def content(member: tarfile.TarInfo) -> bytes:
         raw.seek(member.offset_data)
-        return raw.read(min(member.size, os.fstat(raw.fileno()).st_size))  # a header can claim any size
+        return raw.read(
+            min(member.size, os.fstat(raw.fileno()).st_size)
+        )  # a header can claim any size
 
     picture = next((members[e] for e in members if "." + e.rpartition(".")[2] in PICTURES), None)
     name = "/".join(filter(None, (shard.stem, *key)))
     prompt = _prompt_of({e: lambda m=m: content(m) for e, m in members.items()}, text_column)
     if picture is None:
         return name, shown(shard), prompt, NO_PICTURE
-    return name, references.in_tar(shard, picture.name, offset=picture.offset_data, size=picture.size), prompt, None
+    return (
+        name,
+        references.in_tar(shard, picture.name, offset=picture.offset_data, size=picture.size),
+        prompt,
+        None,
+    )
 
 
 def _prompt_of(members: dict, text_column: str | None) -> str | None:
@@ -409,8 +561,18 @@ def _prompt_of(members: dict, text_column: str | None) -> str | None:
         values = parsed(members[".json"]().decode("utf-8", errors="replace"))
     except ValueError:
         return None
-    return next((_text(values[c]) for c in ([text_column] if text_column else TEXT_COLUMNS) if c in values), None) \
-        if isinstance(values, dict) else None
+    return (
+        next(
+            (
+                _text(values[c])
+                for c in ([text_column] if text_column else TEXT_COLUMNS)
+                if c in values
+            ),
+            None,
+        )
+        if isinstance(values, dict)
+        else None
+    )
 
 
 def _not_delivered(table: Path) -> Iterator[tuple[str, str, str | None, str]]:
@@ -420,14 +582,21 @@ def _not_delivered(table: Path) -> Iterator[tuple[str, str, str | None, str]]:
     frame = artifacts.load_table(table).filter(pl.col("status") != "success")
     text = next((c for c in TEXT_COLUMNS if c in frame.columns), None)
     for row in frame.iter_rows(named=True):
-        yield f"{table.stem}/{row['key']}", shown(table), _text(row[text]) if text else None, f"{NOT_DELIVERED}: {row['status']}"
+        yield (
+            f"{table.stem}/{row['key']}",
+            shown(table),
+            _text(row[text]) if text else None,
+            f"{NOT_DELIVERED}: {row['status']}",
+        )
 
 
 def _is_files(path: Path) -> bool:
     """Whether pictures lie with a text or JSON file of the same stem, in `path` or in folders of it."""
     if not path.is_dir():
         return False
-    texts = chain(path.glob("*.txt"), path.glob("*.json"), path.glob("*/*.txt"), path.glob("*/*.json"))
+    texts = chain(
+        path.glob("*.txt"), path.glob("*.json"), path.glob("*/*.txt"), path.glob("*/*.json")
+    )
     return any(text.with_suffix(suffix).exists() for text in texts for suffix in PICTURES)
 
 
@@ -435,14 +604,25 @@ def _read_files(path: Path, text_column: str | None) -> pl.DataFrame:
     rows = []
     for folder in (path, *sorted(p for p in path.iterdir() if p.is_dir())):
         samples: dict[str, dict[str, Path]] = {}
-        for file in sorted(f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in (*PICTURES, ".txt", ".json")):
+        for file in sorted(
+            f
+            for f in folder.iterdir()
+            if f.is_file() and f.suffix.lower() in (*PICTURES, ".txt", ".json")
+        ):
             samples.setdefault(file.stem, {})[file.suffix.lower()] = file
         prefix = "" if folder == path else f"{folder.name}/"
         for stem, members in samples.items():
             picture = next((f for suffix, f in members.items() if suffix in PICTURES), None)
             if picture or ".txt" in members:  # img2dataset's own 00000_stats.json is no sample
                 prompt = _prompt_of({e: f.read_bytes for e, f in members.items()}, text_column)
-                rows.append((prefix + stem, shown(picture or folder / stem), prompt, None if picture else NO_PICTURE))
+                rows.append(
+                    (
+                        prefix + stem,
+                        shown(picture or folder / stem),
+                        prompt,
+                        None if picture else NO_PICTURE,
+                    )
+                )
         rows += _not_delivered(folder.with_suffix(".parquet")) if folder != path else []
     return _samples(rows, path.name)
 
@@ -453,14 +633,20 @@ def _read_files(path: Path, text_column: str | None) -> pl.DataFrame:
 def _parquet_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix == ".parquet" else []
-    files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")) or sorted(path.glob("*/*.parquet"))
+    files = (
+        sorted(path.glob("*.parquet"))
+        or sorted(path.glob("data/*.parquet"))
+        or sorted(path.glob("*/*.parquet"))
+    )
     return [f for f in files if f.name.startswith("train")] or files
 
 
 def _picture_column(file: Path) -> str | None:
     """The column that holds encoded pictures: bytes, or a struct with `bytes`."""
     for name, kind in schema_of(file).items():
-        if kind == pl.Binary or (isinstance(kind, pl.Struct) and "bytes" in {f.name for f in kind.fields}):
+        if kind == pl.Binary or (
+            isinstance(kind, pl.Struct) and "bytes" in {f.name for f in kind.fields}
+        ):
             return name
     return None
 
@@ -474,11 +660,19 @@ def _read_parquet(path: Path, text_column: str | None) -> pl.DataFrame:
     for file in _parquet_files(path):
         image = _picture_column(file)
         if image is None:
-            raise ValueError(f"{shown(file)}: no column of encoded pictures among {sorted(_columns(file))}")
+            raise ValueError(
+                f"{shown(file)}: no column of encoded pictures among {sorted(_columns(file))}"
+            )
         text = column_of(_columns(file), TEXT_COLUMNS, text_column, file, "text")
         prompts = texts_of(artifacts.load_table(file, [text])[text], file)
-        parts.append(_rows(ids=[f"{source}/{file.stem}/{row}" for row in range(len(prompts))], prompts=prompts, source=source,
-                           images=[references.in_table(file, image, row) for row in range(len(prompts))]))
+        parts.append(
+            _rows(
+                ids=[f"{source}/{file.stem}/{row}" for row in range(len(prompts))],
+                prompts=prompts,
+                source=source,
+                images=[references.in_table(file, image, row) for row in range(len(prompts))],
+            )
+        )
     if not parts:
         raise ValueError(f"{shown(path)}: no .parquet file in it")
     return pl.concat(parts)
@@ -493,7 +687,9 @@ def without_flags(prompt: str) -> str:
 
 
 def _journeydb_tables(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else sorted(chain(path.glob("*.jsonl"), path.glob("*/*.jsonl")))
+    files = (
+        [path] if path.is_file() else sorted(chain(path.glob("*.jsonl"), path.glob("*/*.jsonl")))
+    )
     return [f for f in files if f.suffix == ".jsonl" and "img_path" in _columns(f)]
 
 
@@ -506,12 +702,27 @@ def _read_journeydb(path: Path, text_column: str | None) -> pl.DataFrame:
     for file in _journeydb_tables(path):
         table = load_table(file)
         outer, _, inner = (text_column or "prompt").partition(".")
-        prompts = [_inner(value, inner) for value in table[column_of(table.columns, (), outer, file, "text")]]
+        prompts = [
+            _inner(value, inner)
+            for value in table[column_of(table.columns, (), outer, file, "text")]
+        ]
         names = table["img_path"].fill_null("").str.strip_prefix("./")
-        folder = next((f for f in (file.parent, file.parent / "imgs", root / "imgs")
-                       if any(os.path.isfile(f / name) for name in names[:50])), file.parent)
-        parts.append(_rows(ids=_ids(root.name, names), images=located(folder, names), source=root.name,
-                           prompts=[None if p is None else without_flags(p) for p in prompts]))
+        folder = next(
+            (
+                f
+                for f in (file.parent, file.parent / "imgs", root / "imgs")
+                if any(os.path.isfile(f / name) for name in names[:50])
+            ),
+            file.parent,
+        )
+        parts.append(
+            _rows(
+                ids=_ids(root.name, names),
+                images=located(folder, names),
+                source=root.name,
+                prompts=[None if p is None else without_flags(p) for p in prompts],
+            )
+        )
     return pl.concat(parts)
 
 
@@ -528,7 +739,10 @@ def _inner(value: str | None, name: str) -> str | None:
 # --- COCO captions ---
 
 
-COCO = {"images": {"id": int | str, "file_name": str}, "annotations": {"image_id": int | str}}  # what a row is made of
+COCO = {
+    "images": {"id": int | str, "file_name": str},
+    "annotations": {"image_id": int | str},
+}  # what a row is made of
 
 
 def _coco_files(path: Path) -> list[Path]:
@@ -546,7 +760,11 @@ def _coco(file: Path) -> dict:
     with artifacts.readable(file):
         content = parsed(file.read_text(encoding="utf-8"))
         for part, wanted in COCO.items():
-            if not all(isinstance(entry.get(name), kind) for entry in content[part] for name, kind in wanted.items()):
+            if not all(
+                isinstance(entry.get(name), kind)
+                for entry in content[part]
+                for name, kind in wanted.items()
+            ):
                 raise ValueError(f"not every entry of its {part} has {' and '.join(wanted)}")
         return content
 
@@ -558,13 +776,24 @@ def _read_coco(path: Path, text_column: str | None) -> pl.DataFrame:
         content = _coco(file)
         names = {image["id"]: image["file_name"] for image in content["images"]}
         split = file.stem.removeprefix("captions_")
-        folder = next((f for f in (root / split, root / "images" / split, root / "images", root)
-                       if any(os.path.isfile(f / name) for name in list(names.values())[:50])), root / split)
+        folder = next(
+            (
+                f
+                for f in (root / split, root / "images" / split, root / "images", root)
+                if any(os.path.isfile(f / name) for name in list(names.values())[:50])
+            ),
+            root / split,
+        )
         for note in content["annotations"]:
             name = names.get(note["image_id"])
-            rows.append((f"{split}/{Path(name or str(note['image_id'])).stem}#{note.get('id', len(rows))}",
-                         shown(folder / (name or str(note["image_id"]))), _text(note.get("caption")),
-                         None if name else "its image is not listed"))
+            rows.append(
+                (
+                    f"{split}/{Path(name or str(note['image_id'])).stem}#{note.get('id', len(rows))}",
+                    shown(folder / (name or str(note["image_id"]))),
+                    _text(note.get("caption")),
+                    None if name else "its image is not listed",
+                )
+            )
     return _samples(rows, (path if path.is_dir() else path.parent.parent).name)
 
 

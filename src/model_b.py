@@ -36,16 +36,22 @@ def distance(similarity: np.ndarray, kind: str = "euclidean") -> np.ndarray:
     return np.sqrt(2 * apart) if kind == "euclidean" else apart
 
 
-def weights(distance: np.ndarray, dim: float, delta: float, coef: float, *, inside: bool = False) -> np.ndarray:
+def weights(
+    distance: np.ndarray, dim: float, delta: float, coef: float, *, inside: bool = False
+) -> np.ndarray:
     """Equation 4, in the shape of `distance`: coef / (d^dim + delta), or with delta `inside` the exponent, as it is printed.
 
     Outside, delta bounds the weight of d = 0 at coef / delta. Inside, coef / d^(dim + delta), it does not: d = 0 weighs
     infinitely, and `fuse` takes the limit. ValueError when delta or coef is not positive, or a distance is negative or NaN.
     """
     if not (delta > 0 and coef > 0 and dim >= 0):
-        raise ValueError(f"dim = {dim}, delta = {delta}, coef = {coef}: delta and coef must be positive, dim at least 0")
+        raise ValueError(
+            f"dim = {dim}, delta = {delta}, coef = {coef}: delta and coef must be positive, dim at least 0"
+        )
     if not (distance >= 0).all():
-        raise ValueError(f"{(~(distance >= 0)).sum()} of {distance.size} distances are negative or NaN")
+        raise ValueError(
+            f"{(~(distance >= 0)).sum()} of {distance.size} distances are negative or NaN"
+        )
     with np.errstate(divide="ignore", over="ignore"):
         return coef / distance ** (dim + delta) if inside else coef / (distance**dim + delta)
 
@@ -64,7 +70,9 @@ class Weighting:
     def __call__(self, similarity: np.ndarray) -> np.ndarray:
         """(q, k) float64 weights of lists that stand best first; softmax up to a factor of each row."""
         if self.tau is None:
-            return weights(distance(similarity, self.kind), self.dim, self.delta, self.coef, inside=self.inside)
+            return weights(
+                distance(similarity, self.kind), self.dim, self.delta, self.coef, inside=self.inside
+            )
         if not self.tau > 0:
             raise ValueError(f"tau = {self.tau} must be positive")
         similarity = similarity.astype(np.float64)
@@ -86,7 +94,9 @@ def fuse(weight: np.ndarray, values: np.ndarray) -> np.ndarray:
     Where weights are infinite their rows share everything equally: the limit of distances that go to 0 together.
     """
     if values.ndim != 3 or weight.shape != values.shape[:2]:
-        raise ValueError(f"weights of shape {weight.shape} do not fit values of shape {values.shape}")
+        raise ValueError(
+            f"weights of shape {weight.shape} do not fit values of shape {values.shape}"
+        )
     return unit((_limit(weight).astype(np.float32)[:, None] @ values)[:, 0] / weight.shape[1])
 
 
@@ -98,17 +108,28 @@ def _limit(weight: np.ndarray) -> np.ndarray:
     return np.where(exact, infinite, finite / np.where(exact, 1, finite.max(axis=1, keepdims=True)))
 
 
-def fuse_neighbours(similarity: np.ndarray, index: np.ndarray, take: Take, weighting: Weighting, *, k: int, rows: int = 256
-                    ) -> np.ndarray:
+def fuse_neighbours(
+    similarity: np.ndarray,
+    index: np.ndarray,
+    take: Take,
+    weighting: Weighting,
+    *,
+    k: int,
+    rows: int = 256,
+) -> np.ndarray:
     """Prediction (q, d) float32 unit rows from the first `k` neighbours; values are taken for `rows` queries at a time."""
     _check_lists(similarity, index, k)
     blocks = (slice(start, start + rows) for start in range(0, max(1, len(index)), rows))
-    return np.concatenate([fuse(weighting(similarity[block, :k]), take(index[block, :k])) for block in blocks])
+    return np.concatenate(
+        [fuse(weighting(similarity[block, :k]), take(index[block, :k])) for block in blocks]
+    )
 
 
 def _check_lists(similarity: np.ndarray, index: np.ndarray, k: int) -> None:
     if similarity.shape != index.shape or similarity.ndim != 2:
-        raise ValueError(f"similarity has shape {similarity.shape}, index {index.shape}; both must be (q, K)")
+        raise ValueError(
+            f"similarity has shape {similarity.shape}, index {index.shape}; both must be (q, K)"
+        )
     if not 1 <= k <= index.shape[1]:
         raise ValueError(f"k = {k} is not within 1..{index.shape[1]}, the neighbours searched")
 
@@ -128,15 +149,25 @@ class Tuned:
     final: np.ndarray  # (q, d) float32 unit rows; all by the choice over all rows
 
 
-def tune(similarity: np.ndarray, index: np.ndarray, take: Take, truth: np.ndarray, fold: np.ndarray, *, k_grid: Sequence[int],
-         weightings: Sequence[Weighting]) -> Tuned:
+def tune(
+    similarity: np.ndarray,
+    index: np.ndarray,
+    take: Take,
+    truth: np.ndarray,
+    fold: np.ndarray,
+    *,
+    k_grid: Sequence[int],
+    weightings: Sequence[Weighting],
+) -> Tuned:
     """Score every (k, weighting) from one search, and predict each fold with the pair that is best on the other folds.
 
     `truth` (q, d) unit rows and `fold` (q,) int64 belong to the queries. At least two folds are needed.
     """
     folds = np.unique(fold)
     if len(folds) < 2:
-        raise ValueError(f"choosing on the other folds needs at least 2 folds, got {folds.tolist()}")
+        raise ValueError(
+            f"choosing on the other folds needs at least 2 folds, got {folds.tolist()}"
+        )
     for k in k_grid:
         _check_lists(similarity, index, k)
     pairs = list(product(sorted(k_grid), weightings))
@@ -152,10 +183,18 @@ def tune(similarity: np.ndarray, index: np.ndarray, take: Take, truth: np.ndarra
         choices.append((int(f), pair[0], str(pair[1])))
     same = all((k, name) == (best[0], str(best[1])) for _, k, name in choices)
     return Tuned(
-        grid=pl.DataFrame({"k": [k for k, _ in pairs], "weighting": [str(w) for _, w in pairs], "avg_cos": score.mean(axis=0)}),
+        grid=pl.DataFrame(
+            {
+                "k": [k for k, _ in pairs],
+                "weighting": [str(w) for _, w in pairs],
+                "avg_cos": score.mean(axis=0),
+            }
+        ),
         k=best[0],
         weighting=best[1],
-        choices=pl.DataFrame(choices, schema={"fold": pl.Int64, "k": pl.Int64, "weighting": pl.String}, orient="row"),
+        choices=pl.DataFrame(
+            choices, schema={"fold": pl.Int64, "k": pl.Int64, "weighting": pl.String}, orient="row"
+        ),
         prediction=prediction,
         final=prediction if same else predict(np.ones(len(fold), bool), best),
     )
@@ -167,7 +206,9 @@ def _grid_cosines(similarity, index, take, truth, k_grid, weightings, rows=256) 
     for start in range(0, len(index), rows):
         block = slice(start, start + rows)
         near = take(index[block, : k_grid[-1]])
-        weight = np.stack([_limit(w(similarity[block, : k_grid[-1]])) for w in weightings], axis=1).astype(np.float32)
+        weight = np.stack(
+            [_limit(w(similarity[block, : k_grid[-1]])) for w in weightings], axis=1
+        ).astype(np.float32)
         fused = np.zeros((len(near), len(weightings), near.shape[2]), np.float32)
         for i, (before, k) in enumerate(zip([0, *k_grid], k_grid, strict=False)):
             fused += weight[:, :, before:k] @ near[:, before:k]
@@ -178,11 +219,16 @@ def _grid_cosines(similarity, index, take, truth, k_grid, weightings, rows=256) 
 
 def at_edge(tuned: Tuned, k_grid: Sequence[int], weightings: Sequence[Weighting]) -> list[str]:
     """In words, which choices over all rows lie at an end of their grid, where a wider one might do better."""
-    kind = [w.tau for w in weightings if w.tau is not None] if tuned.weighting.tau is not None else [
-        w.dim for w in weightings if w.tau is None]
+    kind = (
+        [w.tau for w in weightings if w.tau is not None]
+        if tuned.weighting.tau is not None
+        else [w.dim for w in weightings if w.tau is None]
+    )
     chosen = tuned.weighting.dim if tuned.weighting.tau is None else tuned.weighting.tau
     found = [f"K = {tuned.k}"] if len(k_grid) > 1 and tuned.k in (min(k_grid), max(k_grid)) else []
-    return found + ([str(tuned.weighting)] if len(kind) > 1 and chosen in (min(kind), max(kind)) else [])
+    return found + (
+        [str(tuned.weighting)] if len(kind) > 1 and chosen in (min(kind), max(kind)) else []
+    )
 
 
 # --- what a query may see ---
@@ -196,11 +242,15 @@ def allowed(store_fold: np.ndarray, conflicts: np.ndarray, fold: int) -> np.ndar
     conflict with the fold (for text-only prompts: `text_conflicts`).
     """
     if conflicts.shape[0] != len(store_fold) or not 0 <= fold < conflicts.shape[1]:
-        raise ValueError(f"fold {fold}, {len(store_fold)} store rows, conflicts of shape {conflicts.shape}")
+        raise ValueError(
+            f"fold {fold}, {len(store_fold)} store rows, conflicts of shape {conflicts.shape}"
+        )
     return (store_fold != fold) & ~conflicts[:, fold]
 
 
-def text_conflicts(text: np.ndarray, train: np.ndarray, fold: np.ndarray, threshold: float) -> np.ndarray:
+def text_conflicts(
+    text: np.ndarray, train: np.ndarray, fold: np.ndarray, threshold: float
+) -> np.ndarray:
     """(n_text, n_folds) bool: the text-only prompt is above `threshold` in cosine with some training row of that fold.
 
     `text` and `train` are unit sentence embeddings; `train` holds every readable row, kept by the filters or not.
@@ -228,7 +278,9 @@ class Library:
     pictures: np.ndarray
 
 
-def store_conflicts(library: Library, train: np.ndarray, fold: np.ndarray, threshold: float, *, rows: int = 2048) -> np.ndarray:
+def store_conflicts(
+    library: Library, train: np.ndarray, fold: np.ndarray, threshold: float, *, rows: int = 2048
+) -> np.ndarray:
     """`text_conflicts` of the whole store (n_store, n_folds), read `rows` at a time; a training row has its fold instead."""
     n_train, n = len(library.pictures), len(library.values.place)
     conflicts = np.zeros((n, int(fold.max()) + 1), bool)
@@ -252,8 +304,14 @@ class Route:
     def __post_init__(self):
         if self.keys not in KEYS:
             raise ValueError(f"route {self.name}: keys {self.keys!r} is not one of {KEYS}")
-        if not isinstance(self.name, str) or type(self.linear) is not bool or type(self.centre) is not bool:
-            raise ValueError(f"route {self.name!r}: its name must be text, linear and centre true or false")
+        if (
+            not isinstance(self.name, str)
+            or type(self.linear) is not bool
+            or type(self.centre) is not bool
+        ):
+            raise ValueError(
+                f"route {self.name!r}: its name must be text, linear and centre true or false"
+            )
         if type(self.hubs) not in (int, float) or not 0 <= self.hubs < np.inf:
             raise ValueError(f"route {self.name}: hubs must be a number from 0, got {self.hubs!r}")
 
@@ -266,39 +324,71 @@ class Fitted:
     bridge: Bridge
     rows: np.ndarray
 
-    def search(self, library: Library, pictures: np.ndarray, k: int, engine: str, *, seen: np.ndarray,
-               cluster: object | None = None) -> Lists:
+    def search(
+        self,
+        library: Library,
+        pictures: np.ndarray,
+        k: int,
+        engine: str,
+        *,
+        seen: np.ndarray,
+        cluster: object | None = None,
+    ) -> Lists:
         """`pictures` (q, D) look up the `k` nearest of the store's rows `seen` (n,) bool: as `knn.search`, indices of the store."""
         queries, centre = self.bridge(pictures), self.bridge.key_centre
         if self.route.keys == "image":
             keys = self.bridge(library.pictures)
             return knn.search(keys, queries, k, engine, rows=seen[: len(keys)], cluster=cluster)
-        similarity, index = library.texts.search(queries, k, engine, seen=seen, cluster=cluster, centre=centre)
+        similarity, index = library.texts.search(
+            queries, k, engine, seen=seen, cluster=cluster, centre=centre
+        )
         if not self.route.hubs or not len(index):
             return similarity, index
         candidates, where = np.unique(index, return_inverse=True)
         hub = self._hubness(library, candidates, engine)
         return bridge.reorder(similarity, index, -self.route.hubs * hub[where.reshape(index.shape)])
 
-    def _hubness(self, library: Library, candidates: np.ndarray, engine: str, *, rows: int = 8192) -> np.ndarray:
+    def _hubness(
+        self, library: Library, candidates: np.ndarray, engine: str, *, rows: int = 8192
+    ) -> np.ndarray:
         """`bridge.hubness` (n,) of the store's rows `candidates`, read `rows` at a time: they may be nearly all of the store."""
         bank, centre, found = self.bridge(library.pictures[self.rows]), self.bridge.key_centre, []
         for start in range(0, len(candidates), rows):
             keys = library.texts.take(candidates[start : start + rows])
-            found.append(bridge.hubness(keys if centre is None else unit(keys - centre), bank, engine))
+            found.append(
+                bridge.hubness(keys if centre is None else unit(keys - centre), bank, engine)
+            )
         return np.concatenate(found)
 
 
-def fit_route(route: Route, library: Library, rows: np.ndarray, group: np.ndarray, *, seed: int = 0) -> Fitted:
+def fit_route(
+    route: Route, library: Library, rows: np.ndarray, group: np.ndarray, *, seed: int = 0
+) -> Fitted:
     """Learn what `route` needs from the training rows `rows` (n,) int64, of the groups `group` (n_train,)."""
     if not (route.linear or route.centre):
         return Fitted(route, Bridge(), rows)
     pictures, texts = library.pictures[rows], library.texts.take(rows)
-    return Fitted(route, bridge.learn(pictures, texts, group[rows], linear=route.linear, centre=route.centre, seed=seed), rows)
+    return Fitted(
+        route,
+        bridge.learn(
+            pictures, texts, group[rows], linear=route.linear, centre=route.centre, seed=seed
+        ),
+        rows,
+    )
 
 
-def search_out_of_fold(route: Route, library: Library, fold: np.ndarray, group: np.ndarray, conflicts: np.ndarray, k: int,
-                       engine: str = "auto", *, seed: int = 0, cluster: object | None = None) -> Lists:
+def search_out_of_fold(
+    route: Route,
+    library: Library,
+    fold: np.ndarray,
+    group: np.ndarray,
+    conflicts: np.ndarray,
+    k: int,
+    engine: str = "auto",
+    *,
+    seed: int = 0,
+    cluster: object | None = None,
+) -> Lists:
     """Every training picture looks up what its fold is `allowed`, by a route learnt from the other folds' rows.
 
     `fold`, `group` (n_train,), `conflicts` (n_store, n_folds). ValueError when a fold is allowed fewer than k rows.
@@ -309,10 +399,14 @@ def search_out_of_fold(route: Route, library: Library, fold: np.ndarray, group: 
         seen = allowed(store_fold, conflicts, int(f))
         n_seen = int(seen[: len(fold)].sum() if route.keys == "image" else seen.sum())
         if n_seen < k:
-            raise ValueError(f"fold {f} may see {n_seen} rows of the store by {route.keys} keys, fewer than k = {k}")
+            raise ValueError(
+                f"fold {f} may see {n_seen} rows of the store by {route.keys} keys, fewer than k = {k}"
+            )
         fitted = fit_route(route, library, np.flatnonzero(fold != f), group, seed=seed)
         mine = fold == f
-        similarity[mine], index[mine] = fitted.search(library, library.pictures[mine], k, engine, seen=seen, cluster=cluster)
+        similarity[mine], index[mine] = fitted.search(
+            library, library.pictures[mine], k, engine, seen=seen, cluster=cluster
+        )
     return similarity, index
 
 
@@ -340,7 +434,9 @@ class ModelB:
     cluster: object | None = None
     depth: int = 100  # neighbours returned
 
-    def predict(self, queries: np.ndarray | dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def predict(
+        self, queries: np.ndarray | dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """CLIP embeddings of pictures (q, D) -> prediction (q, 384) float32 unit rows; `similarity`, `index` (q, depth).
 
         The neighbours are those of all routes together, the one with the most weight first; `similarity` is the cosine of the
@@ -349,41 +445,65 @@ class ModelB:
         prediction, similarity, index, _ = self.explain(queries)
         return prediction, similarity, index
 
-    def explain(self, queries: np.ndarray | dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def explain(
+        self, queries: np.ndarray | dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """As `predict`, and the neighbours' `weight` (q, depth): their part of all weights, so a whole row sums to at most 1."""
         by_clip = queries if isinstance(queries, dict) else {next(iter(self.libraries)): queries}
         missing = {part.fitted.route.clip for part in self.parts} - by_clip.keys()
         if missing:
-            raise ValueError(f"Model B also looks up by the CLIPs {sorted(missing)}: give embeddings by each, as a dict")
+            raise ValueError(
+                f"Model B also looks up by the CLIPs {sorted(missing)}: give embeddings by each, as a dict"
+            )
         total, found = 0, []
         for part in self.parts:
             clip, everything = part.fitted.route.clip, np.ones(len(self.store), bool)
             library = self.libraries[clip]
-            lists = part.fitted.search(library, by_clip[clip], part.k, self.engine, seen=everything, cluster=self.cluster)
-            total = total + np.float32(part.share) * fuse_neighbours(*lists, library.values.take, part.weighting, k=part.k)
+            lists = part.fitted.search(
+                library, by_clip[clip], part.k, self.engine, seen=everything, cluster=self.cluster
+            )
+            total = total + np.float32(part.share) * fuse_neighbours(
+                *lists, library.values.take, part.weighting, k=part.k
+            )
             found.append((lists[1], part_of_all(part.weighting(lists[0]), part.share)))
         index, weight = heaviest([i for i, _ in found], [w for _, w in found], self.depth)
         name, pictures = next(iter(by_clip.items()))
-        similarity = np.einsum("qd,qkd->qk", pictures, self.libraries[name].texts.take(index)).astype(np.float32)
+        similarity = np.einsum(
+            "qd,qkd->qk", pictures, self.libraries[name].texts.take(index)
+        ).astype(np.float32)
         return unit(total), similarity, index, weight
 
     def save(self, output: Path, avg_cos: float) -> None:
         """Write the choice and what the routes learnt; the store's own files are where the notebook put them."""
         choice = {"avg_cos": avg_cos, "parts": []}
         for n, part in enumerate(self.parts):
-            learnt = {name: x for name, x in vars(part.fitted.bridge).items() if isinstance(x, np.ndarray)}
+            learnt = {
+                name: x for name, x in vars(part.fitted.bridge).items() if isinstance(x, np.ndarray)
+            }
             with artifacts.atomic(output / paths.ROUTE_B.format(n=n)) as temporary:
                 np.savez(temporary, rows=part.fitted.rows, **learnt)
-            choice["parts"].append({"route": asdict(part.fitted.route), "k": part.k, "weighting": asdict(part.weighting),
-                                    "share": part.share, "penalty": part.fitted.bridge.penalty})
+            choice["parts"].append(
+                {
+                    "route": asdict(part.fitted.route),
+                    "k": part.k,
+                    "weighting": asdict(part.weighting),
+                    "share": part.share,
+                    "penalty": part.fitted.bridge.penalty,
+                }
+            )
         artifacts.save_json(output / paths.CHOICE_B, choice)
 
 
-def heaviest(index: Sequence[np.ndarray], weight: Sequence[np.ndarray], depth: int) -> tuple[np.ndarray, np.ndarray]:
+def heaviest(
+    index: Sequence[np.ndarray], weight: Sequence[np.ndarray], depth: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Lists of several routes as one: a prompt's weights summed, the heaviest `depth` first (all of them where there are fewer)."""
     index, weight = np.concatenate(index, axis=1), np.concatenate(weight, axis=1)
     order = np.argsort(index, axis=1, kind="stable")
-    index, weight = np.take_along_axis(index, order, axis=1), np.take_along_axis(weight, order, axis=1)
+    index, weight = (
+        np.take_along_axis(index, order, axis=1),
+        np.take_along_axis(weight, order, axis=1),
+    )
     first = np.ones_like(index, bool)
     first[:, 1:] = index[:, 1:] != index[:, :-1]
     label = first.cumsum(axis=1) - 1
@@ -396,11 +516,17 @@ def heaviest(index: Sequence[np.ndarray], weight: Sequence[np.ndarray], depth: i
     return np.take_along_axis(names, order, axis=1), np.take_along_axis(summed, order, axis=1)
 
 
-def together(lists: Sequence[Lists], tuned: Sequence[Tuned], shares: Sequence[float], depth: int) -> tuple[np.ndarray, np.ndarray]:
+def together(
+    lists: Sequence[Lists], tuned: Sequence[Tuned], shares: Sequence[float], depth: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The neighbours of several routes as one list: `index` and `weight` (q, depth), the part of all weights, heaviest first."""
-    weight = [part_of_all(t.weighting(similarity[:, : t.k]), share)
-              for (similarity, _), t, share in zip(lists, tuned, shares, strict=True)]
-    return heaviest([index[:, : t.k] for (_, index), t in zip(lists, tuned, strict=True)], weight, depth)
+    weight = [
+        part_of_all(t.weighting(similarity[:, : t.k]), share)
+        for (similarity, _), t, share in zip(lists, tuned, shares, strict=True)
+    ]
+    return heaviest(
+        [index[:, : t.k] for (_, index), t in zip(lists, tuned, strict=True)], weight, depth
+    )
 
 
 def part_of_all(weight: np.ndarray, share: float) -> np.ndarray:
@@ -418,13 +544,22 @@ def load(output: Path, engine: str = "auto", cluster: object | None = None) -> M
     for n, part in enumerate(choice["parts"]):
         with np.load(output / paths.ROUTE_B.format(n=n)) as file:
             learnt = dict(file)
-        fitted = Fitted(Route(**part["route"]), Bridge(**{k: v for k, v in learnt.items() if k != "rows"}, penalty=part["penalty"]),
-                        learnt["rows"])
+        fitted = Fitted(
+            Route(**part["route"]),
+            Bridge(**{k: v for k, v in learnt.items() if k != "rows"}, penalty=part["penalty"]),
+            learnt["rows"],
+        )
         parts.append(Part(fitted, part["k"], Weighting(**part["weighting"]), part["share"]))
     names = list(dict.fromkeys(part.fitted.route.clip for part in parts))
     values = Selection(kept.column(datastore.VALUES), place)
-    libraries = {name: Library(Selection(kept.column(name), place), values,
-                               artifacts.load_embeddings(output / paths.STORE_PICTURES.format(clip=name))[1]) for name in names}
+    libraries = {
+        name: Library(
+            Selection(kept.column(name), place),
+            values,
+            artifacts.load_embeddings(output / paths.STORE_PICTURES.format(clip=name))[1],
+        )
+        for name in names
+    }
     return ModelB(store.drop("row"), libraries, tuple(parts), engine, cluster)
 
 
@@ -433,7 +568,9 @@ def files(output: Path) -> list[Path]:
     kept = datastore.open_store(output / paths.STORE_SHARDS)
     outside = [shard["name"] for shard in kept.shards if "files" in shard]
     if outside:
-        raise ValueError(f"{len(outside)} precomputed shards of Model B's store lie outside {paths.shown(output)}: {outside[:3]}")
+        raise ValueError(
+            f"{len(outside)} precomputed shards of Model B's store lie outside {paths.shown(output)}: {outside[:3]}"
+        )
     patterns = (paths.ROUTE_B.format(n="*"), paths.STORE_PICTURES.format(clip="*") + ".*")
     found = [file for pattern in patterns for file in sorted(output.glob(pattern))]
     return [output / paths.STORE, output / paths.CHOICE_B, output / paths.STORE_SHARDS, *found]
@@ -442,19 +579,34 @@ def files(output: Path) -> list[Path]:
 # --- words ---
 
 
-def neighbours(queries: Sequence[str], store: pl.DataFrame, similarity: np.ndarray, index: np.ndarray, weight: np.ndarray
-               ) -> pl.DataFrame:
+def neighbours(
+    queries: Sequence[str],
+    store: pl.DataFrame,
+    similarity: np.ndarray,
+    index: np.ndarray,
+    weight: np.ndarray,
+) -> pl.DataFrame:
     """Lists as a table `query, rank, neighbour, prompt, similarity, weight`; rank from 0."""
     flat, k = index.ravel(), index.shape[1]
-    return pl.DataFrame({
-        "query": np.repeat(np.asarray(queries, dtype=object), k).tolist(), "rank": np.tile(np.arange(k), len(index)),
-        "neighbour": store["id"].gather(flat), "prompt": store["prompt"].gather(flat),
-        "similarity": similarity.ravel(), "weight": weight.ravel(),
-    })
+    return pl.DataFrame(
+        {
+            "query": np.repeat(np.asarray(queries, dtype=object), k).tolist(),
+            "rank": np.tile(np.arange(k), len(index)),
+            "neighbour": store["id"].gather(flat),
+            "prompt": store["prompt"].gather(flat),
+            "similarity": similarity.ravel(),
+            "weight": weight.ravel(),
+        }
+    )
 
 
-def nearest_allowed(truth: np.ndarray, values: Selection, fold: np.ndarray, seen: dict[int, np.ndarray], engine: str = "auto"
-                    ) -> tuple[np.ndarray, np.ndarray]:
+def nearest_allowed(
+    truth: np.ndarray,
+    values: Selection,
+    fold: np.ndarray,
+    seen: dict[int, np.ndarray],
+    engine: str = "auto",
+) -> tuple[np.ndarray, np.ndarray]:
     """For each query the allowed prompt that is nearest to its truth: cosine (q,) float32 and row (q,) int64 of the store."""
     cosine, row = np.empty(len(truth), np.float32), np.empty(len(truth), np.int64)
     for f, mask in seen.items():
@@ -463,8 +615,16 @@ def nearest_allowed(truth: np.ndarray, values: Selection, fold: np.ndarray, seen
     return cosine, row
 
 
-def reasons(lists: Lists, take: Take, truth: np.ndarray, best_value: np.ndarray, best_row: np.ndarray, rows: Sequence[int], *,
-            near: int = 10) -> list[str]:
+def reasons(
+    lists: Lists,
+    take: Take,
+    truth: np.ndarray,
+    best_value: np.ndarray,
+    best_row: np.ndarray,
+    rows: Sequence[int],
+    *,
+    near: int = 10,
+) -> list[str]:
     """A sentence on why each of the queries `rows` went wrong, from its list of neighbours.
 
     `best_row`, `best_value` (q,): see `nearest_allowed`. In order: the store holds nothing near the truth; the first neighbour
@@ -480,7 +640,9 @@ def reasons(lists: Lists, take: Take, truth: np.ndarray, best_value: np.ndarray,
         if best_value[r] < typical - 0.05:
             said.append(f"nothing near in the store: {best} is far, {typical:.2f} is usual")
         elif counts[first] > 5 * usual and first != best_row[r]:
-            said.append(f"a hub: the first neighbour is among the first {near} of {counts[first]} queries, {usual:.0f} is usual")
+            said.append(
+                f"a hub: the first neighbour is among the first {near} of {counts[first]} queries, {usual:.0f} is usual"
+            )
         elif not len(rank) or rank[0] >= near:
             reached = float(take(index[r, :1])[0] @ truth[r])
             said.append(f"ranked low: {best} is {place}, the first has {reached:.2f}")

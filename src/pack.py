@@ -9,9 +9,18 @@ from src import artifacts, encoder, model_b, paths
 from src.paths import shown
 from src.predict import Predictor, Problem, clip_names, fold_bases, used_members
 
-FILES = (paths.MEMBERS_A, paths.MEMBERS_B, paths.BLEND, f"{paths.STAGES[1]}/{paths.META}",
-         f"{paths.STAGES[2]}/{paths.META}")
-CARRIED = ("open_clip", "ftfy", "wcwidth")  # pure Python, and not on every hosted image: copied from this environment
+FILES = (
+    paths.MEMBERS_A,
+    paths.MEMBERS_B,
+    paths.BLEND,
+    f"{paths.STAGES[1]}/{paths.META}",
+    f"{paths.STAGES[2]}/{paths.META}",
+)
+CARRIED = (
+    "open_clip",
+    "ftfy",
+    "wcwidth",
+)  # pure Python, and not on every hosted image: copied from this environment
 
 RUN = '''"""Predict a folder of pictures with the models packed beside this file. python run.py --help"""
 
@@ -66,20 +75,30 @@ def write(output: Path, folder: Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise Problem(f"--pack: {shown(folder)} is not empty")
     clips, clips_b = clip_names(output)
-    if hub := sorted(clip for clip in {*clips.values(), *clips_b.values()} if not clip.startswith(encoder.LOCAL)):
-        raise Problem(f"--pack: the CLIP {hub[0]!r} is read from a hub; train with clip=local-dir:<folder> to pack it")
-    Predictor(output, device="cpu")  # what cannot predict is refused here, not on the machine that it is packed for
+    if hub := sorted(
+        clip for clip in {*clips.values(), *clips_b.values()} if not clip.startswith(encoder.LOCAL)
+    ):
+        raise Problem(
+            f"--pack: the CLIP {hub[0]!r} is read from a hub; train with clip=local-dir:<folder> to pack it"
+        )
+    Predictor(
+        output, device="cpu"
+    )  # what cannot predict is refused here, not on the machine that it is packed for
     used = used_members(artifacts.load_json(output / paths.BLEND)["weights"], list(clips))
     clips = {name: clips[name] for name in used}
     files = [output / name for name in FILES if (output / name).exists()]
     files += model_b.files(output)
     bases = [base for name in clips for base in fold_bases(output, name)]
-    files += [base.with_name(base.name + suffix) for base in bases for suffix in (".safetensors", ".json")]
+    files += [
+        base.with_name(base.name + suffix) for base in bases for suffix in (".safetensors", ".json")
+    ]
     for file in files:
         target = folder / "output" / file.relative_to(output)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(file, target) if file.is_dir() else shutil.copyfile(file, target)
-    shutil.copytree(paths.ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        paths.ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__")
+    )
     _pack_clips(folder, clips, clips_b)
     carried = [_carry(name, folder / "vendor") for name in CARRIED]
     (folder / "fallback").mkdir()
@@ -98,14 +117,25 @@ def _pack_clips(folder: Path, clips: dict[str, str], clips_b: dict[str, str]) ->
             copies[plain] = f"clip/{len(copies)}"
             shutil.copytree(encoder.local_folder(plain), folder / copies[plain])
         places[clip] = f"{encoder.LOCAL}{copies[plain]}" + (f"@{size}" if size else "")
-    for file, used, alone in ((paths.MEMBERS_A, clips, list(clips)), (paths.MEMBERS_B, clips_b, ["model_b"])):
+    for file, used, alone in (
+        (paths.MEMBERS_A, clips, list(clips)),
+        (paths.MEMBERS_B, clips_b, ["model_b"]),
+    ):
         members = folder / "output" / file
         known = artifacts.load_json(members) if members.exists() else {"members": alone}
-        artifacts.save_json(members, {**known, "clip": {name: places[clip] for name, clip in used.items()}})
+        artifacts.save_json(
+            members, {**known, "clip": {name: places[clip] for name, clip in used.items()}}
+        )
     blend = folder / "output" / paths.BLEND
-    artifacts.save_json(blend, {**artifacts.load_json(blend), "clip": places[next(iter(clips_b.values()))]})
+    artifacts.save_json(
+        blend, {**artifacts.load_json(blend), "clip": places[next(iter(clips_b.values()))]}
+    )
 
 
 def _carry(name: str, vendor: Path) -> str:
-    shutil.copytree(Path(find_spec(name).origin).parent, vendor / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(find_spec(name).origin).parent,
+        vendor / name,
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     return f"{name} {version(packages_distributions()[name][0])}"

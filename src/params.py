@@ -16,7 +16,16 @@ from typing import NamedTuple
 from src.paths import ROOT, STAGES, resolve, shown
 
 NOTEBOOKS = ROOT / "notebooks"
-FILES = ("train", "test", "text", "stores", "test_truth", "held_out", "fold_file", "attributes")  # what names files or folders
+FILES = (
+    "train",
+    "test",
+    "text",
+    "stores",
+    "test_truth",
+    "held_out",
+    "fold_file",
+    "attributes",
+)  # what names files or folders
 RUNNER = {"offline": bool}  # keys of `common` that are the runner's own
 
 
@@ -35,7 +44,9 @@ class Declared(NamedTuple):
 def declared(notebook: Path) -> dict[str, Declared]:
     """By name, from the cell tagged `parameters`; the types come from the annotation or the default."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+    source = next(
+        "".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])
+    )
     found = {}
     for node in ast.parse(source).body:
         name = node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id
@@ -43,13 +54,25 @@ def declared(notebook: Path) -> dict[str, Declared]:
         if isinstance(node, ast.AnnAssign):
             found[name] = Declared(default, *_types(node.annotation))
         else:
-            found[name] = Declared(default, (type(default),), tuple({type(e) for e in default} if type(default) is list else ()))
+            found[name] = Declared(
+                default,
+                (type(default),),
+                tuple({type(e) for e in default} if type(default) is list else ()),
+            )
     return found
 
 
 def _types(annotation: ast.expr) -> tuple[tuple[type, ...], tuple[type, ...]]:
     """The types of `a | b | list[c | d]`, and those within its brackets."""
-    known = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "None": type(None)}
+    known = {
+        "str": str,
+        "int": int,
+        "float": float,
+        "bool": bool,
+        "list": list,
+        "dict": dict,
+        "None": type(None),
+    }
     if isinstance(annotation, ast.BinOp):
         left, right = _types(annotation.left), _types(annotation.right)
         return left[0] + right[0], left[1] + right[1]
@@ -77,22 +100,30 @@ def load_params(file: str, changes: list[str]) -> dict[str, dict]:
 
     path = resolve(file)
     if not path.is_file():
-        raise Problem(f"--params: {shown(path)} does not exist; there are "
-                      + ", ".join(shown(p) for p in sorted((ROOT / "params").glob("*.yaml"))))
+        raise Problem(
+            f"--params: {shown(path)} does not exist; there are "
+            + ", ".join(shown(p) for p in sorted((ROOT / "params").glob("*.yaml")))
+        )
     try:
         params = yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader(yaml))
         params = {} if params is None else params
         if not isinstance(params, dict):
-            raise Problem(f"{shown(path)}: must hold sections (`common:`, `01_dedup:`), got a {type(params).__name__}")
+            raise Problem(
+                f"{shown(path)}: must hold sections (`common:`, `01_dedup:`), got a {type(params).__name__}"
+            )
         wrong = [name for name, section in params.items() if not isinstance(section, dict)]
         if wrong:
-            raise Problem(f"{shown(path)}: sections must hold `name: value` lines; these do not: {wrong}")
+            raise Problem(
+                f"{shown(path)}: sections must hold `name: value` lines; these do not: {wrong}"
+            )
         for change in changes:
             key, equals, value = change.partition("=")
             if not equals:
                 raise Problem(f"--set {change}: wanted KEY=VALUE")
             named, _, name = key.rpartition(".")
-            above = [stage for stage in STAGES if not named and name in params.get(stage, {})]  # a section wins over common
+            above = [
+                stage for stage in STAGES if not named and name in params.get(stage, {})
+            ]  # a section wins over common
             for section in [named or "common", *above]:
                 params.setdefault(section, {})[name] = yaml.load(value, Loader=_strict_loader(yaml))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -108,7 +139,9 @@ def _strict_loader(yaml):
 
         def compose_node(self, parent, index):
             if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases are not taken, write the value out")
+                raise yaml.YAMLError(
+                    f"line {self.peek_event().start_mark.line + 1}: aliases are not taken, write the value out"
+                )
             return super().compose_node(parent, index)
 
     def mapping(loader, node, deep=False):
@@ -122,35 +155,61 @@ def _strict_loader(yaml):
     return Loader
 
 
-def stage_params(params: dict[str, dict], file: str, notebooks: Path = NOTEBOOKS) -> dict[str, dict]:
+def stage_params(
+    params: dict[str, dict], file: str, notebooks: Path = NOTEBOOKS
+) -> dict[str, dict]:
     """What each notebook is given: every declared name, from its section, else `common`, else the notebook's default.
 
     Raises Problem listing every unknown section or key and every value of another type.
     """
     known = {stage: declared(notebooks / f"{stage}.ipynb") for stage in STAGES}
     common = sorted({name for names in known.values() for name in names})
-    problems = [f"section {s!r} is unknown{_near(s, ['common', 'demo', *STAGES])}" for s in params
-                if s not in ("common", "demo", *STAGES)]
-    problems += [f"common.{name} is declared by no notebook{_near(name, [*common, *RUNNER])}" for name in params.get("common", {})
-                 if name not in common and name not in RUNNER]
-    problems += [f"common.{name} must be {kind.__name__}, got {params['common'][name]!r}" for name, kind in RUNNER.items()
-                 if type(params.get("common", {}).get(name, kind())) is not kind]
+    problems = [
+        f"section {s!r} is unknown{_near(s, ['common', 'demo', *STAGES])}"
+        for s in params
+        if s not in ("common", "demo", *STAGES)
+    ]
+    problems += [
+        f"common.{name} is declared by no notebook{_near(name, [*common, *RUNNER])}"
+        for name in params.get("common", {})
+        if name not in common and name not in RUNNER
+    ]
+    problems += [
+        f"common.{name} must be {kind.__name__}, got {params['common'][name]!r}"
+        for name, kind in RUNNER.items()
+        if type(params.get("common", {}).get(name, kind())) is not kind
+    ]
     result = {}
     for stage, names in known.items():
         own = params.get(stage, {})
-        problems += [f"{stage}.{name} is not declared by notebooks/{stage}.ipynb{_near(name, list(names))}"
-                     for name in own if name not in names]
-        given = {n: v for n, v in params.get("common", {}).items() if n in names} | {n: v for n, v in own.items() if n in names}
-        problems += [f"{stage}.{name} must be {_wanted(*names[name][1:])}, got {value!r}"
-                     for name, value in given.items() if not _fits(value, *names[name][1:])]
-        problems += [f"{stage}.{name} must not be empty" for name, value in given.items()
-                     if "" in (value if isinstance(value, list) else [value])]
-        result[stage] = {name: given.get(name, parameter.default) for name, parameter in names.items()}
+        problems += [
+            f"{stage}.{name} is not declared by notebooks/{stage}.ipynb{_near(name, list(names))}"
+            for name in own
+            if name not in names
+        ]
+        given = {n: v for n, v in params.get("common", {}).items() if n in names} | {
+            n: v for n, v in own.items() if n in names
+        }
+        problems += [
+            f"{stage}.{name} must be {_wanted(*names[name][1:])}, got {value!r}"
+            for name, value in given.items()
+            if not _fits(value, *names[name][1:])
+        ]
+        problems += [
+            f"{stage}.{name} must not be empty"
+            for name, value in given.items()
+            if "" in (value if isinstance(value, list) else [value])
+        ]
+        result[stage] = {
+            name: given.get(name, parameter.default) for name, parameter in names.items()
+        }
     problems += _demo_problems(params.get("demo"))
     if len({str(values.get("output_dir")) for values in result.values()}) > 1:
         problems.append("output_dir must be one for all notebooks: set it in `common`")
     if problems:
-        raise Problem(f"{file}: " + "\n  ".join(["the parameters are refused", *dict.fromkeys(problems)]))
+        raise Problem(
+            f"{file}: " + "\n  ".join(["the parameters are refused", *dict.fromkeys(problems)])
+        )
     return result
 
 
@@ -165,7 +224,9 @@ def _demo_problems(demo: dict | None) -> list[str]:
     from src import demo as module
 
     wanted = dict(inspect.signature(module.write).parameters)
-    problems = [f"demo.{name} is unknown{_near(name, list(wanted))}" for name in demo if name not in wanted]
+    problems = [
+        f"demo.{name} is unknown{_near(name, list(wanted))}" for name in demo if name not in wanted
+    ]
     for name, parameter in wanted.items():
         if name not in demo and parameter.default is inspect.Parameter.empty:
             problems.append(f"demo.{name} is missing")
@@ -196,5 +257,11 @@ def input_paths(values: dict[str, object]) -> dict[str, Path]:
 def missing_inputs(per_stage: dict[str, dict], *, to_be_written: Path | None = None) -> list[str]:
     """A line for every input that does not exist, sorted; the demo's folder is yet `to_be_written`."""
     inputs = [entry for values in per_stage.values() for entry in input_paths(values).items()]
-    return sorted({f"{name}: {shown(path)} does not exist" for name, path in inputs
-                   if not os.path.exists(path) and not (to_be_written and path.is_relative_to(to_be_written))})
+    return sorted(
+        {
+            f"{name}: {shown(path)} does not exist"
+            for name, path in inputs
+            if not os.path.exists(path)
+            and not (to_be_written and path.is_relative_to(to_be_written))
+        }
+    )

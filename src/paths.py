@@ -31,8 +31,12 @@ MEMBERS_A = "02_train_model_a/members.json"  # members: the rows that are predic
 STORE = "03_cuml_knn_model_b/store.parquet"  # id, prompt, source, row: the row of STORE_SHARDS that holds the prompt
 TEXT_STORE = "03_cuml_knn_model_b/text.parquet"  # row, prompt, source: the text-only prompts that the rules leave
 STORE_SHARDS = "03_cuml_knn_model_b/store"  # the prompts' keys and values, appended to and never encoded twice (src/datastore.py)
-STORE_PICTURES = "03_cuml_knn_model_b/pictures_{clip}"  # embeddings of the training pictures: the image keys
-ROUTE_B = "03_cuml_knn_model_b/route_{n}.npz"  # what a route of CHOICE_B learnt from the training rows
+STORE_PICTURES = (
+    "03_cuml_knn_model_b/pictures_{clip}"  # embeddings of the training pictures: the image keys
+)
+ROUTE_B = (
+    "03_cuml_knn_model_b/route_{n}.npz"  # what a route of CHOICE_B learnt from the training rows
+)
 OOF_B = "03_cuml_knn_model_b/oof_{member}"
 TEST_B = "03_cuml_knn_model_b/test_{member}"
 MEMBERS_B = "03_cuml_knn_model_b/members.json"  # members: the predictions of Model B; clip: the CLIP of each column of keys
@@ -51,7 +55,9 @@ REPORT = "report.html"
 # 05_submit
 SUBMISSION = "submission"  # .csv, .parquet, .npy + .ids.parquet
 TEST_SCORES = "05_submit/test_scores.csv"  # model, avg_cos, low, high on the test pictures, where their truth is known
-GALLERY = "05_submit/gallery.parquet"  # id, image, confidence, prompts, and where known: truth, cosine
+GALLERY = (
+    "05_submit/gallery.parquet"  # id, image, confidence, prompts, and where known: truth, cosine
+)
 
 # the runner
 EXECUTED = "executed"  # the notebooks as they ran, .ipynb and .html

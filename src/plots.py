@@ -10,10 +10,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#3465a4", "#e07b39", "#4e9a06", "#9a9a9a"
-plt.rcParams.update({
-    "figure.dpi": 100, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.alpha": 0.25, "legend.frameon": False, "image.interpolation": "nearest",
-})
+plt.rcParams.update(
+    {
+        "figure.dpi": 100,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
+        "image.interpolation": "nearest",
+    }
+)
 
 
 # --- 01: data filters, groups, folds ---
@@ -24,8 +32,11 @@ def similarity_histogram(nearest: np.ndarray, threshold: float) -> Figure:
     figure, axes = plt.subplots(figsize=(6, 2.6))
     axes.hist(nearest, bins=60, color=BLUE)
     axes.axvline(threshold, color=ORANGE)
-    axes.set(xlabel="cosine to the nearest other prompt", ylabel="prompts", title=f"{(nearest > threshold).mean():.0%} of prompts "
-             f"have a neighbour above {threshold}")
+    axes.set(
+        xlabel="cosine to the nearest other prompt",
+        ylabel="prompts",
+        title=f"{(nearest > threshold).mean():.0%} of prompts have a neighbour above {threshold}",
+    )
     return figure
 
 
@@ -34,14 +45,23 @@ def kept_curve(thresholds: np.ndarray, kept: np.ndarray, threshold: float) -> Fi
     figure, axes = plt.subplots(figsize=(6, 2.6))
     axes.plot(thresholds, kept, "o-", color=BLUE)
     axes.axvline(threshold, color=ORANGE)
-    axes.set(xlabel="cosine threshold", ylabel="rows kept", ylim=(0, None), title="Rows kept against the threshold")
+    axes.set(
+        xlabel="cosine threshold",
+        ylabel="rows kept",
+        ylim=(0, None),
+        title="Rows kept against the threshold",
+    )
     return figure
 
 
-def picture_grid(pictures: list, titles: list[str], *, columns: int = 4, width: float = 2.4) -> Figure:
+def picture_grid(
+    pictures: list, titles: list[str], *, columns: int = 4, width: float = 2.4
+) -> Figure:
     """Pictures (PIL or (h, w, 3) arrays) in rows of `columns`, each with its wrapped title below it."""
     rows = -(-len(pictures) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, (width + 0.7) * rows), squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, (width + 0.7) * rows), squeeze=False
+    )
     for ax in axes.flat:
         ax.axis("off")
     for ax, picture, title in zip(axes.flat, pictures, titles, strict=False):
@@ -60,10 +80,25 @@ def learning_curves(history: list[dict]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3))
     for name, colour in zip(names, (GREY, GREEN, ORANGE, BLUE, *plt.cm.tab10.colors), strict=False):
         for fold in sorted({e["fold"] for e in history}):
-            line = sorted((e for e in history if e["row"] == name and e["fold"] == fold), key=lambda e: e["epoch"])
+            line = sorted(
+                (e for e in history if e["row"] == name and e["fold"] == fold),
+                key=lambda e: e["epoch"],
+            )
             label = name if fold == 0 else None
-            axes[0].plot([e["epoch"] for e in line[1:]], [e["loss"] for e in line[1:]], "o-", color=colour, label=label)
-            axes[1].plot([e["epoch"] for e in line], [e["score"] for e in line], "o-", color=colour, label=label)
+            axes[0].plot(
+                [e["epoch"] for e in line[1:]],
+                [e["loss"] for e in line[1:]],
+                "o-",
+                color=colour,
+                label=label,
+            )
+            axes[1].plot(
+                [e["epoch"] for e in line],
+                [e["score"] for e in line],
+                "o-",
+                color=colour,
+                label=label,
+            )
     axes[0].set(xlabel="epoch", ylabel="1 - cosine", title="training loss")
     axes[1].set(xlabel="epoch (0 is the linear probe)", ylabel="Avg-Cos", title="inner validation")
     axes[1].legend()
@@ -76,18 +111,35 @@ def factor_curves(found: list[dict]) -> Figure:
     The choice is ringed. `found` rows have row, fold, factors {factor: score} and the chosen factor.
     """
     figure, axes = plt.subplots(figsize=(6, 2.8))
-    for entry, colour in zip(found, (BLUE, ORANGE, GREEN, GREY, *plt.cm.tab10.colors), strict=False):
+    for entry, colour in zip(
+        found, (BLUE, ORANGE, GREEN, GREY, *plt.cm.tab10.colors), strict=False
+    ):
         factors = {float(factor): score for factor, score in entry["factors"].items()}
         gain = [score - factors[0.0] for score in factors.values()]
-        axes.plot(list(factors), gain, "o-", color=colour, label=f"{entry['row']}, fold {entry['fold']}")
-        axes.plot(entry["factor"], factors[entry["factor"]] - factors[0.0], "o", ms=11, mfc="none", color=colour)
+        axes.plot(
+            list(factors), gain, "o-", color=colour, label=f"{entry['row']}, fold {entry['fold']}"
+        )
+        axes.plot(
+            entry["factor"],
+            factors[entry["factor"]] - factors[0.0],
+            "o",
+            ms=11,
+            mfc="none",
+            color=colour,
+        )
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="0: the probe, 1: the best epoch", ylabel="Avg-Cos over the probe", title="inner validation")
+    axes.set(
+        xlabel="0: the probe, 1: the best epoch",
+        ylabel="Avg-Cos over the probe",
+        title="inner validation",
+    )
     axes.legend()
     return figure
 
 
-def bars(names: list[str], values: list[float], low: list[float], high: list[float], *, title: str) -> Figure:
+def bars(
+    names: list[str], values: list[float], low: list[float], high: list[float], *, title: str
+) -> Figure:
     """Horizontal bars with their 95 % intervals, first name on top; the axis starts near the smallest value."""
     figure, axes = plt.subplots(figsize=(6, 0.4 * len(names) + 1))
     error = np.abs(np.array([low, high]) - np.array(values))
@@ -101,17 +153,31 @@ def bars(names: list[str], values: list[float], low: list[float], high: list[flo
 # --- 03: Model B ---
 
 
-def heat_map(score: np.ndarray, rows: list, columns: list, *, row_name: str, column_name: str, title: str) -> Figure:
+def heat_map(
+    score: np.ndarray, rows: list, columns: list, *, row_name: str, column_name: str, title: str
+) -> Figure:
     """`score` (len(rows), len(columns)) as colours with the numbers written in; the best is framed."""
     figure, axes = plt.subplots(figsize=(1.2 + 0.62 * len(columns), 0.9 + 0.38 * len(rows)))
     axes.imshow(score, cmap="viridis", aspect="auto")
     axes.grid(False)
     dark = score < (score.min() + score.max()) / 2
     for i, j in np.ndindex(score.shape):
-        axes.text(j, i, f"{score[i, j]:.3f}", ha="center", va="center", fontsize=7, color="white" if dark[i, j] else "black")
+        axes.text(
+            j,
+            i,
+            f"{score[i, j]:.3f}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if dark[i, j] else "black",
+        )
     i, j = np.unravel_index(score.argmax(), score.shape)
-    axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2))
-    axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
+    axes.add_patch(
+        plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2)
+    )
+    axes.set(
+        xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows
+    )
     axes.set(xlabel=column_name, ylabel=row_name, title=title)
     if max(len(str(column)) for column in columns) > 5:
         plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
@@ -121,12 +187,17 @@ def heat_map(score: np.ndarray, rows: list, columns: list, *, row_name: str, col
 def picture_page(pictures: list, texts: list[list[str]], *, columns: int = 2) -> Figure:
     """Pictures with lines of text to the right of each, the first line in bold: a query and what was found for it."""
     rows = -(-len(pictures) // columns)
-    figure, axes = plt.subplots(rows, 2 * columns, figsize=(5.4 * columns, 1.9 * rows), squeeze=False,
-                                width_ratios=[1, 1.9] * columns)
+    figure, axes = plt.subplots(
+        rows,
+        2 * columns,
+        figsize=(5.4 * columns, 1.9 * rows),
+        squeeze=False,
+        width_ratios=[1, 1.9] * columns,
+    )
     for ax in axes.flat:
         ax.axis("off")
     for n, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
-        left, right = axes[n // columns, 2 * (n % columns): 2 * (n % columns) + 2]
+        left, right = axes[n // columns, 2 * (n % columns) : 2 * (n % columns) + 2]
         left.imshow(picture)
         head = "\n".join(textwrap.wrap(lines[0], 48)[:3])
         body = "\n".join(textwrap.shorten(line, 100, placeholder=" …") for line in lines[1:])
@@ -140,14 +211,27 @@ def picture_page(pictures: list, texts: list[list[str]], *, columns: int = 2) ->
 # --- 04: the ensemble ---
 
 
-def alpha_curve(alphas: np.ndarray, score: np.ndarray, best: float, flat: tuple[float, float]) -> Figure:
+def alpha_curve(
+    alphas: np.ndarray, score: np.ndarray, best: float, flat: tuple[float, float]
+) -> Figure:
     """Mean cosine of the blend against alpha, `flat` shaded; the ends are Model B alone and Model A alone."""
     figure, axes = plt.subplots(figsize=(6, 2.8))
-    axes.axvspan(*flat, color=GREY, alpha=0.2, label=f"within one standard error: {flat[0]:.2f} to {flat[1]:.2f}")
+    axes.axvspan(
+        *flat,
+        color=GREY,
+        alpha=0.2,
+        label=f"within one standard error: {flat[0]:.2f} to {flat[1]:.2f}",
+    )
     axes.plot(alphas, score, color=BLUE)
     axes.plot(best, np.interp(best, alphas, score), "o", color=ORANGE, label=f"alpha = {best:.3f}")
     for end, name, side in ((0, "Model B", "left"), (-1, "Model A", "right")):
-        axes.annotate(f"{name} {score[end]:.4f}", (alphas[end], score[end]), xytext=(0, -14), textcoords="offset points", ha=side)
+        axes.annotate(
+            f"{name} {score[end]:.4f}",
+            (alphas[end], score[end]),
+            xytext=(0, -14),
+            textcoords="offset points",
+            ha=side,
+        )
     axes.set(xlabel="alpha (weight of Model A)", ylabel="Avg-Cos, out-of-fold")
     axes.margins(y=0.2)
     axes.legend(loc="lower right")
@@ -158,24 +242,45 @@ def ladder(names: list[str], here: np.ndarray, paper: np.ndarray) -> Figure:
     """Two panels on axes of their own: `here` (n, 3) mean, low, high, and the `paper`'s n numbers; only shapes compare."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, width_ratios=[2, 1])
     y = np.arange(len(names))
-    axes[0].errorbar(here[:, 0], y, xerr=[here[:, 0] - here[:, 1], here[:, 2] - here[:, 0]], fmt="o", color=BLUE, capsize=3)
+    axes[0].errorbar(
+        here[:, 0],
+        y,
+        xerr=[here[:, 0] - here[:, 1], here[:, 2] - here[:, 0]],
+        fmt="o",
+        color=BLUE,
+        capsize=3,
+    )
     axes[1].plot(paper, y, "o", color=GREY)
-    axes[0].set(yticks=y, yticklabels=names, xlabel="Avg-Cos, out-of-fold, 95 % interval", title="this data")
+    axes[0].set(
+        yticks=y, yticklabels=names, xlabel="Avg-Cos, out-of-fold, 95 % interval", title="this data"
+    )
     axes[1].set(xlabel="Avg-Cos", title="the paper (its hidden test set)")
     axes[0].invert_yaxis()
     figure.tight_layout()
     return figure
 
 
-def calibration(confidence: np.ndarray, agreement: np.ndarray, cosine: np.ndarray, *, bins: int = 12) -> Figure:
+def calibration(
+    confidence: np.ndarray, agreement: np.ndarray, cosine: np.ndarray, *, bins: int = 12
+) -> Figure:
     """Cosine with the truth against the confidence and against the agreement of A and B, (n,) each: rows, means of equal bins."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
-    for ax, label, values in zip(axes, ("confidence", "agreement: cosine of A with B"), (confidence, agreement), strict=True):
+    for ax, label, values in zip(
+        axes, ("confidence", "agreement: cosine of A with B"), (confidence, agreement), strict=True
+    ):
         ax.plot(values, cosine, ".", color=GREY, alpha=0.25, markersize=3, label="a picture")
         parts = np.array_split(np.argsort(values), min(bins, len(values)))
         x, y = (np.array([column[part].mean() for part in parts]) for column in (values, cosine))
         error = np.array([1.96 * cosine[part].std() / np.sqrt(len(part)) for part in parts])
-        ax.errorbar(x, y, yerr=error, fmt="o", color=BLUE, capsize=3, label=f"mean of {len(parts[0])}, 95 % interval")
+        ax.errorbar(
+            x,
+            y,
+            yerr=error,
+            fmt="o",
+            color=BLUE,
+            capsize=3,
+            label=f"mean of {len(parts[0])}, 95 % interval",
+        )
         ax.set(xlabel=f"{label} (correlation {_correlation(values, cosine):.2f})")
     ends = [confidence.min(), confidence.max()]
     axes[0].plot(ends, ends, color=ORANGE, label="as good as it says")
@@ -193,7 +298,9 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
 def slices(tables: dict[str, tuple[list[str], np.ndarray]], mean: float) -> Figure:
     """One panel a slicing: its labels from the top, each with mean, low, high (n, 3); the overall `mean` as a line."""
     tallest = max(len(labels) for labels, _ in tables.values())
-    figure, axes = plt.subplots(1, len(tables), figsize=(4.2 * len(tables), 0.24 * tallest + 1), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(tables), figsize=(4.2 * len(tables), 0.24 * tallest + 1), squeeze=False
+    )
     for ax, (name, (labels, values)) in zip(axes[0], tables.items(), strict=True):
         y = np.arange(len(labels))
         error = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
@@ -213,7 +320,15 @@ def histograms(values: dict[str, np.ndarray], *, label: str) -> Figure:
     figure, axes = plt.subplots(figsize=(6, 2.6))
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), 40)
     for (name, x), colour in zip(values.items(), (BLUE, ORANGE, GREEN, GREY), strict=False):
-        axes.hist(x, bins=edges, density=True, histtype="step", linewidth=1.6, color=colour, label=f"{name}: mean {x.mean():.3f}")
+        axes.hist(
+            x,
+            bins=edges,
+            density=True,
+            histtype="step",
+            linewidth=1.6,
+            color=colour,
+            label=f"{name}: mean {x.mean():.3f}",
+        )
     axes.set(xlabel=label, ylabel="density")
     axes.legend(loc="upper left")
     return figure

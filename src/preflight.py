@@ -26,14 +26,31 @@ from src.params import FILES, input_paths
 from src.paths import resolve, shown
 from src.training import out_of_range
 
-RENAMED = {"start": "start_from", "compile": "compile_tower"}  # fields of Recipe whose parameter has another name
+RENAMED = {
+    "start": "start_from",
+    "compile": "compile_tower",
+}  # fields of Recipe whose parameter has another name
 CHARACTERS = 100  # of a prompt in a text file: how many there are is not counted, only estimated
 TIMEOUT = 5  # seconds for a Dask scheduler to answer
 LIMITS = {  # what a notebook, and no dataclass such as Recipe, would find out of range; None: no end
-    "seed": (0, 2**31), "max_rejected": (0, 1), "min_words": (0, None), "max_tokens": (1, None), "edge_characters": (0, None),
-    "cosine_threshold": (-1, 1), "group_similarity": (-1, 0.99), "max_group_share": (0, 1), "n_folds": (2, None),
-    "epochs_clip": (0, None), "lr_clip": (0, None), "ablation_epochs": (0, None), "samples": (2, None), "worst": (1, None),
-    "tolerance": (0, None), "k_grid": (1, None), "dim_grid": (0, None), "tau_grid": (1e-6, None),
+    "seed": (0, 2**31),
+    "max_rejected": (0, 1),
+    "min_words": (0, None),
+    "max_tokens": (1, None),
+    "edge_characters": (0, None),
+    "cosine_threshold": (-1, 1),
+    "group_similarity": (-1, 0.99),
+    "max_group_share": (0, 1),
+    "n_folds": (2, None),
+    "epochs_clip": (0, None),
+    "lr_clip": (0, None),
+    "ablation_epochs": (0, None),
+    "samples": (2, None),
+    "worst": (1, None),
+    "tolerance": (0, None),
+    "k_grid": (1, None),
+    "dim_grid": (0, None),
+    "tau_grid": (1e-6, None),
 }
 CHOICES = {"filter_scope": ("all", "source"), "store_dtype": datastore.DTYPES}
 
@@ -45,8 +62,12 @@ class Found:
     wrong: list[str] = field(default_factory=list)
     pairs: pl.DataFrame | None = None
     test: dict[str, list[str]] = field(default_factory=dict)  # by folder: the pictures' ids
-    clips: dict[str, Encoder | None] = field(default_factory=dict)  # None for one that does not load
-    kept: dict[str, dict[int, int]] = field(default_factory=dict)  # by CLIP and cut: bytes of one picture's frozen activations
+    clips: dict[str, Encoder | None] = field(
+        default_factory=dict
+    )  # None for one that does not load
+    kept: dict[str, dict[int, int]] = field(
+        default_factory=dict
+    )  # by CLIP and cut: bytes of one picture's frozen activations
     trained: dict[str, int] = field(default_factory=dict)  # by CLIP: parameters that train
 
     @contextmanager
@@ -54,14 +75,20 @@ class Found:
         """Any error inside becomes one line that begins with `what`, the parameter."""
         try:
             yield
-        except Exception as error:  # whatever a library raises on a user's file is what the user must know
+        except (
+            Exception
+        ) as error:  # whatever a library raises on a user's file is what the user must know
             said = _said(error)
             self.wrong.append(said if said.startswith(what.split()[0]) else f"{what}: {said}")
 
 
 def _said(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    return text if isinstance(error, ValueError | OSError | RuntimeError | AssertionError) else f"{type(error).__name__}: {text}"
+    return (
+        text
+        if isinstance(error, ValueError | OSError | RuntimeError | AssertionError)
+        else f"{type(error).__name__}: {text}"
+    )
 
 
 def problems(per_stage: dict[str, dict]) -> list[str]:
@@ -75,7 +102,11 @@ def problems(per_stage: dict[str, dict]) -> list[str]:
             _check_limits(found, per_stage[stage])
             with found.noting(stage):
                 check(found, per_stage[stage])
-    clips = {per_stage[stage]["clip"] for stage in ("03_cuml_knn_model_b", "04_ensemble_oof") if stage in per_stage}
+    clips = {
+        per_stage[stage]["clip"]
+        for stage in ("03_cuml_knn_model_b", "04_ensemble_oof")
+        if stage in per_stage
+    }
     if len(clips) > 1:
         found.wrong.append("clip: notebooks 03 and 04 must be given the same; set it in `common`")
     with found.noting("output_dir"):
@@ -90,7 +121,9 @@ def _there(values: dict) -> dict:
 
 def _existing(name: str, value: object) -> object:
     if isinstance(value, list):
-        return [entry for entry in value if not _is_missing(name, entry)] or (None if value else value)
+        return [entry for entry in value if not _is_missing(name, entry)] or (
+            None if value else value
+        )
     return None if _is_missing(name, value) else value
 
 
@@ -115,10 +148,14 @@ def _check_data(found: Found, values: dict) -> None:
             found.pairs, rejected = data.read_all(values["train"])
             share = data.bad_share(len(found.pairs), rejected)
             if found.pairs.is_empty() or share > values["max_rejected"]:
-                raise ValueError(f"{len(found.pairs)} rows can be used and {len(rejected)} cannot (max_rejected = "
-                                 f"{values['max_rejected']}): {dict(data.tally(rejected).rows())}")
+                raise ValueError(
+                    f"{len(found.pairs)} rows can be used and {len(rejected)} cannot (max_rejected = "
+                    f"{values['max_rejected']}): {dict(data.tally(rejected).rows())}"
+                )
             if values["fold_file"] is None and len(found.pairs) < values["n_folds"]:
-                found.wrong.append(f"n_folds: {values['n_folds']} folds of {len(found.pairs)} rows; lower it")
+                found.wrong.append(
+                    f"n_folds: {values['n_folds']} folds of {len(found.pairs)} rows; lower it"
+                )
     _check_test(found, values)
     with found.noting("held_out"):
         _first_prompts(values["held_out"])
@@ -127,8 +164,13 @@ def _check_data(found: Found, values: dict) -> None:
     elif values["fold_file"] is not None:
         with found.noting("fold_file"):
             ids = found.pairs["id"].to_list()
-            if len(set(dedup.given_folds(values["fold_file"], ids, np.arange(len(ids))).tolist())) < 2:
-                raise ValueError(f"{shown(resolve(values['fold_file']))} has one fold alone; two are the least")
+            if (
+                len(set(dedup.given_folds(values["fold_file"], ids, np.arange(len(ids))).tolist()))
+                < 2
+            ):
+                raise ValueError(
+                    f"{shown(resolve(values['fold_file']))} has one fold alone; two are the least"
+                )
     with found.noting("cosine_keep"):
         dedup.keeps_one(values["cosine_keep"])
     with found.noting("keep"):
@@ -140,11 +182,19 @@ def _check_training(found: Found, values: dict) -> None:
     _check_models(found, values)
     _check_cluster(found, values)
     with found.noting("02_train_model_a"):
-        given = {f.name: values[RENAMED.get(f.name, f.name)] for f in fields(Recipe) if RENAMED.get(f.name, f.name) in values}
+        given = {
+            f.name: values[RENAMED.get(f.name, f.name)]
+            for f in fields(Recipe)
+            if RENAMED.get(f.name, f.name) in values
+        }
         recipe = Recipe(**given)
         if found.clips[values["clip"]] is not None:
             with found.noting("blocks_clip"):
-                baseline = {"trainable_blocks": values["blocks_clip"], "lora_rank": 0, "grad_checkpointing": False}
+                baseline = {
+                    "trainable_blocks": values["blocks_clip"],
+                    "lora_rank": 0,
+                    "grad_checkpointing": False,
+                }
                 _dry_step(found, values["clip"], replace(recipe, **baseline))
         for name in [values["clip"], *values["backbones"]]:
             if found.clips[name] is not None:
@@ -166,8 +216,10 @@ def _dry_step(found: Found, name: str, recipe: Recipe) -> None:
         if on_gpu and embedding.requires_grad:
             embedding.float().sum().backward()
     except torch.OutOfMemoryError as error:
-        raise RuntimeError(f"batch_size {recipe.batch_size} does not fit the GPU's memory; halve it and double accumulate, turn on "
-                           f"grad_checkpointing, or lower trainable_blocks ({str(error).split('. ')[0]})") from None
+        raise RuntimeError(
+            f"batch_size {recipe.batch_size} does not fit the GPU's memory; halve it and double accumulate, turn on "
+            f"grad_checkpointing, or lower trainable_blocks ({str(error).split('. ')[0]})"
+        ) from None
     found.trained[name] = sum(p.numel() for p in tower.parameters() if p.requires_grad)
     if tower.splits and tower.trains:
         found.kept.setdefault(name, {})[tower.cut] = frozen[0].numel() * (2 if on_gpu else 4)
@@ -189,23 +241,32 @@ def _check_search(found: Found, values: dict) -> None:
         for route in values["routes"]:
             model_b.Route(**{**route, "clip": ""})
             if not 1 <= route.get("clip", 1) <= 1 + len(values["more_clips"]):
-                raise ValueError(f"{route} names a clip that is not there: clip is 1, those of more_clips follow")
+                raise ValueError(
+                    f"{route} names a clip that is not there: clip is 1, those of more_clips follow"
+                )
         names = [route["name"] for route in values["routes"]]
-        if len(set(names)) < len(names) or ("text" in names and {"name": "text"} not in values["routes"]):
+        if len(set(names)) < len(names) or (
+            "text" in names and {"name": "text"} not in values["routes"]
+        ):
             raise ValueError(f"each has a name of its own, and `text` is the plain one's: {names}")
     with found.noting("delta, coef, distance"):
         for dim in values["dim_grid"]:
-            model_b.Weighting(dim, values["delta"], values["coef"], values["distance"], values["delta_inside"])(
-                np.ones((1, 1), np.float32))
+            model_b.Weighting(
+                dim, values["delta"], values["coef"], values["distance"], values["delta_inside"]
+            )(np.ones((1, 1), np.float32))
     if not values["k_grid"] or not values["dim_grid"] + values["tau_grid"]:
-        found.wrong.append("k_grid must hold numbers of neighbours, and dim_grid or tau_grid something to try")
+        found.wrong.append(
+            "k_grid must hold numbers of neighbours, and dim_grid or tau_grid something to try"
+        )
 
 
 def _check_slices(found: Found, values: dict) -> None:
     if "image" in values["slice_by"]:
         found.wrong.append("slice_by: image is the picture's own column; rename it in the table")
     if values["attributes"] is not None and found.pairs is None:
-        _check_columns(found, "attributes", values["attributes"], ["file_name", *values["slice_by"]])
+        _check_columns(
+            found, "attributes", values["attributes"], ["file_name", *values["slice_by"]]
+        )
     elif values["attributes"] is not None:
         with found.noting("attributes"):
             data.read_attributes(values["attributes"], values["slice_by"], found.pairs["image"])
@@ -216,12 +277,19 @@ def _check_truth(found: Found, values: dict) -> None:
     with found.noting("test_truth"):
         if values["test_truth"] is not None:
             known = data.read_truth(values["test_truth"])["imgId"].to_list()
-            artifacts.positions(known, found.test.get(values["test"], known), shown(resolve(values["test_truth"])))
+            artifacts.positions(
+                known, found.test.get(values["test"], known), shown(resolve(values["test_truth"]))
+            )
     _check_models(found, values)
 
 
-CHECKS = {"01_dedup": _check_data, "02_train_model_a": _check_training, "03_cuml_knn_model_b": _check_search,
-          "04_ensemble_oof": _check_slices, "05_submit": _check_truth}
+CHECKS = {
+    "01_dedup": _check_data,
+    "02_train_model_a": _check_training,
+    "03_cuml_knn_model_b": _check_search,
+    "04_ensemble_oof": _check_slices,
+    "05_submit": _check_truth,
+}
 
 
 # --- what several notebooks share ---
@@ -239,7 +307,11 @@ def _check_models(found: Found, values: dict) -> None:
     device = "cpu"
     with found.noting("device"):
         device = encoder.choose_device(values["device"]).type
-    for name in [values["clip"], *values.get("backbones", []), *values.get("more_clips", [])] if "clip" in values else []:
+    for name in (
+        [values["clip"], *values.get("backbones", []), *values.get("more_clips", [])]
+        if "clip" in values
+        else []
+    ):
         if name not in found.clips:
             found.clips[name] = None
             if not _is_missing("clip", name):
@@ -256,7 +328,9 @@ def _check_cluster(found: Found, values: dict) -> None:
             scheme, _, address = values["cluster"].partition("://")
             host, _, port = address.rpartition(":")
             if scheme not in ("tcp", "tls") or not host or not port.isdigit():
-                raise ValueError(f"must be null, local or tcp://host:port, got {values['cluster']!r}")
+                raise ValueError(
+                    f"must be null, local or tcp://host:port, got {values['cluster']!r}"
+                )
             socket.create_connection((host, int(port)), timeout=TIMEOUT).close()
 
 
@@ -287,14 +361,18 @@ def _check_room(found: Found, per_stage: dict[str, dict]) -> None:
     needed, free = room_needed(found, per_stage, output), shutil.disk_usage(output).free
     if sum(needed.values()) > free:
         parts = ", ".join(f"{name} {n / 2**30:.2f}" for name, n in needed.items())
-        found.wrong.append(f"output_dir: {shown(output)} needs about {sum(needed.values()) / 2**30:.2f} GiB ({parts}), "
-                           f"{free / 2**30:.2f} are free: make room, or set output_dir on another disk")
+        found.wrong.append(
+            f"output_dir: {shown(output)} needs about {sum(needed.values()) / 2**30:.2f} GiB ({parts}), "
+            f"{free / 2**30:.2f} are free: make room, or set output_dir on another disk"
+        )
 
 
 def room_needed(found: Found, per_stage: dict[str, dict], output: Path) -> dict[str, int]:
     """Bytes that the stages will write, by kind, less what the cache holds already; an estimate, on the low side."""
     needed = {"pixels": 0, "activations": 0, "weights": 0, "embeddings": 0, "store": 0}
-    rows = max(map(len, found.test.values()), default=0) + (0 if found.pairs is None else len(found.pairs))
+    rows = max(map(len, found.test.values()), default=0) + (
+        0 if found.pairs is None else len(found.pairs)
+    )
     training, searching = per_stage.get("02_train_model_a"), per_stage.get("03_cuml_knn_model_b")
     for name, clip in ((name, clip) for name, clip in found.clips.items() if clip is not None):
         width = _width(clip)
@@ -302,15 +380,26 @@ def room_needed(found: Found, per_stage: dict[str, dict], output: Path) -> dict[
         needed["embeddings"] += rows * 4 * width
         if name in found.trained:
             kept = [rows * n_bytes for n_bytes in found.kept.get(name, {}).values()]
-            needed["activations"] += sum(n_bytes for n_bytes in kept if n_bytes <= model_a.ACTIVATION_BYTES)
-            fits = per_stage.get("01_dedup", {}).get("n_folds", 1) * (4 if name == training["clip"] else 1)
+            needed["activations"] += sum(
+                n_bytes for n_bytes in kept if n_bytes <= model_a.ACTIVATION_BYTES
+            )
+            fits = per_stage.get("01_dedup", {}).get("n_folds", 1) * (
+                4 if name == training["clip"] else 1
+            )
             needed["weights"] += 4 * found.trained[name] * (fits + 5)  # 5: one checkpoint
         if searching and name in (searching["clip"], *searching["more_clips"]):
             columns = width + (model_a.N_OUT if name == searching["clip"] else 0)
             n_bytes = 2 if searching["store_dtype"] == "float16" else 4
             needed["store"] += n_bytes * columns * (rows + _count_prompts(searching["text"]))
-    needed["embeddings"] += rows * 4 * model_a.N_OUT * 8  # targets, and a prediction of each row of the tables
-    held = [f.stat().st_size for folder in (paths.CACHE, paths.STORE_SHARDS) for f in (output / folder).rglob("*") if f.is_file()]
+    needed["embeddings"] += (
+        rows * 4 * model_a.N_OUT * 8
+    )  # targets, and a prediction of each row of the tables
+    held = [
+        f.stat().st_size
+        for folder in (paths.CACHE, paths.STORE_SHARDS)
+        for f in (output / folder).rglob("*")
+        if f.is_file()
+    ]
     needed["there already"] = -min(sum(held), sum(needed.values()))
     return needed
 
@@ -325,11 +414,19 @@ def _count_prompts(text: str | list | None) -> int:
     count = 0
     for entry in [text] if isinstance(text, str) else text or []:
         path = resolve(entry)
-        for file in (f for f in (path.iterdir() if path.is_dir() else [path]) if f.suffix in data.TEXTS):
+        for file in (
+            f for f in (path.iterdir() if path.is_dir() else [path]) if f.suffix in data.TEXTS
+        ):
             parquet = file.suffix == ".parquet"
-            count += pl.scan_parquet(file).select(pl.len()).collect().item() if parquet else file.stat().st_size // CHARACTERS
+            count += (
+                pl.scan_parquet(file).select(pl.len()).collect().item()
+                if parquet
+                else file.stat().st_size // CHARACTERS
+            )
     return count
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(problems(json.load(sys.stdin))))  # on a line of its own, whatever libraries have said before
+    print(
+        "\n" + json.dumps(problems(json.load(sys.stdin)))
+    )  # on a line of its own, whatever libraries have said before

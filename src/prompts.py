@@ -42,8 +42,14 @@ def sentence_model(name: str = EMBEDDED, device: str = "auto"):
     return SentenceTransformer(str(source), device=None if device == "auto" else device)
 
 
-def encode(prompts: Sequence[str], *, model: str = EMBEDDED, device: str = "auto", batch_size: int = 64,
-           known: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+def encode(
+    prompts: Sequence[str],
+    *,
+    model: str = EMBEDDED,
+    device: str = "auto",
+    batch_size: int = 64,
+    known: Mapping[str, np.ndarray] | None = None,
+) -> np.ndarray:
     """(n, 384) float32 unit rows, in order: the sentence embeddings of `prompts`; equal prompts are encoded once.
 
     `known` has rows that this model has given before, by prompt: these are taken from it.
@@ -55,9 +61,16 @@ def encode(prompts: Sequence[str], *, model: str = EMBEDDED, device: str = "auto
         found[where[prompt]] = known[prompt]
     if new:
         rows = sentence_model(model, device).encode(
-            new, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=len(new) > 1000)
+            new,
+            batch_size=batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=len(new) > 1000,
+        )
         if rows.shape[1] != WIDTH:
-            raise ValueError(f"sentence_model {model!r} gives {rows.shape[1]} numbers, the task's targets have {WIDTH}")
+            raise ValueError(
+                f"sentence_model {model!r} gives {rows.shape[1]} numbers, the task's targets have {WIDTH}"
+            )
         found[[where[prompt] for prompt in new]] = rows
     return found[[where[prompt] for prompt in prompts]]
 
@@ -65,11 +78,19 @@ def encode(prompts: Sequence[str], *, model: str = EMBEDDED, device: str = "auto
 def count_tokens(prompts: Sequence[str], *, model: str = EMBEDDED) -> np.ndarray:
     """(n,) int64: how many tokens the sentence encoder's tokenizer makes of each prompt, special tokens included."""
     tokenizer = sentence_model(model).tokenizer
-    return np.array([len(ids) for ids in tokenizer(list(prompts), verbose=False)["input_ids"]], dtype=np.int64)
+    return np.array(
+        [len(ids) for ids in tokenizer(list(prompts), verbose=False)["input_ids"]], dtype=np.int64
+    )
 
 
-WORDNETS = ("input/nltk_data/corpora/wordnet", "input/nltk_data/corpora/wordnet.zip", "/usr/share/wordnet")  # NLTK's, Debian's
-SIDES = re.compile(r"\b(left|right|leftmost|rightmost)\b|(left|right)-?(hand|wards?|side)", re.IGNORECASE)
+WORDNETS = (
+    "input/nltk_data/corpora/wordnet",
+    "input/nltk_data/corpora/wordnet.zip",
+    "/usr/share/wordnet",
+)  # NLTK's, Debian's
+SIDES = re.compile(
+    r"\b(left|right|leftmost|rightmost)\b|(left|right)-?(hand|wards?|side)", re.IGNORECASE
+)
 SENSES = 2  # of a word, the most frequent ones: rarer senses are other words
 
 
@@ -80,8 +101,15 @@ def thesaurus() -> tuple[str, object]:
         if folder.exists():
             return f"WordNet in {shown(folder)}", _wordnet(folder)
     sets = [line.split() for line in SYNONYMS.split("|") if line]
-    table = {word: [other for s in sets if word in s for other in s if other != word] for s in sets for word in s}
-    return f"embedded table of {len(table)} words (no WordNet in input/nltk_data or /usr/share/wordnet)", table
+    table = {
+        word: [other for s in sets if word in s for other in s if other != word]
+        for s in sets
+        for word in s
+    }
+    return (
+        f"embedded table of {len(table)} words (no WordNet in input/nltk_data or /usr/share/wordnet)",
+        table,
+    )
 
 
 def _wordnet(folder: Path) -> object:
@@ -99,7 +127,11 @@ def _wordnet(folder: Path) -> object:
             return None
 
     nltk.data.path.append(str(folder.parent))  # NLTK reads from the folders on this list alone
-    root = nltk.data.ZipFilePathPointer(str(folder), "wordnet/") if folder.suffix == ".zip" else str(folder)
+    root = (
+        nltk.data.ZipFilePathPointer(str(folder), "wordnet/")
+        if folder.suffix == ".zip"
+        else str(folder)
+    )
     with warnings.catch_warnings(action="ignore"):  # that other languages are not there
         return Reader(root, None)
 
@@ -112,7 +144,9 @@ def synonyms_of(word: str) -> list[str]:
     if len(word) < 3:
         return []  # "a" is a vitamin and an angstrom
     senses = [s.lemma_names() for s in source.synsets(word)[:SENSES]]
-    names = {name.replace("_", " ") for lemmas in senses if word in lemmas for name in lemmas}  # not for an inflected form
+    names = {
+        name.replace("_", " ") for lemmas in senses if word in lemmas for name in lemmas
+    }  # not for an inflected form
     return sorted(name for name in names if name != word and name.islower())
 
 
@@ -124,8 +158,12 @@ def tells_sides(prompt: str) -> bool:
 def replace_synonyms(prompt: str, *, rng: random.Random, share: float = 0.3) -> str:
     """`prompt` with up to `share` of its replaceable words, at least one where there is one, exchanged for a synonym."""
     parts = re.split(r"(\W+)", prompt)
-    replaceable = [i for i, part in enumerate(parts) if part.isalpha() and synonyms_of(part.lower())]
-    for i in rng.sample(replaceable, min(len(replaceable), max(1, round(share * len(replaceable))))):
+    replaceable = [
+        i for i, part in enumerate(parts) if part.isalpha() and synonyms_of(part.lower())
+    ]
+    for i in rng.sample(
+        replaceable, min(len(replaceable), max(1, round(share * len(replaceable))))
+    ):
         parts[i] = rng.choice(synonyms_of(parts[i].lower()))
     return "".join(parts)
 
@@ -137,15 +175,26 @@ def shuffle_words(prompt: str, *, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def augment(prompts: Sequence[str], *, synonyms: bool = False, shuffle: bool = False, seed: int) -> list[str]:
+def augment(
+    prompts: Sequence[str], *, synonyms: bool = False, shuffle: bool = False, seed: int
+) -> list[str]:
     """One changed version of each prompt, in order; the same for the same seed."""
     rng = random.Random(seed)
-    changed = [replace_synonyms(prompt, rng=rng) for prompt in prompts] if synonyms else list(prompts)
+    changed = (
+        [replace_synonyms(prompt, rng=rng) for prompt in prompts] if synonyms else list(prompts)
+    )
     return [shuffle_words(prompt, rng=rng) for prompt in changed] if shuffle else changed
 
 
-def changed_targets(prompts: Sequence[str], folder: Path, *, kind: str, seed: int, model: str = EMBEDDED, device: str = "auto"
-                    ) -> tuple[list[str], np.ndarray]:
+def changed_targets(
+    prompts: Sequence[str],
+    folder: Path,
+    *,
+    kind: str,
+    seed: int,
+    model: str = EMBEDDED,
+    device: str = "auto",
+) -> tuple[list[str], np.ndarray]:
     """One version of each prompt changed by `kind` (synonyms or shuffle), and its targets, (n, 384) float32 unit rows.
 
     They are encoded once and kept in `folder`.
@@ -154,5 +203,9 @@ def changed_targets(prompts: Sequence[str], folder: Path, *, kind: str, seed: in
         raise ValueError(f"kind must be synonyms or shuffle, got {kind!r}")
     changed = augment(prompts, synonyms=kind == "synonyms", shuffle=kind == "shuffle", seed=seed)
     key = {"prompts": fingerprint(changed), "model": model}
-    return changed, cached_embeddings(folder / f"targets_{kind}", [str(i) for i in range(len(changed))], key,
-                                      lambda: encode(changed, model=model, device=device))
+    return changed, cached_embeddings(
+        folder / f"targets_{kind}",
+        [str(i) for i in range(len(changed))],
+        key,
+        lambda: encode(changed, model=model, device=device),
+    )

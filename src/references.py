@@ -17,7 +17,9 @@ from src.paths import resolve, shown
 
 MEMBER = re.compile(r"(?P<file>.+?\.tar)::(?P<name>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
 CELL = re.compile(r"(?P<file>.+?\.parquet)::(?P<column>.+)@(?P<row>\d+)", re.DOTALL)
-_one_reader = Lock()  # neighbouring rows share a row group: threads wait for it instead of reading it twice
+_one_reader = (
+    Lock()
+)  # neighbouring rows share a row group: threads wait for it instead of reading it twice
 
 
 def in_tar(file: Path, name: str, *, offset: int, size: int) -> str:
@@ -43,7 +45,9 @@ def read(reference: str | Path) -> bytes:
             shard.seek(int(member["offset"]))
             content = shard.read(int(member["size"]))
         if len(content) < int(member["size"]):
-            raise OSError(f"the shard ends after {len(content)} of the picture's {member['size']} bytes")
+            raise OSError(
+                f"the shard ends after {len(content)} of the picture's {member['size']} bytes"
+            )
         return content
     if cell := CELL.fullmatch(str(reference)):
         return _cell(resolve(cell["file"]), cell["column"], int(cell["row"]))
@@ -87,4 +91,6 @@ def _group_of(file: Path, when: str, row: int) -> tuple[int, int]:
 def _row_group(file: Path, when: str, column: str, group: int, start: int):
     opened = _opened(file, when)
     nested = f"{column}.bytes" in (opened.schema.column(i).path for i in range(len(opened.schema)))
-    return start, opened.read_row_group(group, columns=[f"{column}.bytes" if nested else column]).column(0)
+    return start, opened.read_row_group(
+        group, columns=[f"{column}.bytes" if nested else column]
+    ).column(0)

@@ -85,8 +85,15 @@ def write(output: Path) -> Path:
     scores, blend = ladder(output), artifacts.load_json(output / paths.BLEND)
     metas = {stage: artifacts.load_json(output / stage / paths.META) for stage in STAGES}
     figures = _figures(output / paths.EXECUTED)
-    parts = [_answer(output, scores, blend, metas), _table(scores, metas), _curves(figures), _gallery(output),
-             _failures(output, figures), _configuration(metas), _provenance(metas)]
+    parts = [
+        _answer(output, scores, blend, metas),
+        _table(scores, metas),
+        _curves(figures),
+        _gallery(output),
+        _failures(output, figures),
+        _configuration(metas),
+        _provenance(metas),
+    ]
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>Image to prompt embeddings: report</title><style>{STYLE}</style></head><body><main>{"".join(parts)}</main></body></html>
@@ -101,10 +108,16 @@ def ladder(output: Path) -> pl.DataFrame:
     table = artifacts.load_table(output / paths.TABLE1).with_columns(table1=pl.lit(True))
     beyond = artifacts.load_table(output / paths.LADDER_TABLE).with_columns(table1=pl.lit(False))
     numbers = ("avg_cos", "low", "high", "seconds", "paper")
-    joined = pl.concat([table, beyond], how="diagonal_relaxed").with_columns(pl.col(n).cast(pl.Float64) for n in numbers)
+    joined = pl.concat([table, beyond], how="diagonal_relaxed").with_columns(
+        pl.col(n).cast(pl.Float64) for n in numbers
+    )
     if not (output / paths.TEST_SCORES).exists():
-        return joined.with_columns(pl.lit(None, pl.Float64).alias(name) for name in ("test", "test_low", "test_high"))
-    test = artifacts.load_table(output / paths.TEST_SCORES).rename({"avg_cos": "test", "low": "test_low", "high": "test_high"})
+        return joined.with_columns(
+            pl.lit(None, pl.Float64).alias(name) for name in ("test", "test_low", "test_high")
+        )
+    test = artifacts.load_table(output / paths.TEST_SCORES).rename(
+        {"avg_cos": "test", "low": "test_low", "high": "test_high"}
+    )
     return joined.join(test, on="model", how="left", maintain_order="left")
 
 
@@ -124,7 +137,13 @@ def _span(low: float | None, high: float | None) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
-    number, unit = (seconds, "s") if seconds < 100 else (seconds / 60, "min") if seconds < 6000 else (seconds / 3600, "h")
+    number, unit = (
+        (seconds, "s")
+        if seconds < 100
+        else (seconds / 60, "min")
+        if seconds < 6000
+        else (seconds / 3600, "h")
+    )
     return f"{number:.{0 if unit == 's' else 1}f}\u00a0{unit}"
 
 
@@ -143,30 +162,36 @@ def _answer(output: Path, scores: pl.DataFrame, blend: dict, metas: dict) -> str
     rows = metas["05_submit"]["rows"]
     weights = ", ".join(f"{name} {weight:.3f}" for name, weight in blend["weights"].items())
     return f"""<header><h1>Image to prompt embeddings</h1>
-<div class="score">{_number(oof['mean'])}</div><p>mean cosine of the ensemble with the true prompts' embeddings, out-of-fold and
-cross-fitted; 95 % interval {_span(oof['low'], oof['high'])}</p>
+<div class="score">{_number(oof["mean"])}</div><p>mean cosine of the ensemble with the true prompts' embeddings, out-of-fold and
+cross-fitted; 95 % interval {_span(oof["low"], oof["high"])}</p>
 <div class="answers"><div><b>On the test pictures</b>{test}<br><span class="soft">{judged}</span></div>
-<div><b>Gain over {escape(blend['better_single'])}</b>{gain['mean']:+.4f}<br><span class="soft">paired, {gain['low']:+.4f} to
-{gain['high']:+.4f}</span></div>
+<div><b>Gain over {escape(blend["better_single"])}</b>{gain["mean"]:+.4f}<br><span class="soft">paired, {gain["low"]:+.4f} to
+{gain["high"]:+.4f}</span></div>
 <div><b>To upload</b><code>{escape(shown(output / paths.SUBMISSION))}.csv</code><br><span class="soft">{rows:,} pictures x 384,
 read back and checked; .parquet with a confidence, and .npy</span></div></div>
-<p>{escape(blend['verdict'][:1].upper() + blend['verdict'][1:])}. Weights: {escape(weights)}.</p></header>"""
+<p>{escape(blend["verdict"][:1].upper() + blend["verdict"][1:])}. Weights: {escape(weights)}.</p></header>"""
 
 
 def _table(scores: pl.DataFrame, metas: dict) -> str:
     body, best = [], scores.filter("table1")["avg_cos"].max()
     for row in scores.iter_rows(named=True):
         oof, test = _span(row["low"], row["high"]), _span(row["test_low"], row["test_high"])
-        effort = ", ".join(filter(None, [f"{row['rows_trained']:,} rows", _duration(row["seconds"])]))
-        cells = [f"{escape(row['model'])}<small>{effort}</small>", f"{_number(row['avg_cos'])}<small>{oof}</small>",
-                 f"{_number(row['test'])}<small>{test}</small>", _number(row["paper"])]
+        effort = ", ".join(
+            filter(None, [f"{row['rows_trained']:,} rows", _duration(row["seconds"])])
+        )
+        cells = [
+            f"{escape(row['model'])}<small>{effort}</small>",
+            f"{_number(row['avg_cos'])}<small>{oof}</small>",
+            f"{_number(row['test'])}<small>{test}</small>",
+            _number(row["paper"]),
+        ]
         flag = ' class="flag"' if row["table1"] and row["avg_cos"] == best else ""
         body.append(f"<tr{flag}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         if row["table1"] and row["model"] == "Ensemble":
             body.append('<tr><td colspan="4" class="soft">beyond the paper\'s rows</td></tr>')
     scored = metas["04_ensemble_oof"]["rows"]
     return f"""<section><h2>Table 1</h2><div class="scroll"><table><thead><tr><th>model</th><th>out-of-fold</th>
-<th>test</th><th>paper</th></tr></thead><tbody>{''.join(body)}</tbody></table></div>
+<th>test</th><th>paper</th></tr></thead><tbody>{"".join(body)}</tbody></table></div>
 <p class="soft">Mean cosine with the truth (equation 8). All rows are scored on the same {scored:,} pictures, none of which their
 model has seen. Below a model: the rows it could learn from and the training time over all folds; below a score: its 95 % interval,
 a bootstrap over groups of near-duplicates. The paper's numbers belong to its own hidden test set: the steps compare, the levels do
@@ -179,7 +204,11 @@ def _figures(executed: Path) -> dict[str, list[str]]:
     for notebook in sorted(executed.glob("*.ipynb")):
         for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
-            pictures = [o["data"]["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+            pictures = [
+                o["data"]["image/png"]
+                for o in cell.get("outputs", [])
+                if "image/png" in o.get("data", {})
+            ]
             names = [name for name in (*FIGURES, "slices") if f"plots.{name}(" in source]
             for name, picture in zip(names, pictures, strict=False):
                 found.setdefault(name, []).append("".join(picture).replace("\n", ""))
@@ -187,9 +216,12 @@ def _figures(executed: Path) -> dict[str, list[str]]:
 
 
 def _drawn(pictures: Iterable[tuple[str, str]]) -> str:
-    return "".join(f'<figure class="{"wide" if _width(picture) > 700 else "narrow"}"><div class="scroll">'
-                   f'<img alt="{escape(caption)}" src="data:image/png;base64,{escape(picture)}"></div>'
-                   f"<figcaption>{escape(caption)}</figcaption></figure>" for picture, caption in pictures)
+    return "".join(
+        f'<figure class="{"wide" if _width(picture) > 700 else "narrow"}"><div class="scroll">'
+        f'<img alt="{escape(caption)}" src="data:image/png;base64,{escape(picture)}"></div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for picture, caption in pictures
+    )
 
 
 def _width(picture: str) -> int:
@@ -198,7 +230,9 @@ def _width(picture: str) -> int:
 
 
 def _curves(figures: dict[str, list[str]]) -> str:
-    drawn = _drawn((figures[name][0], caption) for name, caption in FIGURES.items() if name in figures)
+    drawn = _drawn(
+        (figures[name][0], caption) for name, caption in FIGURES.items() if name in figures
+    )
     return f'<section><h2>Curves</h2><div class="figures">{drawn}</div></section>' if drawn else ""
 
 
@@ -218,48 +252,66 @@ def _gallery(output: Path) -> str:
     gallery, cards = artifacts.load_table(output / paths.GALLERY), []
     for row in gallery.iter_rows(named=True):
         truth = f"<br><b>{escape(row['truth'])}</b>" if row.get("truth") else ""
-        cosine = f" <span>cosine {_short(row['cosine'])}</span>" if row.get("cosine") is not None else ""
+        cosine = (
+            f" <span>cosine {_short(row['cosine'])}</span>" if row.get("cosine") is not None else ""
+        )
         near = "".join(f"<li>{escape(prompt)}</li>" for prompt in row["prompts"][:3])
-        cards.append(f'<div class="card">{_thumbnail(row["image"])}<div><span>confidence {_short(row["confidence"])}</span>'
-                     f"{cosine}{truth}<ul>{near}</ul></div></div>")
+        cards.append(
+            f'<div class="card">{_thumbnail(row["image"])}<div><span>confidence {_short(row["confidence"])}</span>'
+            f"{cosine}{truth}<ul>{near}</ul></div></div>"
+        )
     return f"""<section><h2>Test pictures</h2><p class="soft">From the most to the least confident: the true prompt where it is
-known, and the nearest prompts that Model B found, with their similarity.</p><div class="cards">{''.join(cards)}</div></section>"""
+known, and the nearest prompts that Model B found, with their similarity.</p><div class="cards">{"".join(cards)}</div></section>"""
 
 
 def _failures(output: Path, figures: dict[str, list[str]]) -> str:
     worst, told = artifacts.load_table(output / paths.FAILURES), []
-    for by, part in artifacts.load_table(output / paths.SLICES).sort("avg_cos").group_by("by", maintain_order=True):
+    for by, part in (
+        artifacts.load_table(output / paths.SLICES)
+        .sort("avg_cos")
+        .group_by("by", maintain_order=True)
+    ):
         low, high = part.row(0, named=True), part.row(-1, named=True)
-        told.append(f"<li>{escape(by[0])}: hardest {escape(low['label'].strip())} ({_number(low['avg_cos'])}, {low['rows']} rows), "
-                    f"easiest {escape(high['label'].strip())} ({_number(high['avg_cos'])}, {high['rows']} rows)</li>")
-    cards = [f'<div class="card">{_thumbnail(row["image"], 240)}<div><span>cosine {_short(row["cosine"])}</span> '
-             f"<span>confidence {_short(row['confidence'])}</span><br><b>{escape(row['prompt'])}</b></div></div>"
-             for row in worst.iter_rows(named=True)]
+        told.append(
+            f"<li>{escape(by[0])}: hardest {escape(low['label'].strip())} ({_number(low['avg_cos'])}, {low['rows']} rows), "
+            f"easiest {escape(high['label'].strip())} ({_number(high['avg_cos'])}, {high['rows']} rows)</li>"
+        )
+    cards = [
+        f'<div class="card">{_thumbnail(row["image"], 240)}<div><span>cosine {_short(row["cosine"])}</span> '
+        f"<span>confidence {_short(row['confidence'])}</span><br><b>{escape(row['prompt'])}</b></div></div>"
+        for row in worst.iter_rows(named=True)
+    ]
     caption = "Score by slice, 95 % intervals; the line is the mean of all rows."
     drawn = _drawn((picture, caption) for picture in figures.get("slices", []))
-    return f"""<section><h2>Where it fails</h2><ul>{''.join(told)}</ul><div class="figures">{drawn}</div>
-<h3>The worst {len(worst)} out-of-fold</h3><div class="cards">{''.join(cards)}</div></section>"""
+    return f"""<section><h2>Where it fails</h2><ul>{"".join(told)}</ul><div class="figures">{drawn}</div>
+<h3>The worst {len(worst)} out-of-fold</h3><div class="cards">{"".join(cards)}</div></section>"""
 
 
 def _configuration(metas: dict) -> str:
     parts = []
     for stage, meta in metas.items():
-        rows = "".join(f"<tr><td>{escape(name)}</td><td><code>{escape(json.dumps(value, ensure_ascii=False))}</code></td></tr>"
-                       for name, value in meta.get("state", {}).get("parameter", {}).items())
-        parts.append(f'<details><summary>{escape(stage)}</summary><table class="plain">{rows}</table></details>')
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td><code>{escape(json.dumps(value, ensure_ascii=False))}</code></td></tr>"
+            for name, value in meta.get("state", {}).get("parameter", {}).items()
+        )
+        parts.append(
+            f'<details><summary>{escape(stage)}</summary><table class="plain">{rows}</table></details>'
+        )
     return f"<section><h2>Configuration</h2>{''.join(parts)}</section>"
 
 
 def _provenance(metas: dict) -> str:
-    times = "".join(f"<tr><td>{escape(stage)}</td><td>{_duration(meta.get('seconds'))}</td>"
-                    f"<td>{escape(str(meta.get('device', 'cpu')))}</td><td>{escape(meta['written'])}</td></tr>"
-                    for stage, meta in metas.items())
+    times = "".join(
+        f"<tr><td>{escape(stage)}</td><td>{_duration(meta.get('seconds'))}</td>"
+        f"<td>{escape(str(meta.get('device', 'cpu')))}</td><td>{escape(meta['written'])}</td></tr>"
+        for stage, meta in metas.items()
+    )
     last = metas[STAGES[-1]]
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     return f"""<section><h2>Times and versions</h2><div class="scroll"><table class="plain"><tr><th>stage</th><th>time</th>
 <th>device</th><th>ended</th></tr>{times}</table></div>
-<p class="soft">Together {_duration(sum(m.get('seconds', 0) for m in metas.values()))}; seed
-{escape(str(last.get('seed')))}; commit {escape(str(last.get('commit')))}; {escape(versions)}.</p></section>"""
+<p class="soft">Together {_duration(sum(m.get("seconds", 0) for m in metas.values()))}; seed
+{escape(str(last.get("seed")))}; commit {escape(str(last.get("commit")))}; {escape(versions)}.</p></section>"""
 
 
 # --- Table 1 over several runs, and in the README ---
@@ -270,12 +322,30 @@ def over_runs(outputs: Sequence[Path]) -> pl.DataFrame:
 
     Seconds are those of the first run: later ones may find in its cache what the first had to compute.
     """
-    tables = pl.concat([ladder(output).with_row_index("place").with_columns(run=pl.lit(n)) for n, output in enumerate(outputs)])
-    middle = [pl.col(n).mean() for n in ("avg_cos", "low", "high", "paper", "test", "test_low", "test_high")]
-    return tables.group_by("model", "table1").agg(
-        pl.col("place").min(), pl.col("seconds").filter(pl.col("run") == 0).first(), pl.len().alias("runs"),
-        pl.col("rows_trained").mean().round().cast(pl.Int64), *middle,
-        spread=pl.col("avg_cos").std(), test_spread=pl.col("test").std()).sort("place").drop("place")
+    tables = pl.concat(
+        [
+            ladder(output).with_row_index("place").with_columns(run=pl.lit(n))
+            for n, output in enumerate(outputs)
+        ]
+    )
+    middle = [
+        pl.col(n).mean()
+        for n in ("avg_cos", "low", "high", "paper", "test", "test_low", "test_high")
+    ]
+    return (
+        tables.group_by("model", "table1")
+        .agg(
+            pl.col("place").min(),
+            pl.col("seconds").filter(pl.col("run") == 0).first(),
+            pl.len().alias("runs"),
+            pl.col("rows_trained").mean().round().cast(pl.Int64),
+            *middle,
+            spread=pl.col("avg_cos").std(),
+            test_spread=pl.col("test").std(),
+        )
+        .sort("place")
+        .drop("place")
+    )
 
 
 def gains(outputs: Sequence[Path]) -> list[dict]:
@@ -293,15 +363,30 @@ def markdown(outputs: Sequence[Path]) -> str:
 
     Over several runs with the spread.
     """
-    table, several = over_runs(outputs).filter(pl.col("table1") | (pl.col("model") == ensemble.OF_ALL)), len(outputs) > 1
+    table, several = (
+        over_runs(outputs).filter(pl.col("table1") | (pl.col("model") == ensemble.OF_ALL)),
+        len(outputs) > 1,
+    )
     best = table["avg_cos"].max()
-    lines = ["| model | rows | out-of-fold | 95 % interval | test | seconds | the paper (another test set) |", "| --- " * 7 + "|"]
+    lines = [
+        "| model | rows | out-of-fold | 95 % interval | test | seconds | the paper (another test set) |",
+        "| --- " * 7 + "|",
+    ]
     for row in table.iter_rows(named=True):
         score = _number(row["avg_cos"]) + (f" ± {_number(row['spread'])}" if several else "")
         score = f"**{score}**" if row["avg_cos"] == best else score
-        test = _number(row["test"]) + (f" ± {_number(row['test_spread'])}" if several and row["test"] is not None else "")
-        cells = [row["model"], f"{row['rows_trained']:,}", score, _span(row["low"], row["high"]), test,
-                 "" if row["seconds"] is None else f"{row['seconds']:.0f}", _number(row["paper"])]
+        test = _number(row["test"]) + (
+            f" ± {_number(row['test_spread'])}" if several and row["test"] is not None else ""
+        )
+        cells = [
+            row["model"],
+            f"{row['rows_trained']:,}",
+            score,
+            _span(row["low"], row["high"]),
+            test,
+            "" if row["seconds"] is None else f"{row['seconds']:.0f}",
+            _number(row["paper"]),
+        ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, "", _conditions(outputs)])
 
@@ -313,17 +398,21 @@ def _conditions(outputs: Sequence[Path]) -> str:
     several = f"seeds {', '.join(map(str, seeds))}; ± is the standard deviation over them, seconds are those of the first"
     named = several if len(seeds) > 1 else f"seed {seeds[0]}"
     each = [f"{gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]" for gain in gained]
-    return (f"All rows are scored on the same {rows:,} out-of-fold rows, intervals by a bootstrap over groups; {named}. The "
-            f"ensemble gains {', '.join(each)} over the better single model, paired. Written by `python -m src.report --readme` "
-            f"from `{paths.TABLE1}`.")
+    return (
+        f"All rows are scored on the same {rows:,} out-of-fold rows, intervals by a bootstrap over groups; {named}. The "
+        f"ensemble gains {', '.join(each)} over the better single model, paired. Written by `python -m src.report --readme` "
+        f"from `{paths.TABLE1}`."
+    )
 
 
 def write_readme(outputs: Sequence[Path], readme: Path) -> bool:
     """Put `markdown` between the two markers of `readme`; whether that changed it. ValueError without one pair of markers."""
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{shown(readme)} needs one {BEGIN} and, below it, one {END}; it has {text.count(BEGIN)} and "
-                         f"{text.count(END)}")
+        raise ValueError(
+            f"{shown(readme)} needs one {BEGIN} and, below it, one {END}; it has {text.count(BEGIN)} and "
+            f"{text.count(END)}"
+        )
     head, rest = text.split(BEGIN)
     new = f"{head}{BEGIN}\n\n{markdown(outputs)}\n\n{END}{rest.split(END)[1]}"
     if new != text:
@@ -334,9 +423,19 @@ def write_readme(outputs: Sequence[Path], readme: Path) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     """`python -m src.report`: the page of one run, Table 1 over several, and the README's table."""
-    parser = argparse.ArgumentParser(prog="python -m src.report", description="report.html of a run; Table 1 over several runs")
-    parser.add_argument("--runs", nargs="+", default=["output"], metavar="OUTPUT", help="output folders, e.g. one a seed")
-    parser.add_argument("--readme", action="store_true", help="rewrite Table 1 in README.md from these runs")
+    parser = argparse.ArgumentParser(
+        prog="python -m src.report", description="report.html of a run; Table 1 over several runs"
+    )
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        default=["output"],
+        metavar="OUTPUT",
+        help="output folders, e.g. one a seed",
+    )
+    parser.add_argument(
+        "--readme", action="store_true", help="rewrite Table 1 in README.md from these runs"
+    )
     options = parser.parse_args(argv)
     outputs = [resolve(run) for run in options.runs]
     try:
@@ -347,8 +446,12 @@ def main(argv: list[str] | None = None) -> int:
             print(markdown(outputs))
             for gain in gains(outputs):
                 span = f"[{gain['low']:+.4f}, {gain['high']:+.4f}]"
-                weights = ", ".join(f"{name} {weight:.3f}" for name, weight in gain["weights"].items())
-                print(f"{gain['output']}: {gain['mean']:+.4f} {span} over {gain['better_single']}; weights {weights}")
+                weights = ", ".join(
+                    f"{name} {weight:.3f}" for name, weight in gain["weights"].items()
+                )
+                print(
+                    f"{gain['output']}: {gain['mean']:+.4f} {span} over {gain['better_single']}; weights {weights}"
+                )
         else:
             print(shown(write(outputs[0])))
     except (FileNotFoundError, ValueError) as error:

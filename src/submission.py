@@ -13,8 +13,13 @@ WIDTH = 384
 HEADER = ["imgId_eId", "val"]
 
 
-def write(ids: Sequence[str], embeddings: np.ndarray, path: Path, sample: Path | None = None,
-          confidence: np.ndarray | None = None) -> None:
+def write(
+    ids: Sequence[str],
+    embeddings: np.ndarray,
+    path: Path,
+    sample: Path | None = None,
+    confidence: np.ndarray | None = None,
+) -> None:
     """Write `<path>.csv` (imgId_eId,val), `<path>.parquet` (id, embedding, confidence if given), `<path>.npy` with its ids.
 
     Rows stand in the order of `sample` (a sample_submission.csv), else of sorted ids. Raises ValueError, and writes
@@ -27,12 +32,16 @@ def write(ids: Sequence[str], embeddings: np.ndarray, path: Path, sample: Path |
         raise ValueError(f"{shown(path)}: vectors are {embeddings.shape[1]} long, must be {WIDTH}")
     order = sorted(ids) if sample is None else sample_ids(sample)
     against = f"{shown(path)} against {shown(Path(sample))}" if sample else shown(path)
-    _raise(against, _compare_ids(pl.Series(order, dtype=pl.String), pl.Series(ids, dtype=pl.String)))
+    _raise(
+        against, _compare_ids(pl.Series(order, dtype=pl.String), pl.Series(ids, dtype=pl.String))
+    )
     if confidence is not None:
         _raise(shown(path), _confidence(ids, confidence))
     places = artifacts.positions(ids, order, shown(path))
     x = np.ascontiguousarray(embeddings[places])
-    artifacts.save_table(_file(path, ".csv"), pl.DataFrame({HEADER[0]: _cell_names(order), HEADER[1]: x.reshape(-1)}))
+    artifacts.save_table(
+        _file(path, ".csv"), pl.DataFrame({HEADER[0]: _cell_names(order), HEADER[1]: x.reshape(-1)})
+    )
     vectors = pl.Series("embedding", x, dtype=pl.Array(pl.Float32, WIDTH))
     columns = {"id": pl.Series(order, dtype=pl.String), "embedding": vectors}
     if confidence is not None:
@@ -49,14 +58,22 @@ def check(path: Path, sample: Path | None = None) -> None:
     """
     path = _stem(path)
     csv, parquet = _read_csv(_file(path, ".csv")), _read_parquet(_file(path, ".parquet"))
-    order = pl.Series(parquet["id"].to_list() if sample is None else sample_ids(sample), dtype=pl.String)
+    order = pl.Series(
+        parquet["id"].to_list() if sample is None else sample_ids(sample), dtype=pl.String
+    )
     file = shown(_file(path, ".csv"))
-    if _whole_ids(csv[HEADER[0]]) != order.to_list() or not csv["val"].is_finite().fill_null(False).all():
+    if (
+        _whole_ids(csv[HEADER[0]]) != order.to_list()
+        or not csv["val"].is_finite().fill_null(False).all()
+    ):
         _diagnose(csv, order, file, f"{file} against {shown(Path(sample))}" if sample else file)
     x = csv["val"].to_numpy().reshape(-1, WIDTH)
     _check_copies(path, order, parquet, x)
     if "confidence" in parquet.columns:
-        _raise(shown(_file(path, ".parquet")), _confidence(parquet["id"].to_list(), parquet["confidence"].to_numpy()))
+        _raise(
+            shown(_file(path, ".parquet")),
+            _confidence(parquet["id"].to_list(), parquet["confidence"].to_numpy()),
+        )
 
 
 def sample_ids(sample: Path) -> list[str]:
@@ -72,7 +89,9 @@ def sample_ids(sample: Path) -> list[str]:
     _raise(shown(Path(sample)), _lengths(lengths))
     ids = lengths["id"].to_list()
     where = int((frame[HEADER[0]] != _cell_names(ids)).arg_max())
-    raise ValueError(f"{shown(Path(sample))}: line {where + 2} is {frame[HEADER[0]][where]!r}, not in order of eId 0..383")
+    raise ValueError(
+        f"{shown(Path(sample))}: line {where + 2} is {frame[HEADER[0]][where]!r}, not in order of eId 0..383"
+    )
 
 
 def _whole_ids(names: pl.Series) -> list[str] | None:
@@ -90,7 +109,9 @@ def _diagnose(csv: pl.DataFrame, order: pl.Series, file: str, against: str) -> N
     lengths = cells.group_by("id", maintain_order=True).len()
     _raise(against, _compare_ids(order, lengths["id"]) + _lengths(lengths) + _values(cells))
     where = int((csv[HEADER[0]] != _cell_names(order.to_list())).arg_max())
-    raise ValueError(f"{file}: rows are out of order from line {where + 2} ({csv[HEADER[0]][where]!r})")
+    raise ValueError(
+        f"{file}: rows are out of order from line {where + 2} ({csv[HEADER[0]][where]!r})"
+    )
 
 
 def _cell_names(ids: Sequence[str]) -> pl.Series:
@@ -111,14 +132,18 @@ def _read_csv(path: Path) -> pl.DataFrame:
         raise ValueError(f"{shown(path)}: the header is {header!r}, must be {','.join(HEADER)!r}")
     # values that are no number become null here and are counted with the ones that are not finite
     with artifacts.readable(path):
-        return pl.read_csv(path, schema={HEADER[0]: pl.String, HEADER[1]: pl.Float32}, ignore_errors=True)
+        return pl.read_csv(
+            path, schema={HEADER[0]: pl.String, HEADER[1]: pl.Float32}, ignore_errors=True
+        )
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:
     table = artifacts.load_table(path)
     found = {name: table.schema.get(name) for name in ("id", "embedding")}
     if found["id"] != pl.String or not isinstance(found["embedding"], pl.Array):
-        raise ValueError(f"{shown(path)}: columns are {dict(table.schema)}, must be id (text) and embedding (arrays of {WIDTH})")
+        raise ValueError(
+            f"{shown(path)}: columns are {dict(table.schema)}, must be id (text) and embedding (arrays of {WIDTH})"
+        )
     return table
 
 
@@ -129,7 +154,11 @@ def _compare_ids(wanted: pl.Series, have: pl.Series) -> list[str]:
         "extra": have.filter(~have.is_in(wanted.implode())).unique(maintain_order=True),
         "doubled": doubled,
     }
-    return [f"{len(ids)} ids {what}, e.g. {ids[:3].to_list()}" for what, ids in differences.items() if len(ids)]
+    return [
+        f"{len(ids)} ids {what}, e.g. {ids[:3].to_list()}"
+        for what, ids in differences.items()
+        if len(ids)
+    ]
 
 
 def _lengths(lengths: pl.DataFrame) -> list[str]:
@@ -163,18 +192,27 @@ def _confidence(ids: Sequence[str], confidence: np.ndarray) -> list[str]:
 
 def _check_copies(path: Path, order: pl.Series, parquet: pl.DataFrame, x: np.ndarray) -> None:
     ids, array = artifacts.load_embeddings(path)
-    copies = {".parquet": (parquet["id"].to_list(), parquet["embedding"].to_numpy()), ".npy": (ids, array)}
+    copies = {
+        ".parquet": (parquet["id"].to_list(), parquet["embedding"].to_numpy()),
+        ".npy": (ids, array),
+    }
     for suffix, (names, values) in copies.items():
         file = _file(path, suffix)
         if values.ndim != 2 or values.shape[1] != WIDTH:
-            raise ValueError(f"{shown(file)}: vectors of shape {values.shape}, must be (n, {WIDTH})")
+            raise ValueError(
+                f"{shown(file)}: vectors of shape {values.shape}, must be (n, {WIDTH})"
+            )
         _raise(shown(file), _compare_ids(order, pl.Series(names, dtype=pl.String)))
         if names != order.to_list():
-            raise ValueError(f"{shown(file)}: ids are not in the order of {shown(_file(path, '.csv'))}")
+            raise ValueError(
+                f"{shown(file)}: ids are not in the order of {shown(_file(path, '.csv'))}"
+            )
         differ = np.flatnonzero((values != x).any(axis=1))
         if len(differ):
             example = names[differ[0]]
-            raise ValueError(f"{shown(file)}: {len(differ)} vectors differ from {shown(_file(path, '.csv'))}, e.g. {example!r}")
+            raise ValueError(
+                f"{shown(file)}: {len(differ)} vectors differ from {shown(_file(path, '.csv'))}, e.g. {example!r}"
+            )
 
 
 def _raise(what: str, problems: list[str]) -> None:

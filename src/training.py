@@ -29,12 +29,16 @@ TEMPERATURE = 0.05  # of the contrastive loss
 STARTS = ("probe", "random")
 
 
-def out_of_range(name: str, value: float | list[float] | None, low: float, high: float | None) -> list[str]:
+def out_of_range(
+    name: str, value: float | list[float] | None, low: float, high: float | None
+) -> list[str]:
     """One line where `value`, or an entry of it, lies outside low..high (None: no end); None may be anything."""
     entries = value if isinstance(value, list) else [] if value is None else [value]
     if all(low <= entry and (high is None or entry <= high) for entry in entries):
         return []
-    return [f"{name} must be {f'at least {low}' if high is None else f'within {low}..{high}'}, got {value}"]
+    return [
+        f"{name} must be {f'at least {low}' if high is None else f'within {low}..{high}'}, got {value}"
+    ]
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,36 @@ class Recipe:
     weigh_by_agreement: bool = False
 
     def __post_init__(self):
-        known = {"head": HEADS, "tower": ("trained", "frozen"), "activation": tuple(ACTIVATIONS), "start": STARTS, "loss": LOSSES}
-        wrong = [f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}" for name, allowed in known.items()
-                 if getattr(self, name) not in allowed]
-        for name, low, high in (("epochs", 0, None), ("batch_size", 1, None), ("accumulate", 1, None), ("patience", 1, None),
-                                ("lora_rank", 0, 1024), ("lora_blocks", -1, None), ("layer_decay", 1e-3, 1), ("warmup", 0, 1),
-                                ("ema", 0, 0.99999), ("mix", 0, 1), ("lr_vision", 0, None), ("lr_fc", 0, None),
-                                ("lr_fc2", 0, None), ("weight_decay", 0, None), ("clip_norm", 0, None), ("loss_mix", 0, None)):
+        known = {
+            "head": HEADS,
+            "tower": ("trained", "frozen"),
+            "activation": tuple(ACTIVATIONS),
+            "start": STARTS,
+            "loss": LOSSES,
+        }
+        wrong = [
+            f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+            for name, allowed in known.items()
+            if getattr(self, name) not in allowed
+        ]
+        for name, low, high in (
+            ("epochs", 0, None),
+            ("batch_size", 1, None),
+            ("accumulate", 1, None),
+            ("patience", 1, None),
+            ("lora_rank", 0, 1024),
+            ("lora_blocks", -1, None),
+            ("layer_decay", 1e-3, 1),
+            ("warmup", 0, 1),
+            ("ema", 0, 0.99999),
+            ("mix", 0, 1),
+            ("lr_vision", 0, None),
+            ("lr_fc", 0, None),
+            ("lr_fc2", 0, None),
+            ("weight_decay", 0, None),
+            ("clip_norm", 0, None),
+            ("loss_mix", 0, None),
+        ):
             wrong += out_of_range(name, getattr(self, name), low, high)
         if wrong:
             raise ValueError("; ".join(wrong))
@@ -107,8 +134,14 @@ class TrainingSet:
 
     def __post_init__(self):
         optional = (self.activations, self.stands_for, self.agreement, self.may_flip)
-        lengths = {len(self.ids), len(self.pixels), len(self.embeddings), self.targets.shape[1], len(self.group),
-                   *(len(part) for part in optional if part is not None)}
+        lengths = {
+            len(self.ids),
+            len(self.pixels),
+            len(self.embeddings),
+            self.targets.shape[1],
+            len(self.group),
+            *(len(part) for part in optional if part is not None),
+        }
         if len(lengths) > 1:
             raise ValueError(f"a training set's parts have different lengths: {sorted(lengths)}")
 
@@ -135,7 +168,9 @@ def _packed(value: object) -> object:
     if not isinstance(value, np.memmap) or not value.flags.c_contiguous or value.filename is None:
         return value
     whole = value
-    while isinstance(whole.base, np.memmap):  # a slice says nothing of where it begins, its address does
+    while isinstance(
+        whole.base, np.memmap
+    ):  # a slice says nothing of where it begins, its address does
         whole = whole.base
     offset = whole.offset + value.ctypes.data - whole.ctypes.data
     return _Mapped(str(value.filename), value.dtype, value.shape, offset)
@@ -178,7 +213,9 @@ def load_weights(file: Path, device: str) -> dict[str, torch.Tensor]:
         found = load_file(file, device=device)
     bad = [name for name, tensor in found.items() if not tensor.isfinite().all()]
     if bad:
-        raise ValueError(f"{shown(file)}: {len(bad)} of {len(found)} tensors hold NaN or infinity, e.g. {bad[0]}")
+        raise ValueError(
+            f"{shown(file)}: {len(bad)} of {len(found)} tensors hold NaN or infinity, e.g. {bad[0]}"
+        )
     return found
 
 
@@ -198,18 +235,29 @@ def restore(fitted: Fitted, state: dict[str, torch.Tensor]) -> None:
     """Put a snapshot back. Raises ValueError naming the tensors that are missing, too many or of another shape."""
     here = weights(fitted)
     if here.keys() != state.keys():
-        raise ValueError(f"weights do not fit this tower and head, e.g. {sorted(here.keys() ^ state.keys())[:3]}")
+        raise ValueError(
+            f"weights do not fit this tower and head, e.g. {sorted(here.keys() ^ state.keys())[:3]}"
+        )
     wrong = [name for name, p in here.items() if p.shape != state[name].shape]
     if wrong:  # copy_ would repeat a smaller one
         shape, wanted = tuple(state[wrong[0]].shape), tuple(here[wrong[0]].shape)
-        raise ValueError(f"weights do not fit this tower and head, e.g. {wrong[0]} {shape}, wanted {wanted}")
+        raise ValueError(
+            f"weights do not fit this tower and head, e.g. {wrong[0]} {shape}, wanted {wanted}"
+        )
     for name, p in here.items():
         p.copy_(state[name])
 
 
-def between(start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
+def between(
+    start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], factor: float
+) -> dict[str, torch.Tensor]:
     """WiSE-FT: (1 - factor) start + factor end, tensor by tensor; counters are those of the end."""
-    return {name: torch.lerp(start[name], end[name], factor) if end[name].is_floating_point() else end[name] for name in end}
+    return {
+        name: torch.lerp(start[name], end[name], factor)
+        if end[name].is_floating_point()
+        else end[name]
+        for name in end
+    }
 
 
 def parameter_groups(tower: Tower, head: nn.Module, recipe: Recipe) -> list[dict]:
@@ -217,12 +265,24 @@ def parameter_groups(tower: Tower, head: nn.Module, recipe: Recipe) -> list[dict
     `lr_fc2`); norms, biases and scalars without weight decay."""
     groups: dict[tuple, list] = {}
     for name, p in tower.named_parameters():
-        groups.setdefault(("tower", recipe.lr_vision * recipe.layer_decay ** tower.depth(name), p.ndim > 1), []).append(p)
+        groups.setdefault(
+            ("tower", recipe.lr_vision * recipe.layer_decay ** tower.depth(name), p.ndim > 1), []
+        ).append(p)
     for name, p in head.named_parameters():
         second = recipe.lr_fc2 is not None and name.split(".")[0] in ("fc2", "norm2")
-        groups.setdefault(("head", recipe.lr_fc2 if second else recipe.lr_fc, p.ndim > 1), []).append(p)
-    return [{"name": name, "params": chosen, "lr": rate, "weight_decay": recipe.weight_decay if decays else 0.0}
-            for (name, rate, decays), parameters in groups.items() if (chosen := [p for p in parameters if p.requires_grad])]
+        groups.setdefault(
+            ("head", recipe.lr_fc2 if second else recipe.lr_fc, p.ndim > 1), []
+        ).append(p)
+    return [
+        {
+            "name": name,
+            "params": chosen,
+            "lr": rate,
+            "weight_decay": recipe.weight_decay if decays else 0.0,
+        }
+        for (name, rate, decays), parameters in groups.items()
+        if (chosen := [p for p in parameters if p.requires_grad])
+    ]
 
 
 def warmup_cosine(step: int, *, n_steps: int, warmup: float) -> float:
@@ -240,27 +300,43 @@ def losses(prediction: torch.Tensor, target: torch.Tensor, recipe: Recipe) -> to
         return cosine
     unit = F.normalize(prediction, dim=-1)
     if recipe.loss == "huber":
-        scale = target.shape[1] ** 0.5  # so that an entry is near 1 and Huber's corner means something
-        return cosine + recipe.loss_mix * F.huber_loss(unit * scale, target * scale, reduction="none").mean(dim=1)
+        scale = (
+            target.shape[1] ** 0.5
+        )  # so that an entry is near 1 and Huber's corner means something
+        return cosine + recipe.loss_mix * F.huber_loss(
+            unit * scale, target * scale, reduction="none"
+        ).mean(dim=1)
     logits, own = unit @ target.T / TEMPERATURE, torch.arange(len(target), device=target.device)
-    both = F.cross_entropy(logits, own, reduction="none") + F.cross_entropy(logits.T, own, reduction="none")
+    both = F.cross_entropy(logits, own, reduction="none") + F.cross_entropy(
+        logits.T, own, reduction="none"
+    )
     return cosine + recipe.loss_mix * both / 2
 
 
 # --- batches ---
 
 
-def inputs(fitted: Fitted, encoder: Encoder, data: TrainingSet, rows: np.ndarray, *, augment: bool = False) -> torch.Tensor:
+def inputs(
+    fitted: Fitted, encoder: Encoder, data: TrainingSet, rows: np.ndarray, *, augment: bool = False
+) -> torch.Tensor:
     """What the tower's `forward` takes for `rows`: kept activations, or pixels through its frozen part (changed if `augment`)."""
     kept = data.activations if fitted.tower.trains else data.embeddings
     if kept is not None and not augment:
         return torch.from_numpy(kept[rows]).to(encoder.device, torch.float32)
     pixels = torch.from_numpy(data.pixels[rows]).to(encoder.device)
     if augment:
-        may_flip = torch.ones(len(rows), dtype=torch.bool) if data.may_flip is None else torch.from_numpy(data.may_flip[rows])
-        pixels = augmentation.augment(pixels.permute(0, 3, 1, 2), may_flip.to(encoder.device)).permute(0, 2, 3, 1)
+        may_flip = (
+            torch.ones(len(rows), dtype=torch.bool)
+            if data.may_flip is None
+            else torch.from_numpy(data.may_flip[rows])
+        )
+        pixels = augmentation.augment(
+            pixels.permute(0, 3, 1, 2), may_flip.to(encoder.device)
+        ).permute(0, 2, 3, 1)
     with autocast(encoder.device):
-        return fitted.tower.frozen(encoder.normalise(pixels).contiguous(memory_format=torch.channels_last))
+        return fitted.tower.frozen(
+            encoder.normalise(pixels).contiguous(memory_format=torch.channels_last)
+        )
 
 
 @dataclass(frozen=True)
@@ -301,8 +377,17 @@ def _drawn(stands_for: np.ndarray, rows: np.ndarray, random: np.random.Generator
 class Run:
     """Training in progress: `steps` goes on from where it stands; `save` and `load` keep all of it."""
 
-    def __init__(self, fitted: Fitted, encoder: Encoder, data: TrainingSet, rows: np.ndarray, *, recipe: Recipe, seed: int,
-                 label: str = ""):
+    def __init__(
+        self,
+        fitted: Fitted,
+        encoder: Encoder,
+        data: TrainingSet,
+        rows: np.ndarray,
+        *,
+        recipe: Recipe,
+        seed: int,
+        label: str = "",
+    ):
         self.fitted, self.encoder, self.data, self.rows = fitted, encoder, data, rows
         self.recipe, self.seed, self.label = recipe, seed, label
         self.groups = parameter_groups(fitted.tower, fitted.head, recipe)
@@ -310,7 +395,8 @@ class Run:
         self.n_batches = -(-len(rows) // recipe.batch_size)
         n_steps = recipe.epochs * -(-self.n_batches // recipe.accumulate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, lambda step: warmup_cosine(step, n_steps=n_steps, warmup=recipe.warmup))
+            self.optimiser, lambda step: warmup_cosine(step, n_steps=n_steps, warmup=recipe.warmup)
+        )
         self.scaler = torch.amp.GradScaler(encoder.device.type, enabled=_is_fp16(encoder.device))
         self.average = snapshot(fitted) if recipe.ema else None
         self.best, self.epoch, self.batch, self.total, self.updates = snapshot(fitted), 1, 0, 0.0, 0
@@ -319,8 +405,13 @@ class Run:
         """Train through the present epoch, yielding after each batch."""
         drawn = plan(self.data, self.rows, self.recipe, seed=self.seed, epoch=self.epoch)
         self.fitted.head.train()
-        with tqdm(total=self.n_batches, initial=self.batch, desc=f"{self.label} epoch {self.epoch}/{self.recipe.epochs}",
-                  unit="batch", leave=False) as bar:
+        with tqdm(
+            total=self.n_batches,
+            initial=self.batch,
+            desc=f"{self.label} epoch {self.epoch}/{self.recipe.epochs}",
+            unit="batch",
+            leave=False,
+        ) as bar:
             while self.batch < self.n_batches:
                 self.total += self._batch(*drawn.batch(self.batch))
                 self.batch += 1
@@ -333,14 +424,16 @@ class Run:
             if not torch.isfinite(loss):
                 raise FloatingPointError(
                     f"{self.label}: the loss is {loss.item()} in epoch {self.epoch}, batch {self.batch}, at learning rates "
-                    f"{sorted(set(self.schedule.get_last_lr()))}; lower them. Ids: {[self.data.ids[i] for i in rows]}")
+                    f"{sorted(set(self.schedule.get_last_lr()))}; lower them. Ids: {[self.data.ids[i] for i in rows]}"
+                )
             self.scaler.scale(loss * len(rows) / self._rows_in_update()).backward()
             if (self.batch + 1) % self.recipe.accumulate == 0 or self.batch + 1 == self.n_batches:
                 self._update()
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
                 f"{self.label}: out of GPU memory with batch_size {self.recipe.batch_size}. Halve it and double accumulate, turn "
-                f"on grad_checkpointing, or lower trainable_blocks. ({error})") from error
+                f"on grad_checkpointing, or lower trainable_blocks. ({error})"
+            ) from error
         return loss.item() * len(rows)
 
     def _loss(self, rows: np.ndarray, versions: np.ndarray) -> torch.Tensor:
@@ -361,7 +454,9 @@ class Run:
     def _update(self) -> None:
         self.scaler.unscale_(self.optimiser)
         if self.recipe.clip_norm:
-            nn.utils.clip_grad_norm_([p for g in self.groups for p in g["params"]], self.recipe.clip_norm)
+            nn.utils.clip_grad_norm_(
+                [p for g in self.groups for p in g["params"]], self.recipe.clip_norm
+            )
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
@@ -372,10 +467,16 @@ class Run:
 
     @torch.no_grad()
     def _add_to_average(self) -> None:
-        decay = min(self.recipe.ema, (1 + self.updates) / (10 + self.updates))  # early on the average must not be the start
+        decay = min(
+            self.recipe.ema, (1 + self.updates) / (10 + self.updates)
+        )  # early on the average must not be the start
         now = weights(self.fitted)
         floats = [name for name in now if now[name].is_floating_point()]
-        torch._foreach_lerp_([self.average[name] for name in floats], [now[name].detach() for name in floats], 1 - decay)
+        torch._foreach_lerp_(
+            [self.average[name] for name in floats],
+            [now[name].detach() for name in floats],
+            1 - decay,
+        )
         for name in now.keys() - set(floats):
             self.average[name].copy_(now[name])
 
@@ -384,11 +485,29 @@ class Run:
         name = f"weights-{self.epoch}-{self.batch}.safetensors"
         parts = {"now": snapshot(self.fitted), "best": self.best, "average": self.average or {}}
         with atomic(folder / name) as temporary:
-            save_file({f"{part}.{n}": p.cpu().contiguous() for part, state in parts.items() for n, p in state.items()}, temporary)
-        state = {"weights": name, "optimiser": self.optimiser.state_dict(), "schedule": self.schedule.state_dict(),
-                 "scaler": self.scaler.state_dict(), "random": torch.get_rng_state(), "history": self.fitted.history,
-                 "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                 "position": {"epoch": self.epoch, "batch": self.batch, "total": self.total, "updates": self.updates}}
+            save_file(
+                {
+                    f"{part}.{n}": p.cpu().contiguous()
+                    for part, state in parts.items()
+                    for n, p in state.items()
+                },
+                temporary,
+            )
+        state = {
+            "weights": name,
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "history": self.fitted.history,
+            "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "position": {
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "total": self.total,
+                "updates": self.updates,
+            },
+        }
         with atomic(folder / "state.pt") as temporary:
             torch.save(state, temporary)
         for old in folder.glob("weights-*.safetensors"):

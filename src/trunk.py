@@ -22,7 +22,11 @@ class Trunk:
         self.clip, self.members = clip, members
         folds = next(iter(members.values()), ())
         self.plain = model_a.plain_tower(clip, folds[0].tower.cut) if folds else None
-        self.shared = {name for name, folds in members.items() if self.plain is not None and self._same_activations(folds)}
+        self.shared = {
+            name
+            for name, folds in members.items()
+            if self.plain is not None and self._same_activations(folds)
+        }
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -31,7 +35,10 @@ class Trunk:
         found = {}
         for name, folds in self.members.items():
             if name in self.shared:
-                rows = [F.normalize(fold.forward(activations).float(), dim=-1).cpu().numpy() for fold in folds]
+                rows = [
+                    F.normalize(fold.forward(activations).float(), dim=-1).cpu().numpy()
+                    for fold in folds
+                ]
             else:
                 rows = [model_a.predict_pixels(fold, self.clip, pixels) for fold in folds]
             found[name] = unit(np.sum(rows, axis=0))

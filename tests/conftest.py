@@ -6,7 +6,9 @@ ENDURANCE = Path(__file__).parent / "endurance"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--endurance", action="store_true", help="the tests of tests/endurance, which take an hour")
+    parser.addoption(
+        "--endurance", action="store_true", help="the tests of tests/endurance, which take an hour"
+    )
 
 
 def pytest_ignore_collect(collection_path, config):

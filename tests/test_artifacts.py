@@ -29,13 +29,16 @@ def with_nan() -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize(("ids", "x", "message"), [
-    (ANIMALS, rows().astype(np.float64), "2-D float32, got 2-D float64"),
-    (ANIMALS, rows().ravel(), "got 1-D float32 of shape \\(6,\\)"),
-    (ANIMALS[:2], rows(), "2 ids for 3 embeddings"),
-    (["ant", "bee", "ant"], rows(), "1 ids occur more than once, e.g. \\['ant'\\]"),
-    (ANIMALS, with_nan(), "1 rows hold NaN or infinity, e.g. row 1 \\(id 'bee'\\)"),
-])
+@pytest.mark.parametrize(
+    ("ids", "x", "message"),
+    [
+        (ANIMALS, rows().astype(np.float64), "2-D float32, got 2-D float64"),
+        (ANIMALS, rows().ravel(), "got 1-D float32 of shape \\(6,\\)"),
+        (ANIMALS[:2], rows(), "2 ids for 3 embeddings"),
+        (["ant", "bee", "ant"], rows(), "1 ids occur more than once, e.g. \\['ant'\\]"),
+        (ANIMALS, with_nan(), "1 rows hold NaN or infinity, e.g. row 1 \\(id 'bee'\\)"),
+    ],
+)
 def test_bad_embeddings_are_refused_with_their_numbers(tmp_path, ids, x, message):
     with pytest.raises(ValueError, match=message):
         artifacts.save_embeddings(tmp_path / "animals", ids, x)
@@ -81,9 +84,16 @@ def test_cache_is_computed_once_and_again_when_its_key_changes_or_a_file_is_gone
         return rows()
 
     def ask(ids: list[str], size: int) -> None:
-        np.testing.assert_array_equal(artifacts.cached_embeddings(tmp_path / "cache", ids, {"size": size}, compute), rows())
+        np.testing.assert_array_equal(
+            artifacts.cached_embeddings(tmp_path / "cache", ids, {"size": size}, compute), rows()
+        )
 
-    for ids, size, expected in ((ANIMALS, 1, 1), (ANIMALS, 1, 1), (ANIMALS, 2, 2), (["ant", "bee", "dog"], 2, 3)):
+    for ids, size, expected in (
+        (ANIMALS, 1, 1),
+        (ANIMALS, 1, 1),
+        (ANIMALS, 2, 2),
+        (["ant", "bee", "dog"], 2, 3),
+    ):
         ask(ids, size)
         assert len(calls) == expected
     (tmp_path / "cache.npy").unlink()

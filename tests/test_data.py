@@ -21,20 +21,29 @@ def folder(tmp_path):
     for name in ("fox", "owl"):
         picture(tmp_path / "set" / "pictures" / f"{name}.png")
     (tmp_path / "set" / "metadata.csv").write_text(
-        'file_name,prompt\npictures/fox.png,"a ""red"" fox, sitting"\npictures/owl.png,\npictures/gone.png,a cat\n')
+        'file_name,prompt\npictures/fox.png,"a ""red"" fox, sitting"\npictures/owl.png,\npictures/gone.png,a cat\n'
+    )
     return tmp_path / "set"
 
 
 def test_an_image_folder_is_read_and_bad_rows_are_set_aside_with_a_reason(folder):
     pairs, rejected = data.read_pairs(folder)
-    assert pairs.select("id", "prompt", "source").rows() == [("set/pictures/fox", 'a "red" fox, sitting', "set")]
+    assert pairs.select("id", "prompt", "source").rows() == [
+        ("set/pictures/fox", 'a "red" fox, sitting', "set")
+    ]
     reasons = rejected.select("id", "reason").rows()
-    assert reasons == [("set/pictures/owl", "empty prompt"), ("set/pictures/gone", "no such picture")]
+    assert reasons == [
+        ("set/pictures/owl", "empty prompt"),
+        ("set/pictures/gone", "no such picture"),
+    ]
 
 
 def test_a_jsonl_table_with_other_column_names(folder):
     (folder / "metadata.csv").unlink()
-    rows = [{"image_path": "pictures/fox.png", "caption": "a fox"}, {"image_path": "pictures/owl.png", "caption": "an owl"}]
+    rows = [
+        {"image_path": "pictures/fox.png", "caption": "a fox"},
+        {"image_path": "pictures/owl.png", "caption": "an owl"},
+    ]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert data.read_pairs(folder)[0]["prompt"].to_list() == ["a fox", "an owl"]
 
@@ -72,7 +81,11 @@ def test_a_sample_submission_with_an_id_that_has_no_picture(tmp_path):
 def test_text_only_prompts_from_files_of_several_kinds(tmp_path):
     (tmp_path / "list.txt").write_text("a fox\n\n an owl\n")
     pl.DataFrame({"id": [1], "text": ["a cat, sleeping"]}).write_csv(tmp_path / "table.csv")
-    assert data.read_text(str(tmp_path)).rows() == [("a fox", "list"), (" an owl", "list"), ("a cat, sleeping", "table")]
+    assert data.read_text(str(tmp_path)).rows() == [
+        ("a fox", "list"),
+        (" an owl", "list"),
+        ("a cat, sleeping", "table"),
+    ]
     assert data.read_text(None).is_empty()
     with pytest.raises(FileNotFoundError, match="set common.text"):
         data.read_text(str(tmp_path / "gone.txt"))
@@ -87,7 +100,9 @@ def test_decoding_turns_everything_into_upright_rgb(tmp_path):
     turned[0x0112] = 6
     picture(tmp_path / "turned.jpg", size=(8, 4), exif=turned)
     assert np.asarray(images.decode(tmp_path / "clear.png")).min() == 255, "transparency is white"
-    assert np.asarray(images.decode(tmp_path / "deep.png")).min() == 255, "16 bits are scaled, not cut"
+    assert np.asarray(images.decode(tmp_path / "deep.png")).min() == 255, (
+        "16 bits are scaled, not cut"
+    )
     assert images.decode(tmp_path / "turned.jpg").size == (4, 8)
     assert {images.decode(tmp_path / n).mode for n in ("print.jpg", "palette.png")} == {"RGB"}
 
@@ -106,16 +121,24 @@ def test_pictures_whose_longer_side_counts_are_resized_by_pillow():
 def test_only_as_many_examples_as_asked_for(tmp_path):
     for name in ("ant", "bee", "cat"):
         Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
-    rows = pl.DataFrame({"image": [str(tmp_path / f"{name}.png") for name in ("ant", "gone", "bee", "cat")]})
+    rows = pl.DataFrame(
+        {"image": [str(tmp_path / f"{name}.png") for name in ("ant", "gone", "bee", "cat")]}
+    )
     assert [row["image"][-7:] for _, row in images.examples(rows, 2)] == ["ant.png", "bee.png"]
 
 
 def test_the_truth_s_ids_stay_text_and_two_pictures_of_one_id_are_refused(tmp_path):
-    pl.DataFrame({"imgId": ["007", "010"], "prompt": ["a cat", "12"]}).write_csv(tmp_path / "truth.csv")
-    pl.DataFrame({"imgId": [7, 10], "prompt": ["a cat", "12"]}).write_parquet(tmp_path / "truth.parquet")
+    pl.DataFrame({"imgId": ["007", "010"], "prompt": ["a cat", "12"]}).write_csv(
+        tmp_path / "truth.csv"
+    )
+    pl.DataFrame({"imgId": [7, 10], "prompt": ["a cat", "12"]}).write_parquet(
+        tmp_path / "truth.parquet"
+    )
     assert data.read_truth(tmp_path / "truth.csv").rows() == [("007", "a cat"), ("010", "12")]
     assert data.read_truth(tmp_path / "truth.parquet").rows() == [("7", "a cat"), ("10", "12")]
     for name in ("a.png", "a.jpg"):
         (tmp_path / name).write_bytes(b"a picture")
-    with pytest.raises(ValueError, match=r"have one id, e\.g\. .*a\.jpg.*a\.png.*take one of them out"):
+    with pytest.raises(
+        ValueError, match=r"have one id, e\.g\. .*a\.jpg.*a\.png.*take one of them out"
+    ):
         data.read_test(tmp_path)

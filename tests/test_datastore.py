@@ -18,7 +18,11 @@ class Encoder:
         return unit(np.stack([self.of(text) for text in texts]))
 
     def of(self, text):
-        return np.random.default_rng([self.seed, *text.encode()]).standard_normal(self.width).astype(np.float32)
+        return (
+            np.random.default_rng([self.seed, *text.encode()])
+            .standard_normal(self.width)
+            .astype(np.float32)
+        )
 
 
 def filled(folder, texts=WORDS, dtype="float16", **more):
@@ -30,19 +34,31 @@ def filled(folder, texts=WORDS, dtype="float16", **more):
 @pytest.mark.parametrize("dtype", datastore.DTYPES)
 def test_rows_keys_and_values_stay_together(tmp_path, dtype):
     store, encoders = filled(tmp_path, [*WORDS, "fox"], dtype)
-    assert store.rows()["prompt"].to_list() == WORDS and [len(x) for x in store.column("clip")] == [3, 3, 1]
+    assert store.rows()["prompt"].to_list() == WORDS and [len(x) for x in store.column("clip")] == [
+        3,
+        3,
+        1,
+    ]
     assert {x.dtype.name for x in store.column("values")} == {dtype}
     rows = datastore.places(store, ["boat", "cat", "fox"])
     for name, encoder in encoders.items():
         expected = unit(np.stack([encoder.of(t) for t in ("boat", "cat", "fox")]))
-        np.testing.assert_allclose(datastore.take(store.column(name), rows), expected, atol=2e-3 if dtype == "float16" else 1e-6)
+        np.testing.assert_allclose(
+            datastore.take(store.column(name), rows),
+            expected,
+            atol=2e-3 if dtype == "float16" else 1e-6,
+        )
 
 
 def test_what_is_there_is_not_encoded_again(tmp_path):
     filled(tmp_path, WORDS[:4])
     store, encoders = filled(tmp_path)
     assert encoders["values"].asked == encoders["clip"].asked == WORDS[4:]
-    assert store.rows()["prompt"].to_list() == WORDS == datastore.open_store(tmp_path).rows()["prompt"].to_list()
+    assert (
+        store.rows()["prompt"].to_list()
+        == WORDS
+        == datastore.open_store(tmp_path).rows()["prompt"].to_list()
+    )
     assert filled(tmp_path)[1]["clip"].asked == []
 
 
@@ -70,7 +86,9 @@ def test_a_shard_that_was_not_finished_is_written_again(tmp_path):
 def test_precomputed_shards_are_searched_where_they_lie(tmp_path):
     store, encoders = filled(tmp_path / "store")
     draw = np.random.default_rng(0)
-    keys, values = (unit(draw.standard_normal((20, d)).astype(np.float32)).astype(np.float16) for d in (4, 6))
+    keys, values = (
+        unit(draw.standard_normal((20, d)).astype(np.float32)).astype(np.float16) for d in (4, 6)
+    )
     pairs = []
     for n in range(2):
         files = tmp_path / f"keys{n}.npy", tmp_path / f"values{n}.npy"
@@ -80,9 +98,15 @@ def test_precomputed_shards_are_searched_where_they_lie(tmp_path):
     for _ in range(2):  # the second time nothing is added
         store = datastore.add_precomputed(store, pairs, clip="clip")
     rows = datastore.precomputed_rows(store, pairs)
-    assert len(store) == 27 and rows["row"].to_list() == list(range(7, 27)) and rows["prompt"].null_count() == 20
+    assert (
+        len(store) == 27
+        and rows["row"].to_list() == list(range(7, 27))
+        and rows["prompt"].null_count() == 20
+    )
     assert rows["id"].n_unique() == 20 and rows["id"][11] == "values1/00004/1"
-    chosen = datastore.Selection(store.column("clip"), np.concatenate([[6, 0], rows["row"].to_numpy()]))
+    chosen = datastore.Selection(
+        store.column("clip"), np.concatenate([[6, 0], rows["row"].to_numpy()])
+    )
     queries = unit(keys[:3].astype(np.float32))
     similarity, index = chosen.search(queries, 1, "faiss")
     assert index[:, 0].tolist() == [2, 3, 4] and similarity.min() > 0.999

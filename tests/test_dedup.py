@@ -19,7 +19,9 @@ def rows_at(*degrees: float) -> np.ndarray:
 
 def clustered(n: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((n // 3, 16))[rng.integers(n // 3, size=n)] + 0.3 * rng.standard_normal((n, 16))
+    x = rng.standard_normal((n // 3, 16))[rng.integers(n // 3, size=n)] + 0.3 * rng.standard_normal(
+        (n, 16)
+    )
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -47,34 +49,68 @@ def test_filter_is_the_same_for_every_block_size(block):
     removed = np.flatnonzero(keeper != np.arange(len(x)))
     assert len(removed) > 50
     assert (keeper[keeper[removed]] == keeper[removed]).all()
-    assert np.einsum("nd,nd->n", x[removed], x[keeper[removed]]) == pytest.approx(similarity[removed], abs=1e-6)
+    assert np.einsum("nd,nd->n", x[removed], x[keeper[removed]]) == pytest.approx(
+        similarity[removed], abs=1e-6
+    )
     kept = x[keeper == np.arange(len(x))]
     assert (kept @ kept.T - 2 * np.eye(len(kept))).max() <= 0.85
 
 
 def test_rules_give_each_prompt_its_first_reason():
-    prompts = pl.Series(["a red fox", "A  red FOX ", "fox", " ", "a very long prompt about a fox", "a ｒed fox"])
-    reason = dedup.rules(prompts, min_words=2, max_tokens=10, edge_characters=0, n_tokens=np.array([5, 5, 3, 2, 99, 5]))
-    assert reason.to_list() == [None, "exact duplicate", "fewer than 2 words", "empty", "more than 10 tokens", "exact duplicate"]
+    prompts = pl.Series(
+        ["a red fox", "A  red FOX ", "fox", " ", "a very long prompt about a fox", "a ｒed fox"]
+    )
+    reason = dedup.rules(
+        prompts,
+        min_words=2,
+        max_tokens=10,
+        edge_characters=0,
+        n_tokens=np.array([5, 5, 3, 2, 99, 5]),
+    )
+    assert reason.to_list() == [
+        None,
+        "exact duplicate",
+        "fewer than 2 words",
+        "empty",
+        "more than 10 tokens",
+        "exact duplicate",
+    ]
 
 
 def test_rules_let_pass_what_is_just_at_a_limit():
     prompts = pl.Series(["a fox", "two owls", "fox"])
-    reason = dedup.rules(prompts, min_words=2, max_tokens=7, edge_characters=0, n_tokens=np.array([7, 8, 1]))
+    reason = dedup.rules(
+        prompts, min_words=2, max_tokens=7, edge_characters=0, n_tokens=np.array([7, 8, 1])
+    )
     assert reason.to_list() == [None, "more than 7 tokens", "fewer than 2 words"]
     with pytest.raises(ValueError, match="3 prompts, 2 token counts"):
-        dedup.rules(prompts, min_words=2, max_tokens=7, edge_characters=0, n_tokens=np.array([7, 8]))
+        dedup.rules(
+            prompts, min_words=2, max_tokens=7, edge_characters=0, n_tokens=np.array([7, 8])
+        )
 
 
 def test_a_missing_prompt_stays_missing_when_normalised():
-    assert dedup.normalised(pl.Series(["ÉCOLE", None, "A  Fox "])).to_list() == ["école", None, "a fox"]
+    assert dedup.normalised(pl.Series(["ÉCOLE", None, "A  Fox "])).to_list() == [
+        "école",
+        None,
+        "a fox",
+    ]
 
 
 def test_rules_can_drop_equal_openings_as_the_public_recipe_does():
-    prompts = pl.Series(["a painting of a fox, oil", "a painting of a cat, ink", "one dog in the rain, oil"])
+    prompts = pl.Series(
+        ["a painting of a fox, oil", "a painting of a cat, ink", "one dog in the rain, oil"]
+    )
     tokens = np.full(3, 5)
-    assert dedup.rules(prompts, min_words=1, max_tokens=9, edge_characters=0, n_tokens=tokens).null_count() == 3
-    reasons = dedup.rules(prompts, min_words=1, max_tokens=9, edge_characters=5, n_tokens=tokens).to_list()
+    assert (
+        dedup.rules(
+            prompts, min_words=1, max_tokens=9, edge_characters=0, n_tokens=tokens
+        ).null_count()
+        == 3
+    )
+    reasons = dedup.rules(
+        prompts, min_words=1, max_tokens=9, edge_characters=5, n_tokens=tokens
+    ).to_list()
     assert reasons == [None, "opening seen before", "ending seen before"]
 
 
@@ -104,7 +140,9 @@ def test_equal_prompts_and_equal_pictures_share_a_group():
     found = similarity.one_pass(rows_at(0, 90, 180, 270), 0.85, link=0.7)
     links = dedup.same(["fox", "owl", "fox", "cat"], ["1.png", "2.png", "3.png", "2.png"])
     assert dedup.balanced_groups(found, max_share=1, links=links)[0].tolist() == [0, 1, 0, 1]
-    assert [part.dtype for part in dedup.same([])] == [np.int64, np.int64], "no rows have no pairs, but pairs of numbers"
+    assert [part.dtype for part in dedup.same([])] == [np.int64, np.int64], (
+        "no rows have no pairs, but pairs of numbers"
+    )
 
 
 def test_folds_never_split_a_group_and_a_planted_leak_is_seen():
@@ -125,9 +163,16 @@ def test_the_leak_table_is_the_naive_one():
     x, fold = clustered(200), np.random.default_rng(0).integers(3, size=200)
     table = dedup.leaks(x, fold)
     across = np.where(fold[:, None] == fold, -1, x @ x.T).max(axis=1)
-    assert table["fold"].to_list() == [0, 1, 2] and table["rows"].to_list() == np.bincount(fold).tolist()
-    assert table["highest"].to_numpy() == pytest.approx([across[fold == f].max() for f in range(3)], abs=1e-6)
-    assert table["mean_highest"].to_numpy() == pytest.approx([across[fold == f].mean() for f in range(3)], abs=1e-6)
+    assert (
+        table["fold"].to_list() == [0, 1, 2]
+        and table["rows"].to_list() == np.bincount(fold).tolist()
+    )
+    assert table["highest"].to_numpy() == pytest.approx(
+        [across[fold == f].max() for f in range(3)], abs=1e-6
+    )
+    assert table["mean_highest"].to_numpy() == pytest.approx(
+        [across[fold == f].mean() for f in range(3)], abs=1e-6
+    )
 
 
 def test_the_longest_or_the_most_pictured_prompt_of_a_cluster_stays():
@@ -135,7 +180,9 @@ def test_the_longest_or_the_most_pictured_prompt_of_a_cluster_stays():
     assert dedup.walk_order(prompts).tolist() == [0, 1, 2, 3]
     assert dedup.walk_order(prompts, "longest").tolist() == [1, 2, 3, 0]
     assert dedup.walk_order(prompts, "most_pictures").tolist() == [0, 2, 1, 3]
-    found = similarity.one_pass(rows_at(0, 1, 2, 90), 0.85, order=dedup.walk_order(prompts, "longest"))
+    found = similarity.one_pass(
+        rows_at(0, 1, 2, 90), 0.85, order=dedup.walk_order(prompts, "longest")
+    )
     assert found.keeper.tolist() == [1, 1, 1, 3]
     with pytest.raises(ValueError, match="first, longest, most_pictures, got 'last'"):
         dedup.walk_order(prompts, "last")
@@ -149,13 +196,19 @@ def test_one_row_of_a_cluster_stays_or_none():
 
 def test_rules_within_a_source():
     prompts, scope = pl.Series(["a red fox"] * 3), pl.Series(["a", "b", "a"])
-    reason = dedup.rules(prompts, min_words=1, max_tokens=9, edge_characters=0, n_tokens=np.full(3, 5), scope=scope)
+    reason = dedup.rules(
+        prompts, min_words=1, max_tokens=9, edge_characters=0, n_tokens=np.full(3, 5), scope=scope
+    )
     assert reason.to_list() == [None, None, "exact duplicate"]
 
 
 def test_a_given_fold_file_is_honoured(tmp_path):
-    pl.DataFrame({"id": ["a", "b", "c", "gone"], "fold": [1, 0, 1, 0]}).write_csv(tmp_path / "folds.csv")
-    fold = dedup.given_folds(tmp_path / "folds.csv", ["a", "b", "c", "d", "e"], np.array([0, 1, 2, 2, 3]))
+    pl.DataFrame({"id": ["a", "b", "c", "gone"], "fold": [1, 0, 1, 0]}).write_csv(
+        tmp_path / "folds.csv"
+    )
+    fold = dedup.given_folds(
+        tmp_path / "folds.csv", ["a", "b", "c", "d", "e"], np.array([0, 1, 2, 2, 3])
+    )
     assert fold.tolist() == [1, 0, 1, 1, 0], "d follows its group, e fills the smallest fold"
     with pytest.raises(ValueError, match="none of its 4 ids"):
         dedup.given_folds(tmp_path / "folds.csv", ["x"], np.array([0]))
@@ -168,51 +221,106 @@ def test_rows_that_a_fold_file_does_not_name_go_where_their_group_is_first_or_fe
     pl.DataFrame({"id": [1, 2, 3], "fold": [1, 0, 0]}).write_csv(tmp_path / "folds.csv")
     ids = ["1", "2", "3", "new", "x", "y", "z"]
     fold = dedup.given_folds(tmp_path / "folds.csv", ids, np.array([5, 5, 6, 5, 7, 8, 7]))
-    assert fold.tolist() == [1, 0, 0, 1, 0, 1, 0], "new follows the first of its group, x and y fill what is smaller, z follows x"
+    assert fold.tolist() == [1, 0, 0, 1, 0, 1, 0], (
+        "new follows the first of its group, x and y fill what is smaller, z follows x"
+    )
     assert fold.dtype == np.int64
     pl.DataFrame({"id": ["1", "2"], "fold": [0, 0]}).write_csv(tmp_path / "one.csv")
     assert dedup.given_folds(tmp_path / "one.csv", ["1", "2"], np.array([0, 1])).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize(("table", "message"), [
-    ({"id": ["a"], "part": [0]}, r"folds.csv: columns are \['id', 'part'\], wanted id and fold"),
-    ({"id": ["a", "a"], "fold": [0, 1]}, r"each id named once; folds are \[0, 1\]"),
-    ({"id": ["a", "b"], "fold": ["0", "one"]}, r"folds are \[None, 0\]"),
-])
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            {"id": ["a"], "part": [0]},
+            r"folds.csv: columns are \['id', 'part'\], wanted id and fold",
+        ),
+        ({"id": ["a", "a"], "fold": [0, 1]}, r"each id named once; folds are \[0, 1\]"),
+        ({"id": ["a", "b"], "fold": ["0", "one"]}, r"folds are \[None, 0\]"),
+    ],
+)
 def test_a_fold_file_of_another_form_is_refused(tmp_path, table, message):
     pl.DataFrame(table).write_csv(tmp_path / "folds.csv")
     with pytest.raises(ValueError, match=message):
         dedup.given_folds(tmp_path / "folds.csv", ["a", "b"], np.array([0, 1]))
 
 
-ODD = ["A  red\tFOX ", "a ｒed fox", "ÉCOLE  d'été", "赤い狐が 眠る", "", " ", "fox", "a b c", "x " * 50, "a red fox"]
-CONTROL = ["a\x1cb\x1dc d", "\x00 a b c\x1f", "\x0ba\x0cb\rc\n"]  # libraries differ in which of these are white space
+ODD = [
+    "A  red\tFOX ",
+    "a ｒed fox",
+    "ÉCOLE  d'été",
+    "赤い狐が 眠る",
+    "",
+    " ",
+    "fox",
+    "a b c",
+    "x " * 50,
+    "a red fox",
+]
+CONTROL = [
+    "a\x1cb\x1dc d",
+    "\x00 a b c\x1f",
+    "\x0ba\x0cb\rc\n",
+]  # libraries differ in which of these are white space
 
 
 def test_the_rules_of_the_text_store_are_the_same_on_every_frame_library():
     import narwhals as nw
 
     frame = pl.DataFrame({"prompt": ODD + CONTROL})
-    answers = [nw.from_native(dedup.judged(native, min_words=3, max_characters=40)) for native in
-               (frame, frame.to_pandas(), frame.to_arrow())]
-    texts, reasons = ([answer[column].to_list() for answer in answers] for column in ("text", "reason"))
+    answers = [
+        nw.from_native(dedup.judged(native, min_words=3, max_characters=40))
+        for native in (frame, frame.to_pandas(), frame.to_arrow())
+    ]
+    texts, reasons = (
+        [answer[column].to_list() for answer in answers] for column in ("text", "reason")
+    )
     assert texts[0] == texts[1] == texts[2]
     assert texts[0][:4] == ["a red fox", "a red fox", "école d'été", "赤い狐が 眠る"]
     plain = [[None if r != r else r for r in reason] for reason in reasons]  # pandas writes NaN
     assert plain[0] == plain[1] == plain[2]
     short, long = "fewer than 3 words", "more than 40 characters"
-    assert plain[0] == [None, None, short, short, "empty", "empty", short, None, long, None, short, None, None]
+    assert plain[0] == [
+        None,
+        None,
+        short,
+        short,
+        "empty",
+        "empty",
+        short,
+        None,
+        long,
+        None,
+        short,
+        None,
+        None,
+    ]
     assert texts[0][-3:] == ["a\x1cb\x1dc d", "\x00 a b c\x1f", "a b c"]
 
 
 def test_a_text_store_keeps_the_first_of_equal_prompts_across_batches(tmp_path):
-    batches = [pl.DataFrame({"prompt": ODD[i:i + 3], "source": "list"}) for i in range(0, len(ODD), 3)]
-    tally = dedup.text_store(batches, tmp_path / "store.parquet", min_words=3, max_characters=40, known=pl.Series(["A B C"]),
-                             engine="polars")
+    batches = [
+        pl.DataFrame({"prompt": ODD[i : i + 3], "source": "list"}) for i in range(0, len(ODD), 3)
+    ]
+    tally = dedup.text_store(
+        batches,
+        tmp_path / "store.parquet",
+        min_words=3,
+        max_characters=40,
+        known=pl.Series(["A B C"]),
+        engine="polars",
+    )
     store = pl.read_parquet(tmp_path / "store.parquet").sort("row")
     assert store.rows() == [(0, "A  red\tFOX ", "list")]
-    assert tally == {"exact duplicate": 2, "empty": 2, "fewer than 3 words": 3, "more than 40 characters": 1, "already known": 1,
-                     "kept": 1}
+    assert tally == {
+        "exact duplicate": 2,
+        "empty": 2,
+        "fewer than 3 words": 3,
+        "more than 40 characters": 1,
+        "already known": 1,
+        "kept": 1,
+    }
     assert [f.name for f in tmp_path.iterdir()] == ["store.parquet"]
     with pytest.raises(ValueError, match="auto, polars or cudf, got 'spark'"):
         dedup.frame_engine("spark")
@@ -220,22 +328,33 @@ def test_a_text_store_keeps_the_first_of_equal_prompts_across_batches(tmp_path):
 
 def test_a_text_store_numbers_its_rows_over_all_batches(tmp_path):
     texts = [f"the prompt number {i}" for i in range(300)]
-    batches = [pl.DataFrame({"source": f"list {i}", "prompt": texts[i:i + 100]}) for i in range(0, 300, 100)]
+    batches = [
+        pl.DataFrame({"source": f"list {i}", "prompt": texts[i : i + 100]})
+        for i in range(0, 300, 100)
+    ]
     tally = dedup.text_store(batches, tmp_path / "new" / "store" / "all.parquet", engine="polars")
     store = pl.read_parquet(tmp_path / "new" / "store" / "all.parquet")
-    assert store.sort("row").rows() == [(i, text, f"list {i // 100 * 100}") for i, text in enumerate(texts)]
+    assert store.sort("row").rows() == [
+        (i, text, f"list {i // 100 * 100}") for i, text in enumerate(texts)
+    ]
     assert tally["kept"] == tally.total() == 300
 
 
 def test_a_text_store_is_made_distinct_in_64_parts(tmp_path):
-    batches = [pl.DataFrame({"prompt": [f"the prompt number {i}" for i in range(1000)], "source": "list"})]
+    batches = [
+        pl.DataFrame({"prompt": [f"the prompt number {i}" for i in range(1000)], "source": "list"})
+    ]
     dedup._divide(batches, tmp_path, "polars", min_words=3, max_characters=99)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{part:03}.parquet" for part in range(64)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        f"{part:03}.parquet" for part in range(64)
+    ]
 
 
 def test_a_text_store_takes_three_words_to_two_thousand_characters(tmp_path):
     texts = ["a fox", "a red fox", "a red " + "x" * 1994, "a red " + "x" * 1995]
-    tally = dedup.text_store([pl.DataFrame({"prompt": texts, "source": "list"})], tmp_path / "store.parquet")
+    tally = dedup.text_store(
+        [pl.DataFrame({"prompt": texts, "source": "list"})], tmp_path / "store.parquet"
+    )
     assert pl.read_parquet(tmp_path / "store.parquet")["prompt"].sort().to_list() == texts[1:3]
     assert tally["fewer than 3 words"] == tally["more than 2000 characters"] == 1
 
@@ -246,7 +365,11 @@ def test_frames_are_cudf_s_only_on_a_gpu(monkeypatch):
     with pytest.raises(ValueError, match="no GPU is usable; use auto or polars"):
         dedup.frame_engine("cudf")
     for usable, engine in ((False, "polars"), (True, "cudf")):
-        monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda usable=usable: usable)))
+        monkeypatch.setitem(
+            sys.modules,
+            "cupy",
+            SimpleNamespace(cuda=SimpleNamespace(is_available=lambda usable=usable: usable)),
+        )
         assert (dedup.frame_engine("auto"), dedup.frame_engine("polars")) == (engine, "polars")
     assert dedup.frame_engine("cudf") == "cudf"
 
@@ -263,9 +386,16 @@ print(tally["kept"], tally["exact duplicate"], resource.getrusage(resource.RUSAG
 def test_a_million_prompts_pass_the_rules_within_2_gb(tmp_path):
     with open(tmp_path / "prompts.txt", "w", encoding="utf-8") as stream:
         for n in range(1_000_000):
-            stream.write(f"a highly detailed painting of the {n % 900_000}th fox, in the style of an old master, oil on canvas\n")
-    run = subprocess.run([sys.executable, "-c", MILLION, tmp_path / "prompts.txt", tmp_path / "store.parquet"], cwd=ROOT,
-                         capture_output=True, text=True, timeout=120)
+            stream.write(
+                f"a highly detailed painting of the {n % 900_000}th fox, in the style of an old master, oil on canvas\n"
+            )
+    run = subprocess.run(
+        [sys.executable, "-c", MILLION, tmp_path / "prompts.txt", tmp_path / "store.parquet"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     kept, duplicates, peak = map(int, run.stdout.split())
     assert (kept, duplicates) == (900_000, 100_000)

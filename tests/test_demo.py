@@ -16,8 +16,17 @@ from PIL import Image
 from src import demo
 from src.paths import ROOT
 
-SIZES = {"train_scenes": 90, "test_scenes": 6, "text_prompts": 40, "align_scenes": 24, "align_epochs": 1, "train_size": 96,
-         "test_size": 128, "clip_size": 64, "seed": 5}
+SIZES = {
+    "train_scenes": 90,
+    "test_scenes": 6,
+    "text_prompts": 40,
+    "align_scenes": 24,
+    "align_epochs": 1,
+    "train_size": 96,
+    "test_size": 128,
+    "clip_size": 64,
+    "seed": 5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +46,9 @@ def test_layout_and_counts(folder: Path) -> None:
     assert [*train[0]] == ["file_name", "prompt", "subject", "style"] and len(train) == 90
     assert all(Image.open(folder / "train" / row["file_name"]).size == (96, 96) for row in train)
     pictures = sorted((folder / "test/images").iterdir())
-    assert [p.stem for p in pictures] == [row["imgId"] for row in rows(folder / "truth/prompts.csv")]
+    assert [p.stem for p in pictures] == [
+        row["imgId"] for row in rows(folder / "truth/prompts.csv")
+    ]
     assert {Image.open(p).size for p in pictures} == {(128, 128)} and len(pictures) == 6
     assert all(len(p.stem) == 9 and int(p.stem, 16) >= 0 for p in pictures)
     texts = (folder / "text/prompts.txt").read_text().splitlines()
@@ -47,18 +58,24 @@ def test_layout_and_counts(folder: Path) -> None:
 def test_sample_submission_is_in_the_competition_s_form(folder: Path) -> None:
     sample = rows(folder / "test/sample_submission.csv")
     ids = [row["imgId"] for row in rows(folder / "truth/prompts.csv")]
-    assert [row["imgId_eId"] for row in sample] == [f"{i}_{e}" for i in sorted(ids) for e in range(384)]
+    assert [row["imgId_eId"] for row in sample] == [
+        f"{i}_{e}" for i in sorted(ids) for e in range(384)
+    ]
     assert {row["val"] for row in sample} == {"0.0"}
 
 
 def test_test_prompts_are_far_from_everything_else(folder: Path) -> None:
     asked = demo.embed([row["prompt"] for row in rows(folder / "truth/prompts.csv")])
-    known = [row["prompt"] for row in rows(folder / "train/metadata.csv")] + (folder / "text/prompts.txt").read_text().splitlines()
+    known = [row["prompt"] for row in rows(folder / "train/metadata.csv")] + (
+        folder / "text/prompts.txt"
+    ).read_text().splitlines()
     assert (asked @ demo.embed(known).T).max() <= demo.NEAR
 
 
 def test_a_third_of_training_are_near_duplicates() -> None:
-    prompts = [demo.prompt(scene) for scene in demo.plan(3, 600, "train", taken=set(), duplicates=0.335)]
+    prompts = [
+        demo.prompt(scene) for scene in demo.plan(3, 600, "train", taken=set(), duplicates=0.335)
+    ]
     x = demo.embed(prompts)
     kept: list[int] = []
     for i in range(len(x)):
@@ -70,31 +87,52 @@ def test_a_third_of_training_are_near_duplicates() -> None:
 
 def test_same_seed_same_bytes_whatever_the_workers(tmp_path: Path, folder: Path) -> None:
     scenes = demo.plan(5, 90, "train", taken=set(), duplicates=0.335)
-    assert [demo.prompt(s) for s in scenes] == [row["prompt"] for row in rows(folder / "train/metadata.csv")]
+    assert [demo.prompt(s) for s in scenes] == [
+        row["prompt"] for row in rows(folder / "train/metadata.csv")
+    ]
     for i in (0, 41, 89):
         demo._save((scenes[i], 96, str(tmp_path / "one.jpg")))
-        assert (tmp_path / "one.jpg").read_bytes() == (folder / f"train/images/{i:06d}.jpg").read_bytes()
+        assert (tmp_path / "one.jpg").read_bytes() == (
+            folder / f"train/images/{i:06d}.jpg"
+        ).read_bytes()
     assert demo.extra_prompts(5, 20) == demo.extra_prompts(5, 20) != demo.extra_prompts(6, 20)
 
 
 def test_every_part_of_the_grammar_changes_the_picture() -> None:
     fox = next(code for code, noun in demo.drawings() if noun == "fox")
     scene = demo.Scene((demo.Subject(fox, "fox"),), "beach", "photo", "", (0, 0, 0, 0), (), 7)
-    changes = [*({"style": s} for s in demo.STYLES), *({"light": v} for v in demo.LIGHTS if v),
-               *({"setting": s} for s in demo.SETTINGS if s != "beach"), {"subjects": (demo.Subject(fox, "fox", 3),)},
-               {"subjects": (demo.Subject(fox, "fox", 1, "tiny"),)}, {"subjects": (demo.Subject(fox, "fox", 1, "", "blue"),)}]
+    changes = [
+        *({"style": s} for s in demo.STYLES),
+        *({"light": v} for v in demo.LIGHTS if v),
+        *({"setting": s} for s in demo.SETTINGS if s != "beach"),
+        {"subjects": (demo.Subject(fox, "fox", 3),)},
+        {"subjects": (demo.Subject(fox, "fox", 1, "tiny"),)},
+        {"subjects": (demo.Subject(fox, "fox", 1, "", "blue"),)},
+    ]
     pictures = [demo.render(replace(scene, **change), 64).tobytes() for change in changes]
     assert len(set(pictures)) == len(pictures)
 
 
-@pytest.mark.parametrize(("noun", "several"), [("wolf", "wolves"), ("cup of tea", "cups of tea"), ("cherry", "cherries"),
-                                               ("ox", "oxen"), ("tropical fish", "tropical fish"), ("torch", "torches"),
-                                               ("house with a garden", "houses with a garden"), ("tomato", "tomatoes")])
+@pytest.mark.parametrize(
+    ("noun", "several"),
+    [
+        ("wolf", "wolves"),
+        ("cup of tea", "cups of tea"),
+        ("cherry", "cherries"),
+        ("ox", "oxen"),
+        ("tropical fish", "tropical fish"),
+        ("torch", "torches"),
+        ("house with a garden", "houses with a garden"),
+        ("tomato", "tomatoes"),
+    ],
+)
 def test_plurals(noun: str, several: str) -> None:
     assert demo.plural(noun) == several
 
 
-def test_clip_loads_after_being_moved(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_loads_after_being_moved(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import open_clip
     import torch
 
@@ -103,12 +141,20 @@ def test_clip_loads_after_being_moved(folder: Path, tmp_path: Path, monkeypatch:
     shutil.copytree(folder / "clip", there)
     config = json.loads((there / "open_clip_config.json").read_text())
     assert str(folder) not in json.dumps(config) and str(ROOT) not in json.dumps(config)
-    text = {**config["model_cfg"]["text_cfg"], "hf_model_name": str(there), "hf_model_pretrained": False}
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{there}", text_cfg=text)
+    text = {
+        **config["model_cfg"]["text_cfg"],
+        "hf_model_name": str(there),
+        "hf_model_pretrained": False,
+    }
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        f"local-dir:{there}", text_cfg=text
+    )
     tokens = open_clip.get_tokenizer(f"local-dir:{there}")(["two foxes on a beach", "a rocket"])
     picture = preprocess(Image.open(next((folder / "test/images").iterdir())))
     with torch.inference_mode():
-        assert model.eval().encode_image(picture[None]).shape == (1, 384) and model.encode_text(tokens).shape == (2, 384)
+        assert model.eval().encode_image(picture[None]).shape == (1, 384) and model.encode_text(
+            tokens
+        ).shape == (2, 384)
     assert picture.shape == (3, 64, 64) and list(model.visual.image_mean) == [0.5, 0.5, 0.5]
 
 
@@ -118,7 +164,10 @@ def test_imagenet_weights_know_a_drawn_animal() -> None:
     drawn = []
     for noun in ("zebra", "banana", "guitar"):
         code = next(code for code, name in demo.drawings() if name == noun)
-        scenes = [demo.Scene((demo.Subject(code, noun),), where, "photo", "", (0, 0, 0, 0), (), 1) for where in ("beach", "road")]
+        scenes = [
+            demo.Scene((demo.Subject(code, noun),), where, "photo", "", (0, 0, 0, 0), (), 1)
+            for where in ("beach", "road")
+        ]
         drawn += [np.asarray(demo.render(scene, 96)) for scene in scenes]
     x = demo.image_features(model, np.stack(drawn))
     x -= x.mean(axis=0)
@@ -129,8 +178,14 @@ def test_imagenet_weights_know_a_drawn_animal() -> None:
 
 def test_stamp(folder: Path, tmp_path: Path) -> None:
     assert demo.is_current(folder, **SIZES) and demo.is_current(folder, **SIZES, workers=1)
-    assert not demo.is_current(folder, **{**SIZES, "seed": 6}) and not demo.is_current(tmp_path, **SIZES)
-    for lost in (next((folder / "train" / "images").iterdir()), folder / "truth" / "prompts.csv", folder / "clip" / "vocab.txt"):
+    assert not demo.is_current(folder, **{**SIZES, "seed": 6}) and not demo.is_current(
+        tmp_path, **SIZES
+    )
+    for lost in (
+        next((folder / "train" / "images").iterdir()),
+        folder / "truth" / "prompts.csv",
+        folder / "clip" / "vocab.txt",
+    ):
         content = lost.read_bytes()
         lost.unlink()
         assert not demo.is_current(folder, **SIZES), lost
@@ -148,4 +203,9 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_import_is_light() -> None:
     code = "import sys, src.demo; print(sorted({'torch', 'open_clip', 'transformers', 'polars'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -9,14 +9,25 @@ from src import artifacts, encoder
 from tests import toy
 
 
-@pytest.mark.parametrize(("capability", "native", "offered", "bf16"), [
-    ("AVX512", True, True, True),  # AMD Zen 4, Intel Sapphire Rapids
-    ("AVX512", False, True, False),  # Intel Skylake to Ice Lake: oneDNN computes it with fp32's instructions, slower
-    ("AVX512", None, True, False),  # the same in a torch that does not tell
-    ("AVX2", False, False, False),  # AMD Zen 3
-    ("DEFAULT", False, True, True),  # ARM
-], ids=["AVX-512 with bf16", "AVX-512 alone", "AVX-512, older torch", "AVX2", "ARM"])
-def test_bf16_is_used_only_where_the_cpu_multiplies_it(monkeypatch, capability, native, offered, bf16):
+@pytest.mark.parametrize(
+    ("capability", "native", "offered", "bf16"),
+    [
+        ("AVX512", True, True, True),  # AMD Zen 4, Intel Sapphire Rapids
+        (
+            "AVX512",
+            False,
+            True,
+            False,
+        ),  # Intel Skylake to Ice Lake: oneDNN computes it with fp32's instructions, slower
+        ("AVX512", None, True, False),  # the same in a torch that does not tell
+        ("AVX2", False, False, False),  # AMD Zen 3
+        ("DEFAULT", False, True, True),  # ARM
+    ],
+    ids=["AVX-512 with bf16", "AVX-512 alone", "AVX-512, older torch", "AVX2", "ARM"],
+)
+def test_bf16_is_used_only_where_the_cpu_multiplies_it(
+    monkeypatch, capability, native, offered, bf16
+):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: offered)
     if native is None:
@@ -29,7 +40,9 @@ def test_bf16_is_used_only_where_the_cpu_multiplies_it(monkeypatch, capability, 
 
 def test_a_copy_is_the_same_clip_and_a_changed_file_makes_another(tmp_path):
     name, copy = toy.write_clip(tmp_path / "clip"), tmp_path / "copy"
-    shutil.copytree(tmp_path / "clip", copy, copy_function=shutil.copyfile)  # the files' times are lost
+    shutil.copytree(
+        tmp_path / "clip", copy, copy_function=shutil.copyfile
+    )  # the files' times are lost
     fingerprint = encoder.load(name, device="cpu").fingerprint
     (copy / ".cache").mkdir()
     (copy / ".cache" / "downloaded").write_text("today")

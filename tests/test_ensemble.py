@@ -19,7 +19,9 @@ FOLD = np.arange(400) % 4
 def test_equation_6_by_hand():
     fox, owl = np.array([[1, 0]], np.float32), np.array([[0, 1]], np.float32)
     np.testing.assert_allclose(ensemble.blend(fox, owl, 0.75), [[0.9486833, 0.3162278]], atol=1e-6)
-    np.testing.assert_allclose(ensemble.blend(9 * fox, owl, 0.75), [[0.9486833, 0.3162278]], atol=1e-6)
+    np.testing.assert_allclose(
+        ensemble.blend(9 * fox, owl, 0.75), [[0.9486833, 0.3162278]], atol=1e-6
+    )
     np.testing.assert_array_equal(ensemble.blend(fox, owl, 1), fox)
 
 
@@ -81,7 +83,9 @@ def test_a_flat_range_may_reach_both_ends():
 def test_two_weights_are_alpha():
     weights = ensemble.fit_weights(TRUTH, {"a": A, "b": B})
     assert weights["a"] == pytest.approx(ensemble.search_alpha(TRUTH, A, B), abs=1e-3)
-    np.testing.assert_allclose(ensemble.combine({"a": A, "b": B}, weights), ensemble.blend(A, B, weights["a"]), atol=1e-6)
+    np.testing.assert_allclose(
+        ensemble.combine({"a": A, "b": B}, weights), ensemble.blend(A, B, weights["a"]), atol=1e-6
+    )
 
 
 def test_three_weights_are_the_best_of_a_grid():
@@ -89,15 +93,21 @@ def test_three_weights_are_the_best_of_a_grid():
     members = {"a": A, "b": B, "c": c}
     found = avg_cos(TRUTH, ensemble.combine(members, ensemble.fit_weights(TRUTH, members)))
     grid = [(i / 40, j / 40, (40 - i - j) / 40) for i in range(41) for j in range(41 - i)]
-    best = max(avg_cos(TRUTH, ensemble.combine(members, dict(zip(members, w, strict=True)))) for w in grid)
+    best = max(
+        avg_cos(TRUTH, ensemble.combine(members, dict(zip(members, w, strict=True)))) for w in grid
+    )
     assert found >= best - 1e-5
 
 
 def test_a_member_that_adds_nothing_has_weight_exactly_zero():
     random = np.random.default_rng(3)
     noise = unit(random.standard_normal(TRUTH.shape).astype(np.float32))
-    worse = unit(A + 0.3 * random.standard_normal(TRUTH.shape).astype(np.float32))  # A again, with noise of its own
-    weights = ensemble.fit_weights(TRUTH, {"noise": noise, "a": A, "a again": A, "b": B, "worse": worse})
+    worse = unit(
+        A + 0.3 * random.standard_normal(TRUTH.shape).astype(np.float32)
+    )  # A again, with noise of its own
+    weights = ensemble.fit_weights(
+        TRUTH, {"noise": noise, "a": A, "a again": A, "b": B, "worse": worse}
+    )
     assert weights["noise"] == 0 and weights["worse"] == 0
     assert min(weights["a"], weights["a again"]) == 0 and weights["a"] + weights["a again"] > 0.5
     assert sum(weights.values()) == pytest.approx(1)
@@ -107,13 +117,21 @@ def test_the_optimiser_s_gradient_is_that_of_its_loss():
     along, gram = ensemble._products(TRUTH, {"a": A, "b": B, "c": unit(A + B[::-1])})
     for weight in ([0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.0, 0.7, 0.3]):
         loss, slope = ensemble._loss(np.array(weight), along, gram)
-        assert loss == pytest.approx(-avg_cos(TRUTH, unit(weight[0] * A + weight[1] * B + weight[2] * unit(A + B[::-1]))), abs=1e-6)
-        assert slope == pytest.approx(approx_fprime(np.array(weight), lambda w: ensemble._loss(w, along, gram)[0], 1e-6), abs=1e-5)
+        assert loss == pytest.approx(
+            -avg_cos(TRUTH, unit(weight[0] * A + weight[1] * B + weight[2] * unit(A + B[::-1]))),
+            abs=1e-6,
+        )
+        assert slope == pytest.approx(
+            approx_fprime(np.array(weight), lambda w: ensemble._loss(w, along, gram)[0], 1e-6),
+            abs=1e-5,
+        )
 
 
 def test_the_optimum_gives_what_it_does_not_need_nothing_at_all():
     noise = unit(np.random.default_rng(3).standard_normal(TRUTH.shape).astype(np.float32))
-    found = ensemble._optimum(*ensemble._products(TRUTH, {"a": A, "against": -TRUTH, "noise": noise, "b": B}))
+    found = ensemble._optimum(
+        *ensemble._products(TRUTH, {"a": A, "against": -TRUTH, "noise": noise, "b": B})
+    )
     assert found[1] == 0 and found.sum() == pytest.approx(1, abs=1e-12) and (found >= 0).all()
 
 
@@ -124,13 +142,22 @@ def test_one_member_has_all_the_weight():
 
 def test_what_a_member_adds_is_judged_by_groups():
     groups = np.arange(400) // 200
-    members = {"a": np.where((groups == 0)[:, None], A, unit(A + 4 * B)), "b": B}  # two draws say less than 400 rows
-    by_rows, by_groups = ensemble.fit_weights(TRUTH, members), ensemble.fit_weights(TRUTH, members, groups=groups)
+    members = {
+        "a": np.where((groups == 0)[:, None], A, unit(A + 4 * B)),
+        "b": B,
+    }  # two draws say less than 400 rows
+    by_rows, by_groups = (
+        ensemble.fit_weights(TRUTH, members),
+        ensemble.fit_weights(TRUTH, members, groups=groups),
+    )
     assert by_rows["b"] > 0.1 and by_groups == {"a": 1, "b": 0}
     others = {name: x[FOLD != 1] for name, x in members.items()}
     for judged, theirs in ((None, None), (groups, groups[FOLD != 1])):
         crossed = ensemble.cross_fit_weights(TRUTH, members, FOLD, groups=judged)[1]
-        assert crossed.row(1, named=True) == {"fold": 1, **ensemble.fit_weights(TRUTH[FOLD != 1], others, groups=theirs)}
+        assert crossed.row(1, named=True) == {
+            "fold": 1,
+            **ensemble.fit_weights(TRUTH[FOLD != 1], others, groups=theirs),
+        }
 
 
 def test_weights_are_cross_fitted():
@@ -138,7 +165,9 @@ def test_weights_are_cross_fitted():
     a[FOLD == 0] = B[::-1][FOLD == 0]  # in fold 0 alone A is useless, so the others are not warned
     prediction, weights = ensemble.cross_fit_weights(TRUTH, {"a": a, "b": B}, FOLD)
     assert weights["fold"].to_list() == [0, 1, 2, 3] and weights["a"][0] > weights["a"][1:].max()
-    mine = ensemble.combine({"a": a[FOLD == 2], "b": B[FOLD == 2]}, weights.drop("fold").row(2, named=True))
+    mine = ensemble.combine(
+        {"a": a[FOLD == 2], "b": B[FOLD == 2]}, weights.drop("fold").row(2, named=True)
+    )
     np.testing.assert_array_equal(prediction[FOLD == 2], mine)
 
 
@@ -146,12 +175,19 @@ def test_shuffled_ids_are_noticed():
     members = {"a": A, "b": B}
     assert ensemble.check_pairing(TRUTH, members, FOLD)["errors"].min() > 10
     wrong = A.copy()
-    wrong[FOLD == 1] = np.roll(A[FOLD == 1], 1, axis=0)  # in one fold alone each row is that of its neighbour
-    with pytest.raises(ValueError, match=r"1 of 8 blocks of rows fit their own partner no better.*a in block 1: .*shuffled"):
+    wrong[FOLD == 1] = np.roll(
+        A[FOLD == 1], 1, axis=0
+    )  # in one fold alone each row is that of its neighbour
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 8 blocks of rows fit their own partner no better.*a in block 1: .*shuffled",
+    ):
         ensemble.check_pairing(TRUTH, {"a": wrong, "b": B}, FOLD)
     three = ", ".join(f"'x in block {f}: [^']*'" for f in range(3))
     with pytest.raises(ValueError, match=rf"^8 of 8 blocks .*, e.g. \[{three}\]"):
-        ensemble.check_pairing(TRUTH, {"x": np.roll(A, 4, axis=0), "y": np.roll(B, 4, axis=0)}, FOLD)
+        ensemble.check_pairing(
+            TRUTH, {"x": np.roll(A, 4, axis=0), "y": np.roll(B, 4, axis=0)}, FOLD
+        )
     constant = np.tile(unit(TRUTH.mean(axis=0, keepdims=True)), (len(TRUTH), 1))
     with pytest.raises(ValueError, match="knows nothing of the picture"):
         ensemble.check_pairing(TRUTH, {"mean": constant})
@@ -185,10 +221,18 @@ def test_members_are_read_by_name_and_meet_by_id(tmp_path):
     assert list(found) == ["model_a", "wide", "model_b"]
     for name, x in (("model_a", A), ("wide", -A), ("model_b", B)):
         np.testing.assert_array_equal(found[name], x)
-    tests = paths.TEST.format(row="model_a"), paths.TEST.format(row="wide"), paths.TEST_B.format(member="model_b")
+    tests = (
+        paths.TEST.format(row="model_a"),
+        paths.TEST.format(row="wide"),
+        paths.TEST_B.format(member="model_b"),
+    )
     for base, x in zip(tests, (B, -B, A), strict=True):
         artifacts.save_embeddings(tmp_path / base, ids, x)
-    assert [float(x[0, 0]) for x in ensemble.load_members(tmp_path, ids, "test").values()] == [B[0, 0], -B[0, 0], A[0, 0]]
+    assert [float(x[0, 0]) for x in ensemble.load_members(tmp_path, ids, "test").values()] == [
+        B[0, 0],
+        -B[0, 0],
+        A[0, 0],
+    ]
     artifacts.save_json(tmp_path / paths.MEMBERS_B, {"members": ["wide"]})
     with pytest.raises(ValueError, match="share the names .'wide'."):
         ensemble.member_names(tmp_path)
@@ -196,53 +240,93 @@ def test_members_are_read_by_name_and_meet_by_id(tmp_path):
 
 def test_agreement_is_between_the_sides():
     members, sides = {"a": A, "a2": TRUTH, "b": B}, (["a", "a2"], ["b"])
-    np.testing.assert_allclose(ensemble.agreement(members, {"a": 0.6, "a2": 0, "b": 0.4}, sides), cosines(A, B), atol=1e-6)
+    np.testing.assert_allclose(
+        ensemble.agreement(members, {"a": 0.6, "a2": 0, "b": 0.4}, sides), cosines(A, B), atol=1e-6
+    )
     both = ensemble.agreement(members, {"a": 0, "a2": 0, "b": 1}, sides)
     np.testing.assert_allclose(both, cosines(unit(A + TRUTH), B), atol=1e-6)
 
 
 def test_confidence_is_learnt_from_the_prediction_and_the_agreement():
     random = np.random.default_rng(1)
-    prediction, agree = unit(random.standard_normal((3000, 8)).astype(np.float32)), random.uniform(0.2, 0.9, 3000)
+    prediction, agree = (
+        unit(random.standard_normal((3000, 8)).astype(np.float32)),
+        random.uniform(0.2, 0.9, 3000),
+    )
     expected = 0.6 + 0.2 * prediction[:, 0] + 0.1 * agree
     cosine = (expected + random.normal(0, 0.05, 3000)).astype(np.float32)
     fitted = ensemble.fit_confidence(prediction, agree, cosine)
     np.testing.assert_allclose(fitted(prediction, agree), expected, atol=0.02)
-    np.testing.assert_allclose([fitted.weight[0], *fitted.weight[1:], fitted.agreement], [0.2, *[0] * 7, 0.1], atol=0.02)
+    np.testing.assert_allclose(
+        [fitted.weight[0], *fitted.weight[1:], fitted.agreement], [0.2, *[0] * 7, 0.1], atol=0.02
+    )
     again = ensemble.Confidence(**json.loads(json.dumps(vars(fitted))))
     assert again == fitted and fitted(prediction, agree).dtype == np.float32
     far = fitted(100 * prediction[:50], agree[:50])  # no picture gets what none of the rows had
-    assert set(far.tolist()) <= {np.float32(fitted.low), np.float32(fitted.high)} and -1 <= fitted.low < fitted.high <= 1
+    assert (
+        set(far.tolist()) <= {np.float32(fitted.low), np.float32(fitted.high)}
+        and -1 <= fitted.low < fitted.high <= 1
+    )
 
 
 def test_confidence_of_a_fold_comes_from_the_others():
     random = np.random.default_rng(2)
-    prediction, agree, cosine = unit(random.standard_normal((300, 8)).astype(np.float32)), random.random(300), random.random(300)
+    prediction, agree, cosine = (
+        unit(random.standard_normal((300, 8)).astype(np.float32)),
+        random.random(300),
+        random.random(300),
+    )
     fold = np.arange(300) % 3
     crossed = ensemble.cross_fit_confidence(prediction, agree, cosine, fold)
     mine = fold == 1
-    alone = ensemble.fit_confidence(prediction[~mine], agree[~mine], cosine[~mine])(prediction[mine], agree[mine])
+    alone = ensemble.fit_confidence(prediction[~mine], agree[~mine], cosine[~mine])(
+        prediction[mine], agree[mine]
+    )
     np.testing.assert_array_equal(crossed[mine], alone)
 
 
 @pytest.mark.parametrize("rows", [2, 3, 10])
 def test_confidence_of_a_few_rows_is_finite(rows):
-    prediction, cosine = unit(np.random.default_rng(0).standard_normal((rows, 384)).astype(np.float32)), np.linspace(0.2, 0.4, rows)
-    found = ensemble.fit_confidence(prediction, np.full(rows, 0.5), cosine)(prediction, np.full(rows, 0.5))
+    prediction, cosine = (
+        unit(np.random.default_rng(0).standard_normal((rows, 384)).astype(np.float32)),
+        np.linspace(0.2, 0.4, rows),
+    )
+    found = ensemble.fit_confidence(prediction, np.full(rows, 0.5), cosine)(
+        prediction, np.full(rows, 0.5)
+    )
     assert (found >= 0.1).all() and (found <= 0.5).all()
 
 
 def test_slices():
     table = ensemble.by_label(np.array([0.9, 0.7, 0.2, 0.4]), ["owl", "owl", "fox", "fox"])
-    assert table.select("label", "rows", "avg_cos").rows() == [("fox", 2, pytest.approx(0.3)), ("owl", 2, pytest.approx(0.8))]
+    assert table.select("label", "rows", "avg_cos").rows() == [
+        ("fox", 2, pytest.approx(0.3)),
+        ("owl", 2, pytest.approx(0.8)),
+    ]
     values, groups = np.random.default_rng(2).uniform(size=60), np.arange(60) // 5
-    table = ensemble.by_label(values, ["owl"] * 20 + ["cat"] * 40, groups=groups, seed=3, samples=50)
+    table = ensemble.by_label(
+        values, ["owl"] * 20 + ["cat"] * 40, groups=groups, seed=3, samples=50
+    )
     for label, mine in (("owl", slice(20)), ("cat", slice(20, 60))):
         found = ensemble.bootstrap(values[mine], groups=groups[mine], samples=50, seed=3)
-        assert table.row(by_predicate=pl.col("label") == label)[2:] == (found.mean, found.low, found.high)
+        assert table.row(by_predicate=pl.col("label") == label)[2:] == (
+            found.mean,
+            found.low,
+            found.high,
+        )
     found = ensemble.bootstrap(values, samples=1000, seed=0)
-    assert ensemble.by_label(values, ["owl"] * 60).row(0) == ("owl", 60, found.mean, found.low, found.high)
-    assert ensemble.by_label(np.ones(4), ["owl", "fox", "cat", "fox"])["label"].to_list() == ["cat", "fox", "owl"]
+    assert ensemble.by_label(values, ["owl"] * 60).row(0) == (
+        "owl",
+        60,
+        found.mean,
+        found.low,
+        found.high,
+    )
+    assert ensemble.by_label(np.ones(4), ["owl", "fox", "cat", "fox"])["label"].to_list() == [
+        "cat",
+        "fox",
+        "owl",
+    ]
 
 
 def test_the_standard_error_counts_a_group_once():
@@ -257,7 +341,9 @@ def test_the_interval_is_that_of_the_normal_distribution():
     found = ensemble.bootstrap(values, seed=1)
     half = 1.96 * values.std() / np.sqrt(2000)
     assert found.mean == pytest.approx(values.mean())
-    np.testing.assert_allclose([found.low, found.high], [values.mean() - half, values.mean() + half], atol=half / 10)
+    np.testing.assert_allclose(
+        [found.low, found.high], [values.mean() - half, values.mean() + half], atol=half / 10
+    )
 
 
 def test_copies_in_a_group_do_not_narrow_the_interval():
@@ -278,7 +364,9 @@ def test_the_interval_is_of_2000_resamples_drawn_in_parts():
     drawn = np.random.default_rng(4).integers(3000, size=(2000, 3000))
     expected = values[drawn].mean(axis=1)
     found = ensemble.bootstrap(values, seed=4)
-    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(expected, [2.5, 97.5])), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.percentile(expected, [2.5, 97.5])), abs=1e-12
+    )
     assert found == ensemble.bootstrap(values, seed=4) != ensemble.bootstrap(values)
     assert ensemble.bootstrap(values) == ensemble.bootstrap(values, seed=0, samples=2000)
 
@@ -295,12 +383,19 @@ def test_the_paired_interval_is_narrower_than_the_models_are_apart():
 
 
 def test_table_1():
-    rows = [Scored("Model A", 400, cosines(TRUTH, A), 12.5), Scored("Model B", 900, cosines(TRUTH, B), 3)]
+    rows = [
+        Scored("Model A", 400, cosines(TRUTH, A), 12.5),
+        Scored("Model B", 900, cosines(TRUTH, B), 3),
+    ]
     table = ensemble.table1(rows, groups=np.arange(400) // 2)
     assert table.columns == ["model", "rows_trained", "avg_cos", "low", "high", "seconds", "paper"]
     assert table["model"].to_list() == ["Model A", "Model B"]
     assert table["avg_cos"][0] == pytest.approx(avg_cos(TRUTH, A))
-    assert table.select((pl.col("low") < pl.col("avg_cos")) & (pl.col("avg_cos") < pl.col("high"))).to_series().all()
+    assert (
+        table.select((pl.col("low") < pl.col("avg_cos")) & (pl.col("avg_cos") < pl.col("high")))
+        .to_series()
+        .all()
+    )
     found = ensemble.bootstrap(cosines(TRUTH, B), groups=np.arange(400) // 2)
     assert table.row(1) == ("Model B", 900, found.mean, found.low, found.high, 3, 0.5531)
     table = ensemble.table1(rows, samples=30, seed=5)
@@ -308,7 +403,15 @@ def test_table_1():
 
 
 def test_the_paper_s_table_stands_beside():
-    names = ["CLIP", "CLIP + data filter 1", "CLIP + data filter 2", "Model A", "Model B", "Ensemble", "Ensemble of all members"]
+    names = [
+        "CLIP",
+        "CLIP + data filter 1",
+        "CLIP + data filter 2",
+        "Model A",
+        "Model B",
+        "Ensemble",
+        "Ensemble of all members",
+    ]
     table = ensemble.table1([Scored(name, 4, np.ones(4), None) for name in names])
     assert table["paper"].to_list() == [0.5642, 0.5684, 0.5721, 0.5753, 0.5531, 0.5961, None]
     assert table["seconds"].null_count() == 7 and ensemble.OF_ALL == names[-1]
@@ -330,7 +433,10 @@ def test_the_paper_s_table_stands_beside():
         (lambda: ensemble.bootstrap(np.array([])), "0 values, 0 of them NaN or infinite"),
         (lambda: ensemble.bootstrap(np.ones(3), groups=np.ones(2)), "2 groups for 3 values"),
         (lambda: ensemble.paired_bootstrap(np.ones(3), np.ones(2)), "do not pair"),
-        (lambda: ensemble.table1([Scored("A", 1, np.ones(3), 1), Scored("B", 1, np.ones(2), 1)]), "different numbers"),
+        (
+            lambda: ensemble.table1([Scored("A", 1, np.ones(3), 1), Scored("B", 1, np.ones(2), 1)]),
+            "different numbers",
+        ),
     ],
 )
 def test_refuses(call, message):

@@ -17,13 +17,19 @@ rng = np.random.default_rng(0)
 
 def near_duplicates(n: int, dim: int, spread: float = 0.3) -> np.ndarray:
     """Unit rows around a third as many centres, so that many pairs are near, and a few the same."""
-    x = unit((rng.standard_normal((n // 3, dim))[rng.integers(n // 3, size=n)] + spread * rng.standard_normal((n, dim)))
-             .astype(np.float32))
+    x = unit(
+        (
+            rng.standard_normal((n // 3, dim))[rng.integers(n // 3, size=n)]
+            + spread * rng.standard_normal((n, dim))
+        ).astype(np.float32)
+    )
     x[5], x[n - 1] = x[n - 9], x[n - 9]
     return x
 
 
-def same_lists(found: knn.Lists, expected: knn.Lists, queries: np.ndarray, store: np.ndarray) -> None:
+def same_lists(
+    found: knn.Lists, expected: knn.Lists, queries: np.ndarray, store: np.ndarray
+) -> None:
     """The same similarities, each that of the row it names."""
     np.testing.assert_allclose(found[0], expected[0], atol=2e-6)
     named = np.einsum("qd,qkd->qk", queries.astype(np.float64), store[found[1]])
@@ -39,10 +45,15 @@ def test_the_engine_is_cuml_on_a_named_gpu():
     assert said["engine"] == "cuml" and said["engine_device"] not in ("", "cpu")
 
 
-@pytest.mark.parametrize(("spread", "k", "store_rows", "query_rows"),
-                         [(0.3, 50, None, 8192), (1e-3, 20, 700, 300), (1.0, 1, 1, 64)])
+@pytest.mark.parametrize(
+    ("spread", "k", "store_rows", "query_rows"),
+    [(0.3, 50, None, 8192), (1e-3, 20, 700, 300), (1.0, 1, 1, 64)],
+)
 def test_cuml_gives_what_faiss_gives(spread, k, store_rows, query_rows):
-    store, queries = near_duplicates(3000 if store_rows != 1 else 40, 384, spread), near_duplicates(500, 384, spread)
+    store, queries = (
+        near_duplicates(3000 if store_rows != 1 else 40, 384, spread),
+        near_duplicates(500, 384, spread),
+    )
     queries[:20] = store[:20]  # their own rows are found, at similarity 1
     found = knn.search(store, queries, k, "cuml", store_rows=store_rows, query_rows=query_rows)
     same_lists(found, knn.search(store, queries, k, "faiss"), queries, store)
@@ -52,11 +63,16 @@ def test_cuml_gives_what_faiss_gives(spread, k, store_rows, query_rows):
 def test_shards_of_half_precision_rows_left_out_and_a_centre(tmp_path):
     half = near_duplicates(4000, 256).astype(np.float16)
     np.save(tmp_path / "shard.npy", half[:2500])
-    shards, rows = [np.load(tmp_path / "shard.npy", mmap_mode="r"), half[2500:]], rng.random(4000) < 0.5
+    shards, rows = (
+        [np.load(tmp_path / "shard.npy", mmap_mode="r"), half[2500:]],
+        rng.random(4000) < 0.5,
+    )
     centre, queries = unit(half.astype(np.float32)).mean(axis=0), near_duplicates(300, 256)
     moved = unit(unit(half.astype(np.float32)) - centre)
     found = knn.search(shards, queries, 30, "cuml", rows=rows, centre=centre, store_rows=600)
-    same_lists(found, knn.search(shards, queries, 30, "faiss", rows=rows, centre=centre), queries, moved)
+    same_lists(
+        found, knn.search(shards, queries, 30, "faiss", rows=rows, centre=centre), queries, moved
+    )
     assert rows[found[1]].all()
 
 
@@ -79,24 +95,39 @@ def test_a_worker_for_each_gpu_gives_what_one_process_gives():
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32", "tf32", "bfloat16"])
-@pytest.mark.parametrize("options", [{}, {"keep_one": False}, {"scope": np.arange(6000) % 3, "eligible": np.arange(6000) % 7 > 0}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"keep_one": False}, {"scope": np.arange(6000) % 3, "eligible": np.arange(6000) % 7 > 0}],
+)
 def test_the_pass_on_a_gpu_gives_what_it_gives_on_the_cpu(precision, options):
     x = near_duplicates(6000, 384)
-    on_cpu, on_gpu = (similarity.one_pass(x, 0.85, curve=dedup.CURVE, link=0.7, device=device, precision=chosen, **options)
-                      for device, chosen in (("cpu", "float32"), ("cuda", precision)))
+    on_cpu, on_gpu = (
+        similarity.one_pass(
+            x, 0.85, curve=dedup.CURVE, link=0.7, device=device, precision=chosen, **options
+        )
+        for device, chosen in (("cpu", "float32"), ("cuda", precision))
+    )
     for name in ("keeper", "similarity", "stays", "kept"):
         np.testing.assert_array_equal(getattr(on_gpu, name), getattr(on_cpu, name), err_msg=name)
     for level in on_cpu.forest.levels:
-        np.testing.assert_array_equal(on_gpu.forest.components(level), on_cpu.forest.components(level))
+        np.testing.assert_array_equal(
+            on_gpu.forest.components(level), on_cpu.forest.components(level)
+        )
     taken = similarity.choose_precision(torch.device("cuda")) if precision == "auto" else precision
     assert np.abs(on_gpu.nearest - on_cpu.nearest).max() <= similarity.margin(384, taken)
 
 
 def test_nearest_rows_on_a_gpu_are_those_on_the_cpu():
     x, others = near_duplicates(3000, 384), near_duplicates(2000, 384)
-    for on_gpu, on_cpu in zip(*(similarity.nearest_in(x, others, device=device) for device in ("cuda", "cpu")), strict=True):
+    for on_gpu, on_cpu in zip(
+        *(similarity.nearest_in(x, others, device=device) for device in ("cuda", "cpu")),
+        strict=True,
+    ):
         np.testing.assert_array_equal(on_gpu, on_cpu)
-    across = [similarity.nearest_across(x, np.arange(3000) % 5, device=device) for device in ("cuda", "cpu")]
+    across = [
+        similarity.nearest_across(x, np.arange(3000) % 5, device=device)
+        for device in ("cuda", "cpu")
+    ]
     np.testing.assert_allclose(*across, atol=2e-6)
 
 
@@ -104,18 +135,48 @@ def test_nearest_rows_on_a_gpu_are_those_on_the_cpu():
 
 
 def test_cudf_and_polars_write_the_same_text_store(tmp_path):
-    odd = ["", " ", "ab", "a\tb\nc", "  A  Cat   on a mat ", "a cat on a mat", "\uff21 \uff43\uff41\uff54 on a mat", "\u00df",
-           "\ufb01ve \ufb01ne \ufb01sh", "five fine fish", "\u0130stanbul at night", "STRASSE stra\u00dfe x", "x" * 300,
-           "a\u00a0cat\u2003on a mat", "a\x1cb\x1dc", "e\u0301t\u00e9 en ville", "\U0001f98a in the snow", "a b c\x85",
-           "a\x0bb\x0cc d", "\x00 a b", "three of. them", "a 'quoted' \"prompt\" here", "\u039f\u03a3 \u03bf\u03c2 x"]
+    odd = [
+        "",
+        " ",
+        "ab",
+        "a\tb\nc",
+        "  A  Cat   on a mat ",
+        "a cat on a mat",
+        "\uff21 \uff43\uff41\uff54 on a mat",
+        "\u00df",
+        "\ufb01ve \ufb01ne \ufb01sh",
+        "five fine fish",
+        "\u0130stanbul at night",
+        "STRASSE stra\u00dfe x",
+        "x" * 300,
+        "a\u00a0cat\u2003on a mat",
+        "a\x1cb\x1dc",
+        "e\u0301t\u00e9 en ville",
+        "\U0001f98a in the snow",
+        "a b c\x85",
+        "a\x0bb\x0cc d",
+        "\x00 a b",
+        "three of. them",
+        "a 'quoted' \"prompt\" here",
+        "\u039f\u03a3 \u03bf\u03c2 x",
+    ]
     words = np.array("red green blue cat dog house tree on in by the a".split())
-    many = [" ".join(words[rng.integers(len(words), size=n)]) for n in rng.integers(1, 9, size=5000)]
-    batches = [pl.DataFrame({"prompt": part}).with_columns(source=pl.lit("list"))
-               for part in (odd + many[:3000], many[3000:] + odd)]
+    many = [
+        " ".join(words[rng.integers(len(words), size=n)]) for n in rng.integers(1, 9, size=5000)
+    ]
+    batches = [
+        pl.DataFrame({"prompt": part}).with_columns(source=pl.lit("list"))
+        for part in (odd + many[:3000], many[3000:] + odd)
+    ]
     limits = {"min_words": 3, "max_characters": 200, "known": pl.Series(["A cat  on a mat"])}
-    tallies = [dedup.text_store(batches, tmp_path / f"{engine}.parquet", engine=engine, **limits) for engine in ("cudf", "polars")]
+    tallies = [
+        dedup.text_store(batches, tmp_path / f"{engine}.parquet", engine=engine, **limits)
+        for engine in ("cudf", "polars")
+    ]
     assert tallies[0] == tallies[1] and tallies[0]["already known"] > 0
-    assert pl.read_parquet(tmp_path / "cudf.parquet").equals(pl.read_parquet(tmp_path / "polars.parquet"))
+    assert pl.read_parquet(tmp_path / "cudf.parquet").equals(
+        pl.read_parquet(tmp_path / "polars.parquet")
+    )
 
 
 # --- towers, training, new pictures ---
@@ -126,31 +187,57 @@ def test_embeddings_of_both_kinds_are_near_those_of_the_cpu(tmp_path):
     pixels = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     texts = [f"a picture of {n} things" for n in range(40)]
     on_gpu, on_cpu = (encoder.load(name, device=device) for device in ("cuda", "cpu"))
-    assert cosines(encoder.embed_images(on_gpu, pixels), encoder.embed_images(on_cpu, pixels)).min() > 0.999
-    assert cosines(encoder.embed_texts(on_gpu, texts), encoder.embed_texts(on_cpu, texts)).min() > 0.999
-    assert cosines(prompts.encode(texts, device="cuda"), prompts.encode(texts, device="cpu")).min() > 0.9999
+    assert (
+        cosines(encoder.embed_images(on_gpu, pixels), encoder.embed_images(on_cpu, pixels)).min()
+        > 0.999
+    )
+    assert (
+        cosines(encoder.embed_texts(on_gpu, texts), encoder.embed_texts(on_cpu, texts)).min()
+        > 0.999
+    )
+    assert (
+        cosines(prompts.encode(texts, device="cuda"), prompts.encode(texts, device="cpu")).min()
+        > 0.9999
+    )
 
 
-@pytest.mark.parametrize("change", [{}, {"trainable_blocks": -1}, {"compile": True, "trainable_blocks": -1}])
+@pytest.mark.parametrize(
+    "change", [{}, {"trainable_blocks": -1}, {"compile": True, "trainable_blocks": -1}]
+)
 def test_a_model_trained_on_a_gpu_predicts_alike_on_the_cpu(tmp_path, change):
     name = toy.write_clip(tmp_path / "clip")
     clip = encoder.load(name, device="cuda")
     data, rows, scored = toy.data_for(clip), np.arange(40), np.arange(40, 60)
     recipe = model_a.Recipe(epochs=4, batch_size=16, **change)
-    model_a.train_fold(clip, data, data, rows=rows, scored=scored, recipe=recipe, seed=0, base=tmp_path / "fold")
-    trained = [model_a.load_fold(tmp_path / "fold", encoder.load(name, device=device)) for device in ("cuda", "cpu")]
+    model_a.train_fold(
+        clip, data, data, rows=rows, scored=scored, recipe=recipe, seed=0, base=tmp_path / "fold"
+    )
+    trained = [
+        model_a.load_fold(tmp_path / "fold", encoder.load(name, device=device))
+        for device in ("cuda", "cpu")
+    ]
     assert next(trained[0].tower.parameters()).is_cuda
-    on_gpu, on_cpu = (model_a.predict_pixels(fitted, encoder.load(name, device=device), data.pixels)
-                      for fitted, device in zip(trained, ("cuda", "cpu"), strict=True))
+    on_gpu, on_cpu = (
+        model_a.predict_pixels(fitted, encoder.load(name, device=device), data.pixels)
+        for fitted, device in zip(trained, ("cuda", "cpu"), strict=True)
+    )
     assert cosines(on_gpu, on_cpu).min() > 0.999
 
 
 def test_new_pictures_get_the_same_embeddings_and_prompts_on_a_gpu(tmp_path):
     folder = tiny_output.write_output(tmp_path)
     pictures = sorted((folder / "test").glob("*.png"))
-    on_gpu, on_cpu = (Predictor(folder / "output", device=device, engine=engine)(pictures)
-                      for device, engine in (("cuda", "cuml"), ("cpu", "faiss")))
+    on_gpu, on_cpu = (
+        Predictor(folder / "output", device=device, engine=engine)(pictures)
+        for device, engine in (("cuda", "cuml"), ("cpu", "faiss"))
+    )
     close = cosines(on_gpu.embedding, on_cpu.embedding)
-    same = np.array([set(gpu) == set(cpu) for gpu, cpu in zip(on_gpu.prompts, on_cpu.prompts, strict=True)])
-    assert same.mean() > 0.5 and close[same].min() > 0.999  # bf16 may exchange the last of two neighbours as near as each other
-    assert close.min() > 0.99 and all(first[0] in names for first, names in zip(on_gpu.prompts, on_cpu.prompts, strict=True))
+    same = np.array(
+        [set(gpu) == set(cpu) for gpu, cpu in zip(on_gpu.prompts, on_cpu.prompts, strict=True)]
+    )
+    assert (
+        same.mean() > 0.5 and close[same].min() > 0.999
+    )  # bf16 may exchange the last of two neighbours as near as each other
+    assert close.min() > 0.99 and all(
+        first[0] in names for first, names in zip(on_gpu.prompts, on_cpu.prompts, strict=True)
+    )

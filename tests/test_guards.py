@@ -21,13 +21,18 @@ def test_near_duplicates_across_folds_show_in_the_leak_check():
     planted = by_group.copy()
     planted[300:] = (planted[300:] + 1) % 3  # each double in another fold than its original
     found = dedup.leaks(prompts, planted)
-    assert found["highest"].min() > 0.9 and found["mean_highest"].max() > dedup.leaks(prompts, by_group)["mean_highest"].max()
+    assert (
+        found["highest"].min() > 0.9
+        and found["mean_highest"].max() > dedup.leaks(prompts, by_group)["mean_highest"].max()
+    )
 
 
 def test_ids_shuffled_between_two_artifacts_are_caught_before_the_blend(tmp_path):
     a = unit(PROMPTS + 0.08 * rng.standard_normal((300, 384)).astype(np.float32))
     artifacts.save_embeddings(tmp_path / "good", IDS, a)
-    artifacts.save_embeddings(tmp_path / "bad", rng.permutation(IDS).tolist(), a)  # whole, finite, every id there: nothing to see
+    artifacts.save_embeddings(
+        tmp_path / "bad", rng.permutation(IDS).tolist(), a
+    )  # whole, finite, every id there: nothing to see
     ensemble.check_pairing(PROMPTS, {"a": artifacts.load_embeddings(tmp_path / "good", IDS)[1]})
     with pytest.raises(ValueError, match="ids were shuffled between two artifacts"):
         ensemble.check_pairing(PROMPTS, {"a": artifacts.load_embeddings(tmp_path / "bad", IDS)[1]})
@@ -39,12 +44,15 @@ def nan_row(x):
     return x
 
 
-@pytest.mark.parametrize(("ids", "x", "message"), [
-    (IDS, nan_row(PROMPTS), "1 rows hold NaN or infinity, e.g. row 7 .id '000000007'"),
-    (IDS[:-1], PROMPTS[:-1], "1 ids missing, e.g. .'00000012b'"),
-    ([*IDS[:-1], IDS[4]], PROMPTS, "1 ids occur more than once, e.g. .'000000004'"),
-    (IDS, np.ascontiguousarray(PROMPTS[:, :383]), "vectors are 383 long, must be 384"),
-])
+@pytest.mark.parametrize(
+    ("ids", "x", "message"),
+    [
+        (IDS, nan_row(PROMPTS), "1 rows hold NaN or infinity, e.g. row 7 .id '000000007'"),
+        (IDS[:-1], PROMPTS[:-1], "1 ids missing, e.g. .'00000012b'"),
+        ([*IDS[:-1], IDS[4]], PROMPTS, "1 ids occur more than once, e.g. .'000000004'"),
+        (IDS, np.ascontiguousarray(PROMPTS[:, :383]), "vectors are 383 long, must be 384"),
+    ],
+)
 def test_a_spoilt_submission_is_refused_with_counts_and_an_example(tmp_path, ids, x, message):
     submission.write(IDS, PROMPTS, tmp_path / "sample_submission")
     with pytest.raises(ValueError, match=message):

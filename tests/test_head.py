@@ -13,7 +13,9 @@ def test_head_is_equations_1_to_3():
     e = torch.randn(3, 5)
 
     def norm(x):
-        return (x - x.mean(1, keepdim=True)) / torch.sqrt(x.var(1, unbiased=False, keepdim=True) + 1e-5)
+        return (x - x.mean(1, keepdim=True)) / torch.sqrt(
+            x.var(1, unbiased=False, keepdim=True) + 1e-5
+        )
 
     first = norm(e @ paper.fc1.weight.T + paper.fc1.bias)
     second = norm(first @ paper.fc2.weight.T + paper.fc2.bias)
@@ -25,7 +27,9 @@ def test_head_is_equations_1_to_3():
 def test_the_mix_starts_where_asked_and_can_be_fixed():
     fixed = head.Head(5, mix=0.8, learn_mix=False)
     assert torch.sigmoid(fixed.mix).item() == pytest.approx(0.8) and not fixed.mix.requires_grad
-    assert head.Head(5).mix.requires_grad and torch.sigmoid(head.Head(5).mix).item() == pytest.approx(0.5)
+    assert head.Head(5).mix.requires_grad and torch.sigmoid(
+        head.Head(5).mix
+    ).item() == pytest.approx(0.5)
 
 
 def test_ridge_without_penalty_recovers_a_linear_map():
@@ -38,26 +42,51 @@ def test_ridge_without_penalty_recovers_a_linear_map():
 def test_the_probe_takes_the_penalty_that_is_best_on_the_held_out_rows():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((60, 30)).astype(np.float32)
-    y = np.concatenate([x[:, :3], np.zeros((60, 381))], axis=1).astype(np.float32) + 2 * rng.standard_normal((60, 384)).astype("f")
+    y = np.concatenate([x[:, :3], np.zeros((60, 381))], axis=1).astype(
+        np.float32
+    ) + 2 * rng.standard_normal((60, 384)).astype("f")
     fit, held_out = np.arange(40), np.arange(40, 60)
     weight, bias, penalty = head.probe(x, y, fit=fit, held_out=held_out)
-    scores = {p: head.avg_cos(y[held_out], x[held_out] @ w + b) for p in head.RIDGES for w, b in [head.ridge(x[fit], y[fit], p)]}
+    scores = {
+        p: head.avg_cos(y[held_out], x[held_out] @ w + b)
+        for p in head.RIDGES
+        for w, b in [head.ridge(x[fit], y[fit], p)]
+    }
     assert penalty == max(scores, key=scores.get) and penalty > min(head.RIDGES)
     assert weight == pytest.approx(head.ridge(x[fit], y[fit], penalty)[0])
 
 
-@pytest.mark.parametrize(("kind", "activation"), [("linear", "none"), ("paper", "none"), ("paper", "tanh"), ("paper", "gelu"),
-                                                  ("paper", "relu"), ("wide", "none")])
+@pytest.mark.parametrize(
+    ("kind", "activation"),
+    [
+        ("linear", "none"),
+        ("paper", "none"),
+        ("paper", "tanh"),
+        ("paper", "gelu"),
+        ("paper", "relu"),
+        ("wide", "none"),
+    ],
+)
 def test_a_head_starts_as_its_probe(kind, activation):
     rng = np.random.default_rng(0)
-    weight, bias = rng.standard_normal((64, 384)).astype(np.float32), rng.standard_normal(384).astype(np.float32)
+    weight, bias = (
+        rng.standard_normal((64, 384)).astype(np.float32),
+        rng.standard_normal(384).astype(np.float32),
+    )
     x = rng.standard_normal((500, 64)).astype(np.float32)
     made = head.start(kind, x, weight, bias, activation=activation)
     with torch.no_grad():
-        out, trains = made.eval()(torch.from_numpy(x)).numpy(), made.train()(torch.from_numpy(x)).numpy()
+        out, trains = (
+            made.eval()(torch.from_numpy(x)).numpy(),
+            made.train()(torch.from_numpy(x)).numpy(),
+        )
     probe = x @ weight + bias
     for prediction in (out, trains):  # BatchNorm by its running and by its batch's statistics
-        cosine = (prediction * probe).sum(1) / np.linalg.norm(prediction, axis=1) / np.linalg.norm(probe, axis=1)
+        cosine = (
+            (prediction * probe).sum(1)
+            / np.linalg.norm(prediction, axis=1)
+            / np.linalg.norm(probe, axis=1)
+        )
         assert cosine.mean() > (0.99 if activation in ("none", "tanh") else 0.9)
 
 

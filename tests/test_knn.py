@@ -34,10 +34,14 @@ def test_a_toy_by_hand_with_ties_by_index():
     assert similarity.dtype == np.float32 and index.dtype == np.int64
 
 
-@pytest.mark.parametrize(("store_rows", "query_rows"), [(1000, 1000), (7, 3), (100, 1), (1, 50), (299, 49)])
+@pytest.mark.parametrize(
+    ("store_rows", "query_rows"), [(1000, 1000), (7, 3), (100, 1), (1, 50), (299, 49)]
+)
 def test_blocked_equals_naive(store_rows, query_rows):
     store, queries = random_rows(300), random_rows(50, seed=1)
-    similarity, index = knn.search(store, queries, 9, "faiss", store_rows=store_rows, query_rows=query_rows)
+    similarity, index = knn.search(
+        store, queries, 9, "faiss", store_rows=store_rows, query_rows=query_rows
+    )
     exact = queries @ store.T
     np.testing.assert_array_equal(index, np.argsort(-exact, axis=1, kind="stable")[:, :9])
     np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :9], atol=1e-6)
@@ -45,7 +49,11 @@ def test_blocked_equals_naive(store_rows, query_rows):
 
 def test_agrees_with_scikit_learn():
     store, queries = random_rows(200), random_rows(20, seed=1)
-    distance, expected = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(store).kneighbors(queries)
+    distance, expected = (
+        NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute")
+        .fit(store)
+        .kneighbors(queries)
+    )
     similarity, index = knn.search(store, queries, 5)
     np.testing.assert_array_equal(index, expected)
     np.testing.assert_allclose(similarity, 1 - distance, atol=1e-6)
@@ -60,7 +68,9 @@ def test_ties_across_blocks_stand_by_index():
 def test_shards_half_precision_and_left_out_rows_equal_naive():
     store, queries = random_rows(300).astype(np.float16), random_rows(50, seed=1)
     rows = np.random.default_rng(2).random(300) < 0.4
-    similarity, index = knn.search([store[:110], store[110:]], queries, 9, "faiss", rows=rows, store_rows=30)
+    similarity, index = knn.search(
+        [store[:110], store[110:]], queries, 9, "faiss", rows=rows, store_rows=30
+    )
     exact = np.where(rows, queries @ unit(store.astype(np.float32)).T, -np.inf)
     np.testing.assert_array_equal(index, np.argsort(-exact, axis=1, kind="stable")[:, :9])
     np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :9], atol=1e-6)
@@ -79,7 +89,11 @@ def test_the_store_is_left_as_it_was_and_memory_maps_too(tmp_path):
 
 
 def test_centred_keys_equal_naive():
-    store, queries, centre = random_rows(90), random_rows(5, seed=1), random_rows(1, seed=2)[0] * np.float32(0.3)
+    store, queries, centre = (
+        random_rows(90),
+        random_rows(5, seed=1),
+        random_rows(1, seed=2)[0] * np.float32(0.3),
+    )
     similarity, index = knn.search(store, queries, 6, "faiss", centre=centre, store_rows=40)
     exact = queries @ unit(store - centre).T
     np.testing.assert_array_equal(index, np.argsort(-exact, axis=1)[:, :6])
@@ -101,12 +115,27 @@ def test_no_queries_give_empty_lists():
 @pytest.mark.parametrize(
     ("store", "queries", "k", "message"),
     [
-        (STORE.astype(np.float64), STORE, 1, "store must be 2-D float32 or float16, got 2-D float64"),
+        (
+            STORE.astype(np.float64),
+            STORE,
+            1,
+            "store must be 2-D float32 or float16, got 2-D float64",
+        ),
         (STORE, STORE[0], 1, "queries must be 2-D float32, got 1-D"),
         (STORE, random_rows(3, d=5), 1, "store is 2 wide, queries are 5 wide"),
         (STORE * 2, STORE, 1, "store: 4 of 4 rows are not of unit length .* row 0 has length 2"),
-        (STORE, np.array([[1, 0], [np.nan, 0]], np.float32), 1, "queries: 1 of 2 rows .* row 1 has length nan"),
-        ([STORE, STORE.astype(np.int8)], STORE, 1, "store must be 2-D float32 or float16, got 2-D int8"),
+        (
+            STORE,
+            np.array([[1, 0], [np.nan, 0]], np.float32),
+            1,
+            "queries: 1 of 2 rows .* row 1 has length nan",
+        ),
+        (
+            [STORE, STORE.astype(np.int8)],
+            STORE,
+            1,
+            "store must be 2-D float32 or float16, got 2-D int8",
+        ),
         (STORE, STORE, 0, "k = 0 is not within 1..4"),
         (STORE, STORE, 5, "k = 5 is not within 1..4"),
     ],
@@ -131,7 +160,11 @@ def test_without_a_gpu_auto_takes_faiss_and_cuml_fails_loudly(monkeypatch):
 
 def test_what_searched_is_told():
     told = knn.describe("faiss")
-    assert told["engine"] == "faiss" and told["engine_version"].count(".") == 2 and told["engine_device"] == "cpu"
+    assert (
+        told["engine"] == "faiss"
+        and told["engine_version"].count(".") == 2
+        and told["engine_device"] == "cpu"
+    )
 
 
 # --- many workers ---
@@ -167,7 +200,11 @@ def test_a_worker_killed_in_the_middle_leaves_the_answer_right(client, tmp_path)
     shard, found = np.load(tmp_path / "shard.npy", mmap_mode="r"), []
     pids = {worker: facts["pid"] for worker, facts in client.run(worker_facts).items()}
     search = threading.Thread(
-        target=lambda: found.append(knn.search([shard], queries, 10, "faiss", cluster=client, store_rows=2500, query_rows=64))
+        target=lambda: found.append(
+            knn.search(
+                [shard], queries, 10, "faiss", cluster=client, store_rows=2500, query_rows=64
+            )
+        )
     )
     search.start()
     victim = busy_worker(client)
@@ -198,7 +235,11 @@ def test_where_cuml_is_not_installed_auto_takes_faiss_and_says_so(monkeypatch):
 
 
 def test_masks_and_blocks_of_wrong_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"rows must be bool of shape \(4,\), got int64 of shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"rows must be bool of shape \(4,\), got int64 of shape \(3,\)"
+    ):
         knn.search(STORE, STORE, 1, "faiss", rows=np.arange(3))
-    with pytest.raises(ValueError, match="blocks of 0 store rows and 5 queries: both must be at least 1"):
+    with pytest.raises(
+        ValueError, match="blocks of 0 store rows and 5 queries: both must be at least 1"
+    ):
         knn.search(STORE, STORE, 1, "faiss", store_rows=0, query_rows=5)

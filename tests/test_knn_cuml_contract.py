@@ -44,10 +44,14 @@ class OnDevice(np.ndarray):
 
 
 def on_scikit_learn(*, n_neighbors, algorithm, metric, output_type):
-    RealNearestNeighbors(n_neighbors=n_neighbors, algorithm=algorithm, metric=metric, output_type=output_type)
+    RealNearestNeighbors(
+        n_neighbors=n_neighbors, algorithm=algorithm, metric=metric, output_type=output_type
+    )
     if metric not in cuml.neighbors.VALID_METRICS[algorithm]:
         raise ValueError(f"metric {metric!r} is not valid for {algorithm!r}")
-    reference = sklearn.neighbors.NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute", metric=metric)
+    reference = sklearn.neighbors.NearestNeighbors(
+        n_neighbors=n_neighbors, algorithm="brute", metric=metric
+    )
     model = create_autospec(RealNearestNeighbors, instance=True)
 
     def fit(x, y=None):
@@ -56,9 +60,16 @@ def on_scikit_learn(*, n_neighbors, algorithm, metric, output_type):
         return model
 
     def kneighbors(X=None, n_neighbors=None, return_distance=True, *, two_pass_precision=False):
-        assert isinstance(X, OnDevice) and not two_pass_precision and X.dtype == np.float32 and X.flags.c_contiguous
+        assert (
+            isinstance(X, OnDevice)
+            and not two_pass_precision
+            and X.dtype == np.float32
+            and X.flags.c_contiguous
+        )
         distance, index = reference.kneighbors(np.asarray(X), n_neighbors=n_neighbors)
-        return distance.astype(np.float32) - np.float32(4e-7), index  # real distances run a little below 0
+        return distance.astype(np.float32) - np.float32(
+            4e-7
+        ), index  # real distances run a little below 0
 
     model.fit.side_effect, model.kneighbors.side_effect = fit, kneighbors
     return model
@@ -66,7 +77,9 @@ def on_scikit_learn(*, n_neighbors, algorithm, metric, output_type):
 
 @pytest.mark.parametrize(("store_rows", "query_rows"), [(1000, 1000), (70, 11), (299, 50)])
 def test_blocks_offsets_and_merging_equal_numpy(cuml_class, store_rows, query_rows):
-    similarity, index = knn.search(STORE, QUERIES, 9, "cuml", store_rows=store_rows, query_rows=query_rows)
+    similarity, index = knn.search(
+        STORE, QUERIES, 9, "cuml", store_rows=store_rows, query_rows=query_rows
+    )
     exact = QUERIES @ STORE.T
     np.testing.assert_array_equal(index, np.argsort(-exact, axis=1)[:, :9])
     np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :9], atol=1e-5)
@@ -96,7 +109,9 @@ def test_the_call_is_the_safe_one(cuml_class):
 
 
 def test_the_signatures_that_we_rely_on():
-    assert {"X", "n_neighbors"} <= set(inspect.signature(RealNearestNeighbors.kneighbors).parameters)
+    assert {"X", "n_neighbors"} <= set(
+        inspect.signature(RealNearestNeighbors.kneighbors).parameters
+    )
     assert {"n_neighbors", "algorithm", "metric", "output_type"} <= set(
         inspect.signature(RealNearestNeighbors.__init__).parameters
     )

@@ -57,21 +57,34 @@ def test_diffusiondb_with_its_parts_and_blurred_pictures(tmp_path):
     for name, colour in zip(names, ("red", "lime", "blue"), strict=True):
         picture(tmp_path / "images" / "part-000001" / name, colour)
     texts = ("a fox", "an owl", "nude")
-    prompts = {n: {"p": p, "se": 1, "c": 7.0, "st": 50, "sa": "k_lms"} for n, p in zip(names, texts, strict=True)}
+    prompts = {
+        n: {"p": p, "se": 1, "c": 7.0, "st": 50, "sa": "k_lms"}
+        for n, p in zip(names, texts, strict=True)
+    }
     (tmp_path / "images" / "part-000001" / "part-000001.json").write_text(json.dumps(prompts))
-    pl.DataFrame({"image_name": names, "prompt": ["a fox", "an owl", "nude"], "part_id": [1, 1, 1],
-                  "image_nsfw": [0.1, 0.2, 2.0]}).write_parquet(tmp_path / "metadata.parquet")
+    pl.DataFrame(
+        {
+            "image_name": names,
+            "prompt": ["a fox", "an owl", "nude"],
+            "part_id": [1, 1, 1],
+            "image_nsfw": [0.1, 0.2, 2.0],
+        }
+    ).write_parquet(tmp_path / "metadata.parquet")
     assert layouts.recognise(tmp_path) == "diffusiondb"
     pairs, rejected = data.read_pairs(tmp_path)
     assert seen(pairs) == [("a fox", "red"), ("an owl", "lime")]
     assert rejected.select("prompt", "reason").rows() == [("nude", layouts.BLURRED)]
     (tmp_path / "images" / "part-000001" / "part-000001.json").unlink()
-    assert seen(data.read_pairs(tmp_path)[0]) == [("a fox", "red"), ("an owl", "lime")], "by the table alone"
+    assert seen(data.read_pairs(tmp_path)[0]) == [("a fox", "red"), ("an owl", "lime")], (
+        "by the table alone"
+    )
 
 
 def test_diffusiondb_with_the_json_beside_its_folder_and_webp(tmp_path):
     picture(tmp_path / "part-000002" / "ab.webp", "blue")
-    (tmp_path / "part-000002.json").write_text(json.dumps({"ab.webp": {"p": "the sea"}, "gone.webp": {"p": "the sky"}}))
+    (tmp_path / "part-000002.json").write_text(
+        json.dumps({"ab.webp": {"p": "the sea"}, "gone.webp": {"p": "the sky"}})
+    )
     (tmp_path / "part-000003.json").write_text("{cut")
     pairs, rejected = data.read_pairs(tmp_path)
     assert seen(pairs) == [("the sea", "blue")]
@@ -84,7 +97,9 @@ def test_a_set_with_train_and_eval_tables_of_another_machines_paths(tmp_path):
         with open(tmp_path / f"{split}.csv", "w", newline="") as stream:
             rows = csv.writer(stream)
             rows.writerow(["Prompt", "image_path"])
-            rows.writerow([f'{split}, "quoted" fox', f"/kaggle/input/sd2/{split}_images/00000000.jpg"])
+            rows.writerow(
+                [f'{split}, "quoted" fox', f"/kaggle/input/sd2/{split}_images/00000000.jpg"]
+            )
             rows.writerow(["gone", f"C:\\\\data\\\\{split}_images\\\\1.jpg"])
     pairs, rejected = data.read_pairs(tmp_path)
     assert sorted(seen(pairs)) == [('eval, "quoted" fox', "blue"), ('train, "quoted" fox', "red")]
@@ -98,33 +113,66 @@ def test_pictures_named_by_row_number(tmp_path, first):
         picture(tmp_path / "pictures" / f"{row + first}.png", colour)
     assert layouts.recognise(tmp_path) == "numbered"
     assert seen(data.read_pairs(tmp_path)[0]) == [("a fox", "red"), ("an owl", "lime")]
-    assert seen(data.read_pairs(tmp_path / "hardcoded.csv", "numbered")[0]) == [("a fox", "red"), ("an owl", "lime")]
+    assert seen(data.read_pairs(tmp_path / "hardcoded.csv", "numbered")[0]) == [
+        ("a fox", "red"),
+        ("an owl", "lime"),
+    ]
 
 
 def test_webdataset_shards_with_img2datasets_table(tmp_path):
-    shard(tmp_path / "00000.tar", [
-        {"__key__": "000000000", "jpg": encoded("red", "JPEG"), "txt": "a fox", "json": {"status": "success"}},
-        {"__key__": "000000002", "webp": encoded("lime", "WEBP"), "json": {"caption": "an owl"}, "npy": np.zeros(3)},
-        {"__key__": "000000003", "txt": "no picture"},
-        {"__key__": "000000004", "png": encoded("blue")}])
-    pl.DataFrame({"key": ["000000000", "000000001"], "status": ["success", "failed_to_download"],
-                  "caption": ["a fox", "lost"]}).write_parquet(tmp_path / "00000.parquet")
+    shard(
+        tmp_path / "00000.tar",
+        [
+            {
+                "__key__": "000000000",
+                "jpg": encoded("red", "JPEG"),
+                "txt": "a fox",
+                "json": {"status": "success"},
+            },
+            {
+                "__key__": "000000002",
+                "webp": encoded("lime", "WEBP"),
+                "json": {"caption": "an owl"},
+                "npy": np.zeros(3),
+            },
+            {"__key__": "000000003", "txt": "no picture"},
+            {"__key__": "000000004", "png": encoded("blue")},
+        ],
+    )
+    pl.DataFrame(
+        {
+            "key": ["000000000", "000000001"],
+            "status": ["success", "failed_to_download"],
+            "caption": ["a fox", "lost"],
+        }
+    ).write_parquet(tmp_path / "00000.parquet")
     assert layouts.recognise(tmp_path) == "webdataset"
     pairs, rejected = data.read_pairs(tmp_path)
     assert seen(pairs) == [("a fox", "red"), ("an owl", "lime")]
     assert pairs["id"].to_list() == [f"{tmp_path.name}/00000/00000000{n}" for n in (0, 2)]
-    assert rejected["reason"].to_list() == [layouts.NO_PICTURE, "empty prompt", f"{layouts.NOT_DELIVERED}: failed_to_download"]
-    assert data.bad_share(len(pairs), rejected) == 2 / 4, "what was never downloaded is no sign of a bad set"
+    assert rejected["reason"].to_list() == [
+        layouts.NO_PICTURE,
+        "empty prompt",
+        f"{layouts.NOT_DELIVERED}: failed_to_download",
+    ]
+    assert data.bad_share(len(pairs), rejected) == 2 / 4, (
+        "what was never downloaded is no sign of a bad set"
+    )
     assert list(tmp_path.glob("*.jpg")) == [], "nothing is unpacked"
 
 
 def test_a_cut_shard_gives_what_is_whole(tmp_path):
-    shard(tmp_path / "00000.tar", [{"__key__": f"{n:04}", "png": encoded(), "txt": f"fox {n}"} for n in range(5)])
+    shard(
+        tmp_path / "00000.tar",
+        [{"__key__": f"{n:04}", "png": encoded(), "txt": f"fox {n}"} for n in range(5)],
+    )
     whole = (tmp_path / "00000.tar").read_bytes()
-    (tmp_path / "00000.tar").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "00000.tar").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "00001.tar").write_bytes(b"no tar at all" * 100)
     pairs, rejected = data.read_pairs(tmp_path)
-    assert 0 < len(pairs) < 5 and any("shard cannot be read on" in reason for reason in rejected["reason"])
+    assert 0 < len(pairs) < 5 and any(
+        "shard cannot be read on" in reason for reason in rejected["reason"]
+    )
     pixels, bad = images.cache(pairs, tmp_path / "cache", geometry=images.Geometry(8), name="test")
     assert len(pixels.ids) + len(bad) == len(pairs)
 
@@ -132,11 +180,15 @@ def test_a_cut_shard_gives_what_is_whole(tmp_path):
 def test_img2datasets_files(tmp_path):
     picture(tmp_path / "00000" / "000000000.jpg", "red")
     (tmp_path / "00000" / "000000000.txt").write_text("a fox")
-    (tmp_path / "00000" / "000000000.json").write_text(json.dumps({"status": "success", "caption": "a fox"}))
+    (tmp_path / "00000" / "000000000.json").write_text(
+        json.dumps({"status": "success", "caption": "a fox"})
+    )
     picture(tmp_path / "00000" / "000000001.jpg", "blue")
     (tmp_path / "00000" / "000000001.json").write_text(json.dumps({"caption": "the sea"}))
     (tmp_path / "00000_stats.json").write_text("{}")
-    pl.DataFrame({"key": ["000000002"], "status": ["failed_to_resize"]}).write_parquet(tmp_path / "00000.parquet")
+    pl.DataFrame({"key": ["000000002"], "status": ["failed_to_resize"]}).write_parquet(
+        tmp_path / "00000.parquet"
+    )
     pairs, rejected = data.read_pairs(tmp_path)
     assert seen(pairs) == [("a fox", "red"), ("the sea", "blue")]
     assert rejected["reason"].to_list() == [f"{layouts.NOT_DELIVERED}: failed_to_resize"]
@@ -144,27 +196,43 @@ def test_img2datasets_files(tmp_path):
 
 def test_pictures_inside_parquet(tmp_path):
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    cells = [{"bytes": encoded(colour), "path": f"{colour}.png"} for colour in ("red", "lime", "blue")]
+    cells = [
+        {"bytes": encoded(colour), "path": f"{colour}.png"} for colour in ("red", "lime", "blue")
+    ]
     cells.append({"bytes": None, "path": "x"})
-    table = pa.table({"image": pa.array(cells, kind), "text": ["a fox", "an owl", "the sea", "nothing"]})
+    table = pa.table(
+        {"image": pa.array(cells, kind), "text": ["a fox", "an owl", "the sea", "nothing"]}
+    )
     (tmp_path / "data").mkdir()
     pq.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet", row_group_size=2)
     pq.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet")
     assert layouts.recognise(tmp_path) == "parquet"
     pairs, rejected = data.read_pairs(tmp_path)
-    assert seen(pairs[:3]) == [("a fox", "red"), ("an owl", "lime"), ("the sea", "blue")] and len(pairs) == 4
+    assert (
+        seen(pairs[:3]) == [("a fox", "red"), ("an owl", "lime"), ("the sea", "blue")]
+        and len(pairs) == 4
+    )
     pixels, bad = images.cache(pairs, tmp_path / "cache", geometry=images.Geometry(8), name="test")
     assert len(pixels.ids) == 3 and "no bytes" in bad["reason"][0]
-    pq.write_table(pa.table({"png": [encoded("lime")], "caption": ["bytes alone"]}), tmp_path / "plain.parquet")
+    pq.write_table(
+        pa.table({"png": [encoded("lime")], "caption": ["bytes alone"]}), tmp_path / "plain.parquet"
+    )
     assert seen(data.read_pairs(tmp_path / "plain.parquet")[0]) == [("bytes alone", "lime")]
     with pytest.raises(OSError, match="row 9 is not there"):
         references.read(references.in_table(tmp_path / "plain.parquet", "png", 9))
 
 
-@pytest.mark.parametrize(("prompt", "clean"), [
-    ("a fox --ar 16:9 --v 4", "a fox"), ("https://s.mj.run/abc a fox, oil --no text, frame --q 2", "a fox, oil"),
-    ("<https://x.y/z.png> a fox —ar 9:16 --niji", "a fox"), ("a well-known fox -- and an owl", "a well-known fox -- and an owl"),
-    ("a fox --style raw --stylize 1000 --tile", "a fox"), ("--v 5", "")])
+@pytest.mark.parametrize(
+    ("prompt", "clean"),
+    [
+        ("a fox --ar 16:9 --v 4", "a fox"),
+        ("https://s.mj.run/abc a fox, oil --no text, frame --q 2", "a fox, oil"),
+        ("<https://x.y/z.png> a fox —ar 9:16 --niji", "a fox"),
+        ("a well-known fox -- and an owl", "a well-known fox -- and an owl"),
+        ("a fox --style raw --stylize 1000 --tile", "a fox"),
+        ("--v 5", ""),
+    ],
+)
 def test_midjourneys_flags_and_urls_leave_the_prompt(prompt, clean):
     assert layouts.without_flags(prompt) == clean
 
@@ -172,38 +240,74 @@ def test_midjourneys_flags_and_urls_leave_the_prompt(prompt, clean):
 def test_journeydb(tmp_path):
     picture(tmp_path / "imgs" / "000" / "a.jpg", "red")
     picture(tmp_path / "imgs" / "000" / "b.jpg", "blue")
-    rows = [{"img_path": "./000/a.jpg", "prompt": "a fox --ar 16:9 --v 4", "Task2": {"Caption": "A fox sits."}},
-            {"img_path": "./000/b.jpg", "prompt": "https://s.mj.run/x --v 4", "Task2": {"Caption": "Blue."}}]
+    rows = [
+        {
+            "img_path": "./000/a.jpg",
+            "prompt": "a fox --ar 16:9 --v 4",
+            "Task2": {"Caption": "A fox sits."},
+        },
+        {
+            "img_path": "./000/b.jpg",
+            "prompt": "https://s.mj.run/x --v 4",
+            "Task2": {"Caption": "Blue."},
+        },
+    ]
     (tmp_path / "train_anno.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{cut\n")
     assert layouts.recognise(tmp_path) == "journeydb"
     pairs, rejected = data.read_pairs(tmp_path)
-    assert seen(pairs) == [("a fox", "red")] and rejected["reason"].to_list() == ["empty prompt"] * 2
-    assert seen(data.read_pairs(tmp_path, text_column="Task2.Caption")[0]) == [("A fox sits.", "red"), ("Blue.", "blue")]
+    assert (
+        seen(pairs) == [("a fox", "red")] and rejected["reason"].to_list() == ["empty prompt"] * 2
+    )
+    assert seen(data.read_pairs(tmp_path, text_column="Task2.Caption")[0]) == [
+        ("A fox sits.", "red"),
+        ("Blue.", "blue"),
+    ]
 
 
 def test_coco_captions_give_a_row_each_and_share_their_picture(tmp_path):
     picture(tmp_path / "val2017" / "000000000139.jpg", "lime")
-    content = {"images": [{"id": 139, "file_name": "000000000139.jpg"}],
-               "annotations": [{"id": n, "image_id": 139, "caption": f"caption {n}"} for n in range(5)]
-               + [{"id": 9, "image_id": 7, "caption": "of nothing"}]}
+    content = {
+        "images": [{"id": 139, "file_name": "000000000139.jpg"}],
+        "annotations": [{"id": n, "image_id": 139, "caption": f"caption {n}"} for n in range(5)]
+        + [{"id": 9, "image_id": 7, "caption": "of nothing"}],
+    }
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "captions_val2017.json").write_text(json.dumps(content))
     pairs, rejected = data.read_pairs(tmp_path)
     assert seen(pairs) == [(f"caption {n}", "lime") for n in range(5)]
     assert pairs["id"].is_unique().all() and pairs["image"].n_unique() == 1
     assert rejected["reason"].to_list() == ["its image is not listed"]
-    assert seen(data.read_pairs(tmp_path / "annotations" / "captions_val2017.json")[0])[0] == ("caption 0", "lime")
+    assert seen(data.read_pairs(tmp_path / "annotations" / "captions_val2017.json")[0])[0] == (
+        "caption 0",
+        "lime",
+    )
 
 
 def test_layouts_mix_and_sources_of_one_name_are_told_apart(tmp_path):
     for place, colour in (("a", "red"), ("b", "blue")):
         picture(tmp_path / place / "train" / "0.png", colour)
-        (tmp_path / place / "train" / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": f"{colour} fox"}))
-    shard(tmp_path / "shards" / "0.tar", [{"__key__": "0", "jpg": encoded("lime", "JPEG"), "json": {"alt": "an owl"}}])
-    pairs, rejected = data.read_all([str(tmp_path / "a" / "train"), {"path": str(tmp_path / "b" / "train"), "layout": "table"},
-                                     {"path": str(tmp_path / "shards"), "text_column": "alt"}])
-    assert seen(pairs) == [("red fox", "red"), ("blue fox", "blue"), ("an owl", "lime")] and rejected.is_empty()
-    assert pairs["source"].to_list() == ["train", "b/train", "shards"] and pairs["id"][1] == "b/train/0"
+        (tmp_path / place / "train" / "metadata.jsonl").write_text(
+            json.dumps({"file_name": "0.png", "text": f"{colour} fox"})
+        )
+    shard(
+        tmp_path / "shards" / "0.tar",
+        [{"__key__": "0", "jpg": encoded("lime", "JPEG"), "json": {"alt": "an owl"}}],
+    )
+    pairs, rejected = data.read_all(
+        [
+            str(tmp_path / "a" / "train"),
+            {"path": str(tmp_path / "b" / "train"), "layout": "table"},
+            {"path": str(tmp_path / "shards"), "text_column": "alt"},
+        ]
+    )
+    assert (
+        seen(pairs) == [("red fox", "red"), ("blue fox", "blue"), ("an owl", "lime")]
+        and rejected.is_empty()
+    )
+    assert (
+        pairs["source"].to_list() == ["train", "b/train", "shards"]
+        and pairs["id"][1] == "b/train/0"
+    )
     with pytest.raises(ValueError, match="must be a path or"):
         data.read_all([{"path": "x", "text": "prompt"}])
 
@@ -212,7 +316,9 @@ def test_a_precomputed_store_is_paired_shard_by_shard(tmp_path):
     for n in range(2):
         np.save(tmp_path / f"clip_{n}.npy", np.zeros((5 + n, 1024), np.float16))
         np.save(tmp_path / f"minilm_{n}.npy", np.zeros((5 + n, 384), np.float16))
-    assert [(k.name, v.name) for k, v in data.read_store(tmp_path)] == [(f"clip_{n}.npy", f"minilm_{n}.npy") for n in range(2)]
+    assert [(k.name, v.name) for k, v in data.read_store(tmp_path)] == [
+        (f"clip_{n}.npy", f"minilm_{n}.npy") for n in range(2)
+    ]
     np.save(tmp_path / "minilm_1.npy", np.zeros((4, 384), np.float16))
     with pytest.raises(ValueError, match="clip_1.npy has 6 rows, .*minilm_1.npy 4"):
         data.read_store(tmp_path)
@@ -224,23 +330,52 @@ def test_an_unknown_layout_says_what_is_there(tmp_path):
         data.read_pairs(tmp_path)
 
 
-BAD_PROMPTS = ["", "   ", "x" * 9000, "赤い狐", "рыжая лиса", "a\0 fox", "a fox", "a fox", 'say "fox", twice']
+BAD_PROMPTS = [
+    "",
+    "   ",
+    "x" * 9000,
+    "赤い狐",
+    "рыжая лиса",
+    "a\0 fox",
+    "a fox",
+    "a fox",
+    'say "fox", twice',
+]
 
 
 def test_bad_prompts_are_set_aside_or_cleaned(tmp_path):
     rows = [{"file_name": f"{n}.png", "prompt": prompt} for n, prompt in enumerate(BAD_PROMPTS)]
-    rows += [{"file_name": "0.png", "prompt": "twice"}, {"file_name": "1.png", "prompt": "x"},
-             {"file_name": "2.png", "prompt": "again"},
-             {"file_name": "gone.png", "prompt": "a cat"}, {"file_name": None, "prompt": "no name"}]
+    rows += [
+        {"file_name": "0.png", "prompt": "twice"},
+        {"file_name": "1.png", "prompt": "x"},
+        {"file_name": "2.png", "prompt": "again"},
+        {"file_name": "gone.png", "prompt": "a cat"},
+        {"file_name": None, "prompt": "no name"},
+    ]
     for n in range(len(BAD_PROMPTS)):
         picture(tmp_path / f"{n}.png")
     picture(tmp_path / "extra.png")
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\nno json\n")
     pairs, rejected = data.read_pairs(tmp_path)
-    assert pairs["prompt"].to_list() == [*BAD_PROMPTS[2:5], "a fox", "a fox", "a fox", BAD_PROMPTS[8], "twice", "x"]
+    assert pairs["prompt"].to_list() == [
+        *BAD_PROMPTS[2:5],
+        "a fox",
+        "a fox",
+        "a fox",
+        BAD_PROMPTS[8],
+        "twice",
+        "x",
+    ]
     reasons = rejected.select(pl.col("id").str.split("/").list.last(), "reason").rows()
-    assert reasons == [("0", "empty prompt"), ("1", "empty prompt"), ("2", "id occurs twice"), ("gone", "no such picture"),
-                       ("", "no such picture"), ("", "empty prompt"), ("extra", data.UNLISTED)]
+    assert reasons == [
+        ("0", "empty prompt"),
+        ("1", "empty prompt"),
+        ("2", "id occurs twice"),
+        ("gone", "no such picture"),
+        ("", "no such picture"),
+        ("", "empty prompt"),
+        ("extra", data.UNLISTED),
+    ]
     assert len(pairs) + len(rejected) == len(rows) + 2, "no row vanishes"
     assert data.tally(rejected)["rows"].sum() == len(rejected)
 
@@ -276,49 +411,78 @@ def damaged(folder) -> dict[str, str]:
     return {f.name: "bad" if f.name in bad else "good" for f in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize(("reserves", "message"), [(True, "File too large.*pixels_64"), (False, "No space left .*pixels_64")],
-                         ids=["room taken before", "partly written"])
+@pytest.mark.parametrize(
+    ("reserves", "message"),
+    [(True, "File too large.*pixels_64"), (False, "No space left .*pixels_64")],
+    ids=["room taken before", "partly written"],
+)
 def test_pixels_without_room_stop_the_run(tmp_path, monkeypatch, reserves, message):
     if not reserves:
         monkeypatch.delattr(os, "posix_fallocate")  # as on other systems
     picture(tmp_path / "fox.png", "red")
     frame = pl.DataFrame({"id": ["fox"], "image": [str(tmp_path / "fox.png")]})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # of 12,288 bytes: the disk takes no more
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (10_000, limits[1])
+    )  # of 12,288 bytes: the disk takes no more
     try:
         with pytest.raises(OSError, match=message):
             images.cache(frame, tmp_path / "cache", geometry=images.Geometry(64), name="test")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert images.cache(frame, tmp_path / "cache", geometry=images.Geometry(64), name="test")[0].ids == ["fox"]
+    assert images.cache(frame, tmp_path / "cache", geometry=images.Geometry(64), name="test")[
+        0
+    ].ids == ["fox"]
 
 
 def test_every_kind_of_bad_picture_is_set_aside_and_every_odd_one_is_converted(tmp_path):
     expected = damaged(tmp_path)
-    frame = pl.DataFrame({"id": list(expected), "image": [str(tmp_path / name) for name in expected]})
-    frame = pl.concat([frame, pl.DataFrame({"id": ["gone"], "image": [str(tmp_path / "gone.png")]})])
+    frame = pl.DataFrame(
+        {"id": list(expected), "image": [str(tmp_path / name) for name in expected]}
+    )
+    frame = pl.concat(
+        [frame, pl.DataFrame({"id": ["gone"], "image": [str(tmp_path / "gone.png")]})]
+    )
     pixels, bad = images.cache(frame, tmp_path / "cache", geometry=images.Geometry(32), name="odd")
     assert pixels.ids == [name for name, what in expected.items() if what == "good"]
-    assert bad["id"].to_list() == [*(name for name, what in expected.items() if what == "bad"), "gone"]
+    assert bad["id"].to_list() == [
+        *(name for name, what in expected.items() if what == "bad"),
+        "gone",
+    ]
     assert all(reason.startswith("unreadable picture: ") for reason in bad["reason"])
     assert any("DecompressionBomb" in reason for reason in bad["reason"])
-    colour = {name: row.reshape(-1, 3).mean(axis=0) for name, row in zip(pixels.ids, pixels.array, strict=True)}
+    colour = {
+        name: row.reshape(-1, 3).mean(axis=0)
+        for name, row in zip(pixels.ids, pixels.array, strict=True)
+    }
     assert colour["clear.png"].min() == 255 and colour["deep.png"].min() == 255
     assert colour["float.tiff"] == pytest.approx([127] * 3)
     assert colour["moving.gif"].mean() > 60, "the first frame, not the black one"
     for name in ("wrong.png", "strange.jpg", "turned.jpg", "whole.jpg", "cmyk.jpg", "palette.png"):
         plain = images.resized(images.decode(tmp_path / name), images.Geometry(32)).astype(int)
-        assert np.abs(pixels.rows([name])[0].astype(int) - plain).max() <= 1, f"{name}: not what decode and open_clip give"
+        assert np.abs(pixels.rows([name])[0].astype(int) - plain).max() <= 1, (
+            f"{name}: not what decode and open_clip give"
+        )
     assert images.decode(tmp_path / "turned.jpg").size == (64, 48), "upright"
     assert len(images.examples(bad, 8)) >= 2, "the cut ones can be shown"
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction_and_stays_near_the_full_decoding(tmp_path):
     ramp = np.linspace(0, 255, 1024).astype(np.uint8)
-    Image.fromarray(np.stack([np.tile(ramp, (768, 1)), np.tile(ramp[:768, None], (1, 1024)), np.full((768, 1024), 90, np.uint8)], 2)
-                    ).save(tmp_path / "large.jpg", quality=95)
+    Image.fromarray(
+        np.stack(
+            [
+                np.tile(ramp, (768, 1)),
+                np.tile(ramp[:768, None], (1, 1024)),
+                np.full((768, 1024), 90, np.uint8),
+            ],
+            2,
+        )
+    ).save(tmp_path / "large.jpg", quality=95)
     full = images.resized(images.decode(tmp_path / "large.jpg"), images.Geometry(64)).astype(int)
-    quick = images.from_bytes((tmp_path / "large.jpg").read_bytes(), images.Geometry(64)).astype(int)
+    quick = images.from_bytes((tmp_path / "large.jpg").read_bytes(), images.Geometry(64)).astype(
+        int
+    )
     assert np.abs(full - quick).mean() < 1
 
 
@@ -329,25 +493,41 @@ def frame_of(folder, names):
 def test_the_cache_decodes_only_what_is_new_and_keeps_the_order_asked_for(tmp_path, monkeypatch):
     decoded = []
     honest = images.from_bytes
-    monkeypatch.setattr(images, "from_bytes", lambda content, geometry: decoded.append(1) or honest(content, geometry))
+    monkeypatch.setattr(
+        images,
+        "from_bytes",
+        lambda content, geometry: decoded.append(1) or honest(content, geometry),
+    )
     monkeypatch.setattr(images, "CHUNK", 2)
-    colours = dict(zip("abcde", ((9, 0, 0), (0, 9, 0), (0, 0, 9), (9, 9, 0), (0, 9, 9)), strict=True))
+    colours = dict(
+        zip("abcde", ((9, 0, 0), (0, 9, 0), (0, 0, 9), (9, 9, 0), (0, 9, 9)), strict=True)
+    )
     for name, colour in colours.items():
         picture(tmp_path / f"{name}.png", colour)
 
     def colours_of(names):
-        pixels, bad = images.cache(frame_of(tmp_path, names), tmp_path / "cache", geometry=images.Geometry(8), name="x")
-        assert bad.is_empty() and pixels.ids == names and pixels.array.shape == (len(names), 8, 8, 3)
-        assert [tuple(row[0, 0]) for row in np.asarray(pixels.array)] == [colours[name] for name in names]
+        pixels, bad = images.cache(
+            frame_of(tmp_path, names), tmp_path / "cache", geometry=images.Geometry(8), name="x"
+        )
+        assert (
+            bad.is_empty() and pixels.ids == names and pixels.array.shape == (len(names), 8, 8, 3)
+        )
+        assert [tuple(row[0, 0]) for row in np.asarray(pixels.array)] == [
+            colours[name] for name in names
+        ]
         return pixels
 
     colours_of(["a"])
     first = colours_of(["a", "b", "c"])
     assert len(decoded) == 3 and isinstance(first.array, np.memmap)
-    assert colours_of(["a", "b", "c"]).key == first.key and len(decoded) == 3, "unchanged: nothing is decoded"
+    assert colours_of(["a", "b", "c"]).key == first.key and len(decoded) == 3, (
+        "unchanged: nothing is decoded"
+    )
     grown = colours_of(["a", "d", "b", "c"])
     assert len(decoded) == 4 and grown.key != first.key and isinstance(grown.array, images.Rows)
-    assert grown.array[1:3].shape == (2, 8, 8, 3) and tuple(grown.rows(["d"])[0, 0, 0]) == colours["d"]
+    assert (
+        grown.array[1:3].shape == (2, 8, 8, 3) and tuple(grown.rows(["d"])[0, 0, 0]) == colours["d"]
+    )
     (tmp_path / "moved").mkdir()
     (tmp_path / "a.png").rename(tmp_path / "moved" / "a.png")
     moved = frame_of(tmp_path / "moved", ["a"])
@@ -382,12 +562,24 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     names = [f"{n:02}" for n in range(20)]
     for n, name in enumerate(names):
         picture(tmp_path / f"{name}.png", (n, 0, 0))
-    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert killed.returncode == 9, killed.stderr
     decoded = []
     honest = images.from_bytes
-    monkeypatch.setattr(images, "from_bytes", lambda content, geometry: decoded.append(1) or honest(content, geometry))
-    pixels, bad = images.cache(frame_of(tmp_path, names), tmp_path / "cache", geometry=images.Geometry(8), name="x")
+    monkeypatch.setattr(
+        images,
+        "from_bytes",
+        lambda content, geometry: decoded.append(1) or honest(content, geometry),
+    )
+    pixels, bad = images.cache(
+        frame_of(tmp_path, names), tmp_path / "cache", geometry=images.Geometry(8), name="x"
+    )
     assert bad.is_empty() and 0 < len(decoded) <= 12, "at least two chunks were kept"
     assert [int(row[0, 0, 0]) for row in pixels.array] == list(range(20))
 
@@ -398,7 +590,9 @@ def test_a_disk_that_fails_between_two_saves_stops_the_run(tmp_path, monkeypatch
     monkeypatch.setattr(images, "FLUSH", 4)  # six pictures: one request before the save
     requests, honest = [], os.fsync
 
-    def fails_once(file: int) -> None:  # as Linux does: an error is reported to one request and then forgotten
+    def fails_once(
+        file: int,
+    ) -> None:  # as Linux does: an error is reported to one request and then forgotten
         requests.append(file)
         if len(requests) == 1:
             raise OSError(errno.EIO, "Input/output error")
@@ -406,8 +600,15 @@ def test_a_disk_that_fails_between_two_saves_stops_the_run(tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", fails_once)
     with pytest.raises(OSError, match="Input/output error"):
-        images.cache(frame_of(tmp_path, list("012345")), tmp_path / "cache", geometry=images.Geometry(8), name="x")
-    assert not list((tmp_path / "cache").glob("*.parquet")), "no index names what may not be on the disk"
+        images.cache(
+            frame_of(tmp_path, list("012345")),
+            tmp_path / "cache",
+            geometry=images.Geometry(8),
+            name="x",
+        )
+    assert not list((tmp_path / "cache").glob("*.parquet")), (
+        "no index names what may not be on the disk"
+    )
 
 
 def test_layouts_named_for_what_is_not_theirs_say_what_is_there(tmp_path):
@@ -419,7 +620,11 @@ def test_layouts_named_for_what_is_not_theirs_say_what_is_there(tmp_path):
     for layout, path, message in (
         ("competition", "", r"prompts.csv: columns are \['id', 'text'\], wanted imgId and prompt"),
         ("table", "note.xlsx", "note.xlsx: a table must be one of .csv"),
-        ("numbered", "empty", "no table with a text column beside a folder of pictures named by row number"),
+        (
+            "numbered",
+            "empty",
+            "no table with a text column beside a folder of pictures named by row number",
+        ),
         ("parquet", "texts.parquet", r"no column of encoded pictures among \['prompt'\]"),
         ("parquet", "empty", "no .parquet file in it"),
     ):
@@ -437,10 +642,16 @@ def test_a_caption_that_is_no_json_is_an_empty_prompt(tmp_path):
     for name in ("a", "b", "c"):
         picture(tmp_path / f"{name}.png")
     cells = ['{"Caption": "a fox"}', "{a fox", "[1]"]
-    lines = [json.dumps({"img_path": f"{name}.png", "Task2": cell}) for name, cell in zip("abc", cells, strict=True)]
+    lines = [
+        json.dumps({"img_path": f"{name}.png", "Task2": cell})
+        for name, cell in zip("abc", cells, strict=True)
+    ]
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     pairs, rejected = data.read_pairs(tmp_path, "journeydb", "Task2.Caption")
-    assert pairs["prompt"].to_list() == ["a fox"] and rejected["reason"].to_list() == ["empty prompt"] * 2
+    assert (
+        pairs["prompt"].to_list() == ["a fox"]
+        and rejected["reason"].to_list() == ["empty prompt"] * 2
+    )
 
 
 def test_a_shard_that_ends_inside_a_picture(tmp_path):

@@ -23,7 +23,10 @@ def test_equation_8_is_the_mean_of_cosines():
     [
         (np.ones((3, 2), np.float32), r"\(2, 2\), prediction \(3, 2\)"),
         (np.array([[0, 0], [1, 0]], np.float32), "1 of 2 rows are zero .* row 0"),
-        (np.array([[1, 0], [np.nan, 0]], np.float32), "1 of 2 rows hold NaN or infinity, e.g. row 1"),
+        (
+            np.array([[1, 0], [np.nan, 0]], np.float32),
+            "1 of 2 rows hold NaN or infinity, e.g. row 1",
+        ),
     ],
 )
 def test_refuses(prediction, message):

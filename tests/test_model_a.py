@@ -13,20 +13,55 @@ from src.artifacts import load_embeddings
 from tests import toy
 
 RECIPE = model_a.Recipe(epochs=2, batch_size=16, lr_vision=1e-3)
-CONVNEXT = {"timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
-VIT_B_32 = {"image_size": 224, "patch_size": 32, "width": 768, "layers": 12, "head_width": 64}  # OpenAI's, in full size
-CONVNEXT_TINY = {"timm_model_name": "convnext_tiny", "timm_pool": "avg", "timm_proj": "linear", "image_size": 224}
-TIMM = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 160}
+CONVNEXT = {
+    "timm_model_name": "test_convnext",
+    "timm_pool": "avg",
+    "timm_proj": "linear",
+    "image_size": 64,
+}
+VIT_B_32 = {
+    "image_size": 224,
+    "patch_size": 32,
+    "width": 768,
+    "layers": 12,
+    "head_width": 64,
+}  # OpenAI's, in full size
+CONVNEXT_TINY = {
+    "timm_model_name": "convnext_tiny",
+    "timm_pool": "avg",
+    "timm_proj": "linear",
+    "image_size": 224,
+}
+TIMM = {
+    "timm_model_name": "test_vit",
+    "timm_pool": "token",
+    "timm_proj": "linear",
+    "image_size": 160,
+}
 
 
 def tasks(folder):
     folds = np.arange(60) % 2
-    return [{"rows": np.flatnonzero(folds != f), "scored": np.flatnonzero(folds == f), "recipe": RECIPE, "seed": f,
-             "base": folder / f"model_a_fold{f}", "label": f"fold {f}"} for f in (0, 1)]
+    return [
+        {
+            "rows": np.flatnonzero(folds != f),
+            "scored": np.flatnonzero(folds == f),
+            "recipe": RECIPE,
+            "seed": f,
+            "base": folder / f"model_a_fold{f}",
+            "label": f"fold {f}",
+        }
+        for f in (0, 1)
+    ]
 
 
-TOWERS = {"vit": (toy.VISION, {}), "convnext": (CONVNEXT, {}), "timm_vit": (TIMM, {}), "ViT-B-32": (VIT_B_32, {"quick_gelu": True}),
-          "ConvNeXt-T": (CONVNEXT_TINY, {})}
+TOWERS = {
+    "vit": (toy.VISION, {}),
+    "convnext": (CONVNEXT, {}),
+    "timm_vit": (TIMM, {}),
+    "ViT-B-32": (VIT_B_32, {"quick_gelu": True}),
+    "ConvNeXt-T": (CONVNEXT_TINY, {}),
+}
 
 
 @pytest.mark.parametrize(("vision", "options"), TOWERS.values(), ids=TOWERS)
@@ -34,11 +69,17 @@ def test_a_tower_is_trained_kept_loaded_and_predicts_the_same(tmp_path, vision, 
     clip = encoder.load(toy.write_clip(tmp_path / "clip", vision, **options), device="cpu")
     data = toy.data_for(clip, 12)
     rows, recipe = np.arange(12), replace(RECIPE, head="paper", epochs=1, batch_size=4)
-    found = model_a.train_fold(clip, data, data, rows=rows, scored=rows[:6], recipe=recipe, seed=0, base=tmp_path / "fold")
+    found = model_a.train_fold(
+        clip, data, data, rows=rows, scored=rows[:6], recipe=recipe, seed=0, base=tmp_path / "fold"
+    )
     _, stored = load_embeddings(tmp_path / "fold_test")
     fitted = model_a.load_fold(tmp_path / "fold", clip)
     assert model_a.predict_pixels(fitted, clip, data.pixels) == pytest.approx(stored, abs=1e-5)
-    assert found["rows_trained"] == 12 and len(found["history"]) == 2 and not (tmp_path / "fold.checkpoint").exists()
+    assert (
+        found["rows_trained"] == 12
+        and len(found["history"]) == 2
+        and not (tmp_path / "fold.checkpoint").exists()
+    )
 
 
 def test_a_fold_is_not_trained_twice_and_not_loaded_with_another_clip(tmp_path, monkeypatch):
@@ -56,25 +97,34 @@ def test_two_dask_workers_give_what_one_process_gives(tmp_path):
     clip = encoder.load(name, device="cpu")
     data = toy.data_for(clip)
     np.save(tmp_path / "pixels.npy", data.pixels)
-    data = replace(data, pixels=np.load(tmp_path / "pixels.npy", mmap_mode="r"))  # goes to the workers as its file
+    data = replace(
+        data, pixels=np.load(tmp_path / "pixels.npy", mmap_mode="r")
+    )  # goes to the workers as its file
     shared, threads = {"encoder": clip, "data": data, "test": data}, torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker has: another number adds in another order
     here = cluster.run(model_a.train_fold, tasks(tmp_path / "here"), shared=shared)
     torch.set_num_threads(threads)
     before = set(active_children())
-    there = cluster.run(model_a.train_fold, tasks(tmp_path / "there"), shared=shared, cluster="local")
+    there = cluster.run(
+        model_a.train_fold, tasks(tmp_path / "there"), shared=shared, cluster="local"
+    )
     deadline = time.monotonic() + 60  # for a killed worker on a busy machine to be gone
     while set(active_children()) > before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not set(active_children()) - before, "the workers outlive their work"
     assert [f["score"] for f in here] == [f["score"] for f in there]
     for f in (0, 1):
-        a, b = (load_embeddings(tmp_path / place / f"model_a_fold{f}_test")[1] for place in ("here", "there"))
+        a, b = (
+            load_embeddings(tmp_path / place / f"model_a_fold{f}_test")[1]
+            for place in ("here", "there")
+        )
         assert (a == b).all()
 
 
 def test_an_unknown_cluster_is_refused():
-    with pytest.raises(ValueError, match="cluster must be null, local or tcp://host:port, got 'slurm'"):
+    with pytest.raises(
+        ValueError, match="cluster must be null, local or tcp://host:port, got 'slurm'"
+    ):
         cluster.run(print, [], shared={}, cluster="slurm")
 
 
@@ -84,10 +134,15 @@ def test_frozen_activations_are_kept_for_the_same_pictures_alone(tmp_path, monke
     pixels = images.Pixels(data.ids, data.pixels, "key", content=data.ids)
     kept = model_a.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy")
     with encoder.autocast(clip.device):
-        torch.testing.assert_close(torch.from_numpy(np.array(kept)), tower.frozen(clip.normalise(data.pixels)))
+        torch.testing.assert_close(
+            torch.from_numpy(np.array(kept)), tower.frozen(clip.normalise(data.pixels))
+        )
     monkeypatch.setattr(model_a, "_write_activations", lambda *args: False)
     assert model_a.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy") is not None
-    assert model_a.frozen_activations(tower, clip, replace(pixels, key="other"), tmp_path / "kept.npy") is None
+    assert (
+        model_a.frozen_activations(tower, clip, replace(pixels, key="other"), tmp_path / "kept.npy")
+        is None
+    )
 
 
 def test_embeddings_by_way_of_kept_activations_are_the_encoder_s_own(tmp_path):
@@ -95,15 +150,24 @@ def test_embeddings_by_way_of_kept_activations_are_the_encoder_s_own(tmp_path):
     data, tower = toy.data_for(clip), model_a.make_tower(clip, RECIPE)
     pixels = images.Pixels(data.ids, data.pixels, "key", content=data.ids)
     kept = model_a.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy")
-    rounding = 0.01 if encoder.multiplies_bf16() else 1e-5  # the encoder's own adds the last block's output up in bf16
-    np.testing.assert_allclose(model_a._finish(tower, kept, batch_size=7), encoder.embed_images(clip, data.pixels), atol=rounding)
+    rounding = (
+        0.01 if encoder.multiplies_bf16() else 1e-5
+    )  # the encoder's own adds the last block's output up in bf16
+    np.testing.assert_allclose(
+        model_a._finish(tower, kept, batch_size=7),
+        encoder.embed_images(clip, data.pixels),
+        atol=rounding,
+    )
 
 
 def test_another_size_interpolates_position_embeddings(tmp_path):
     name = toy.write_clip(tmp_path / "clip")
     small, large = encoder.load(name, device="cpu"), encoder.load(f"{name}@64", device="cpu")
     assert large.geometry.size == 64 and small.fingerprint != large.fingerprint
-    assert large.model.visual.positional_embedding.shape[0] == 17 and small.model.visual.positional_embedding.shape[0] == 5
+    assert (
+        large.model.visual.positional_embedding.shape[0] == 17
+        and small.model.visual.positional_embedding.shape[0] == 5
+    )
     pixels = np.full((2, 64, 64, 3), 90, np.uint8)  # one colour: the size makes little difference
     a, b = encoder.embed_images(small, pixels[:, :32, :32]), encoder.embed_images(large, pixels)
     assert (a * b).sum(axis=1).min() > 0.5
@@ -127,7 +191,9 @@ def test_gather_joins_folds_and_averages_test_rows(tmp_path):
         save_embeddings(tmp_path / f"f{f}_test", ["t"], rows)
     bases = [tmp_path / "f0", tmp_path / "f1"]
     assert model_a.gather(bases, "oof")[0] == ["p0", "p1"]
-    assert model_a.gather(bases, "test")[1] == pytest.approx(np.array([[np.cos(0.5), np.sin(0.5)]]), abs=1e-6)
+    assert model_a.gather(bases, "test")[1] == pytest.approx(
+        np.array([[np.cos(0.5), np.sin(0.5)]]), abs=1e-6
+    )
 
 
 def test_activations_too_large_to_keep_are_not_kept(tmp_path, monkeypatch):
@@ -135,7 +201,14 @@ def test_activations_too_large_to_keep_are_not_kept(tmp_path, monkeypatch):
     raw = toy.data_for(clip, 12)
     pixels = images.Pixels(raw.ids, raw.pixels, "some pictures", raw.ids)
     whole = model_a.make_tower(clip, replace(RECIPE, trainable_blocks=-1))
-    assert model_a.frozen_activations(whole, clip, pixels, tmp_path / "kept.npy") is None, "no block is frozen"
+    assert model_a.frozen_activations(whole, clip, pixels, tmp_path / "kept.npy") is None, (
+        "no block is frozen"
+    )
     monkeypatch.setattr(model_a, "ACTIVATION_BYTES", 1000)
-    assert model_a.frozen_activations(model_a.make_tower(clip, RECIPE), clip, pixels, tmp_path / "kept.npy") is None
+    assert (
+        model_a.frozen_activations(
+            model_a.make_tower(clip, RECIPE), clip, pixels, tmp_path / "kept.npy"
+        )
+        is None
+    )
     assert not list(tmp_path.glob("*kept*"))

@@ -34,8 +34,12 @@ def test_form(file):
         assert not cell.outputs and cell.execution_count is None, "committed with outputs"
         assert len(cell.source.splitlines()) <= 25 or cell is code[0], cell.source.splitlines()[0]
         tree = ast.parse(cell.source)
-        assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree)), "a class belongs in src/"
-        assert not re.search(r"import \*|[\"'](/home|/root|/kaggle|/tmp|/content|~/)", cell.source), cell.source
+        assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree)), (
+            "a class belongs in src/"
+        )
+        assert not re.search(
+            r"import \*|[\"'](/home|/root|/kaggle|/tmp|/content|~/)", cell.source
+        ), cell.source
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
@@ -49,8 +53,13 @@ def test_parameters_are_literals_with_a_comment_each(file):
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
 def test_a_stage_needs_every_stage_whose_artifacts_its_notebook_names(file):
-    source = "\n".join(c.source for c in nbformat.read(file, as_version=4).cells if c.cell_type == "code")
-    named = {str(getattr(paths, name)).split("/")[0] for name in re.findall(r"paths\.([A-Z][A-Z0-9_]*)", source)}
+    source = "\n".join(
+        c.source for c in nbformat.read(file, as_version=4).cells if c.cell_type == "code"
+    )
+    named = {
+        str(getattr(paths, name)).split("/")[0]
+        for name in re.findall(r"paths\.([A-Z][A-Z0-9_]*)", source)
+    }
     named |= set(re.findall(r'"(\d\d_\w+)"', source))
     if "paths.TABLE1" in source and file.stem != "04_ensemble_oof":
         named.add("04_ensemble_oof")
@@ -66,7 +75,9 @@ def test_parameters_files_fit_the_notebooks(name):
 def smoke_params(folder: Path) -> Path:
     """smoke.yaml with input/smoke and output/smoke moved into `folder`."""
     text = (ROOT / "params" / "smoke.yaml").read_text(encoding="utf-8")
-    moved = text.replace("input/smoke", str(folder / "input")).replace("output/smoke", str(folder / "output"))
+    moved = text.replace("input/smoke", str(folder / "input")).replace(
+        "output/smoke", str(folder / "output")
+    )
     assert yaml.safe_load(moved)["common"]["output_dir"] == str(folder / "output")
     (folder / "smoke.yaml").write_text(moved, encoding="utf-8")
     return folder / "smoke.yaml"
@@ -76,29 +87,59 @@ def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path)
     """With a corrupt picture and an empty prompt among the training set: set aside, counted, listed; nothing else is lost."""
     command = [sys.executable, "-m", "src.pipeline", "--params", str(smoke_params(tmp_path))]
     settings = yaml.safe_load((tmp_path / "smoke.yaml").read_text(encoding="utf-8"))["demo"]
-    pipeline.write_demo(Path(settings.pop("folder")), settings)  # as the runner does; before it, so that a picture can be spoilt
+    pipeline.write_demo(
+        Path(settings.pop("folder")), settings
+    )  # as the runner does; before it, so that a picture can be spoilt
     train = tmp_path / "input" / "train"
     (train / "images" / "000007.jpg").write_bytes(b"no picture")
     table = pl.read_csv(train / "metadata.csv")
-    table.with_columns(prompt=pl.when(pl.col("file_name") == "images/000009.jpg").then(pl.lit(" ")).otherwise("prompt")
-                       ).write_csv(train / "metadata.csv")
+    table.with_columns(
+        prompt=pl.when(pl.col("file_name") == "images/000009.jpg")
+        .then(pl.lit(" "))
+        .otherwise("prompt")
+    ).write_csv(train / "metadata.csv")
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     sample = next((tmp_path / "input" / "test").glob("sample_submission.csv"))
     submission.check(tmp_path / "output" / "submission", sample)
     rejected = pl.read_parquet(tmp_path / "output" / "01_dedup" / "rejected.parquet")
-    assert len(rejected) == 2 and len(pl.read_parquet(tmp_path / "output" / "01_dedup" / "pairs.parquet")) == len(table) - 2
+    assert (
+        len(rejected) == 2
+        and len(pl.read_parquet(tmp_path / "output" / "01_dedup" / "pairs.parquet"))
+        == len(table) - 2
+    )
     assert sorted(rejected["reason"].str.head(12)) == ["empty prompt", "unreadable p"], rejected
     assert len(pl.read_csv(tmp_path / "output" / "table1.csv")) == 6
-    predictor = predict.Predictor(tmp_path / "output", device="cpu")  # two members of Model A, and routes by two CLIPs
+    predictor = predict.Predictor(
+        tmp_path / "output", device="cpu"
+    )  # two members of Model A, and routes by two CLIPs
     pictures = sorted((tmp_path / "input" / "test" / "images").iterdir())[:6]
-    _, submitted = artifacts.load_embeddings(tmp_path / "output" / "submission", [file.stem for file in pictures])
-    assert predictor(pictures).embedding == pytest.approx(submitted, abs=1e-3) and len(predictor.clips_b) == 2
+    _, submitted = artifacts.load_embeddings(
+        tmp_path / "output" / "submission", [file.stem for file in pictures]
+    )
+    assert (
+        predictor(pictures).embedding == pytest.approx(submitted, abs=1e-3)
+        and len(predictor.clips_b) == 2
+    )
     pack.write(tmp_path / "output", tmp_path / "pack")  # both sizes of the one CLIP
-    packed = [sys.executable, "run.py", "--images", str(pictures[0].parent), "--out", str(tmp_path / "new.parquet")]
-    elsewhere = subprocess.run(packed, cwd=tmp_path / "pack", capture_output=True, text=True, timeout=300)
+    packed = [
+        sys.executable,
+        "run.py",
+        "--images",
+        str(pictures[0].parent),
+        "--out",
+        str(tmp_path / "new.parquet"),
+    ]
+    elsewhere = subprocess.run(
+        packed, cwd=tmp_path / "pack", capture_output=True, text=True, timeout=300
+    )
     assert elsewhere.returncode == 0, elsewhere.stdout + elsewhere.stderr
     new = pl.read_parquet(tmp_path / "new.parquet").sort("id")["embedding"].to_numpy()
-    assert new[:6] == pytest.approx(submitted, abs=1e-3) and len(list((tmp_path / "pack" / "clip").iterdir())) == 1
+    assert (
+        new[:6] == pytest.approx(submitted, abs=1e-3)
+        and len(list((tmp_path / "pack" / "clip").iterdir())) == 1
+    )
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert second.returncode == 0 and "everything is up to date" in second.stdout, second.stdout + second.stderr
+    assert second.returncode == 0 and "everything is up to date" in second.stdout, (
+        second.stdout + second.stderr
+    )

@@ -35,7 +35,10 @@ def test_new_pictures_get_what_the_test_pictures_got(trained):
     ids, blend = expected(output)
     found = predict.Predictor(output, device="cpu")([trained / "test" / f"{i}.png" for i in ids])
     np.testing.assert_allclose(found.embedding, blend, atol=1e-5)
-    assert all(len(prompts) == 5 for prompts in found.prompts) and (np.diff(found.similarity) <= 0).all()
+    assert (
+        all(len(prompts) == 5 for prompts in found.prompts)
+        and (np.diff(found.similarity) <= 0).all()
+    )
 
 
 def test_in_batches_and_parts_of_any_size_the_prediction_is_the_same(trained, monkeypatch):
@@ -51,7 +54,21 @@ def test_in_batches_and_parts_of_any_size_the_prediction_is_the_same(trained, mo
 
 def test_the_command_line_gives_the_same(trained, tmp_path):
     output, out = trained / "output", tmp_path / "found.parquet"
-    assert predict.main(["--images", str(trained / "test"), "--out", str(out), "--output", str(output), "--device", "cpu"]) == 0
+    assert (
+        predict.main(
+            [
+                "--images",
+                str(trained / "test"),
+                "--out",
+                str(out),
+                "--output",
+                str(output),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     found, (ids, blend) = pl.read_parquet(out), expected(output)
     assert [name.removesuffix(".png") for name in found["id"]] == ids
     np.testing.assert_allclose(found["embedding"].to_numpy(), blend, atol=1e-5)
@@ -61,8 +78,13 @@ def test_a_member_of_weight_zero_is_not_loaded(trained, tmp_path):
     output = tmp_path / "output"
     shutil.copytree(trained / "output", output)
     blend = artifacts.load_json(output / paths.BLEND)
-    artifacts.save_json(output / paths.MEMBERS_A, {**artifacts.load_json(output / paths.MEMBERS_A), "members": ["model_a", "gone"]})
-    artifacts.save_json(output / paths.BLEND, {**blend, "weights": {**blend["weights"], "gone": 0.0}})
+    artifacts.save_json(
+        output / paths.MEMBERS_A,
+        {**artifacts.load_json(output / paths.MEMBERS_A), "members": ["model_a", "gone"]},
+    )
+    artifacts.save_json(
+        output / paths.BLEND, {**blend, "weights": {**blend["weights"], "gone": 0.0}}
+    )
     found = predict.Predictor(output, device="cpu")([trained / "test" / "red_flag.png"])
     ids, whole = expected(trained / "output")
     np.testing.assert_allclose(found.embedding[0], whole[ids.index("red_flag")], atol=1e-5)
@@ -71,8 +93,19 @@ def test_a_member_of_weight_zero_is_not_loaded(trained, tmp_path):
 def test_on_a_hosted_image_the_pack_writes_the_same_submission(trained, packed, tmp_path):
     ids, blend = expected(trained / "output")
     submission.write(ids, blend, tmp_path / "sample_submission")
-    command = [sys.executable, str(ROOT / "tests" / "hosted_image.py"), str(packed), "--images", str(trained / "test"), "--sample",
-               str(tmp_path / "sample_submission.csv"), "--out", str(tmp_path / "submission.csv"), "--device", "cpu"]
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "hosted_image.py"),
+        str(packed),
+        "--images",
+        str(trained / "test"),
+        "--sample",
+        str(tmp_path / "sample_submission.csv"),
+        "--out",
+        str(tmp_path / "submission.csv"),
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(ids)} pictures, checked" in done.stdout
@@ -94,6 +127,8 @@ def test_a_pack_needs_an_empty_folder_and_a_local_clip(trained, tmp_path, capsys
     output = tmp_path / "output"
     shutil.copytree(trained / "output", output)
     members = artifacts.load_json(output / paths.MEMBERS_A)
-    artifacts.save_json(output / paths.MEMBERS_A, {**members, "clip": {"model_a": "ViT-L-14/openai"}})
+    artifacts.save_json(
+        output / paths.MEMBERS_A, {**members, "clip": {"model_a": "ViT-L-14/openai"}}
+    )
     assert predict.main(["--pack", str(tmp_path / "pack"), "--output", str(output)]) == 2
     assert "'ViT-L-14/openai' is read from a hub" in capsys.readouterr().err

@@ -53,32 +53,48 @@ def toy(tmp_path: Path) -> Path:
     (tmp_path / "train" / "ant.txt").write_text("an ant")
     for number, stage in enumerate(STAGES, start=1):
         write_notebook(tmp_path, stage, BODY.format(root=str(ROOT), number=number, stage=stage))
-    (tmp_path / "params.yaml").write_text(f"common:\n  output_dir: {tmp_path / 'out'}\n  train: {tmp_path / 'train'}\n")
+    (tmp_path / "params.yaml").write_text(
+        f"common:\n  output_dir: {tmp_path / 'out'}\n  train: {tmp_path / 'train'}\n"
+    )
     return tmp_path
 
 
 def write_notebook(toy: Path, stage: str, body: str) -> None:
-    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(body)]
+    cells = [
+        nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(body),
+    ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), toy / "notebooks" / f"{stage}.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata=kernel), toy / "notebooks" / f"{stage}.ipynb"
+    )
 
 
 def run(toy: Path, *arguments: str) -> int:
     return pipeline.main(["--params", str(toy / "params.yaml"), *arguments], toy / "notebooks")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ("01_dedupe.n=2", "section '01_dedupe' is unknown; did you mean '01_dedup'?"),
-    ("common.outputdir=x", "common.outputdir is declared by no notebook; did you mean 'output_dir'?"),
-    ("02_train_model_a.rat=1", "02_train_model_a.rat is not declared by notebooks/02_train_model_a.ipynb; did you mean 'rate'?"),
-    ("01_dedup.n=2.5", "01_dedup.n must be int, got 2.5"),
-    ("n=true", "01_dedup.n must be int, got True"),
-    ("05_submit.truth=3", "05_submit.truth must be str or NoneType, got 3"),
-    ("demo.colour=3", "demo.colour is unknown"),
-    ("demo.train_scenes=big", "demo.train_scenes must be int, got 'big'"),
-    ("train=/no/such/folder", "train: /no/such/folder does not exist"),
-    ("seed", "--set seed: wanted KEY=VALUE"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("01_dedupe.n=2", "section '01_dedupe' is unknown; did you mean '01_dedup'?"),
+        (
+            "common.outputdir=x",
+            "common.outputdir is declared by no notebook; did you mean 'output_dir'?",
+        ),
+        (
+            "02_train_model_a.rat=1",
+            "02_train_model_a.rat is not declared by notebooks/02_train_model_a.ipynb; did you mean 'rate'?",
+        ),
+        ("01_dedup.n=2.5", "01_dedup.n must be int, got 2.5"),
+        ("n=true", "01_dedup.n must be int, got True"),
+        ("05_submit.truth=3", "05_submit.truth must be str or NoneType, got 3"),
+        ("demo.colour=3", "demo.colour is unknown"),
+        ("demo.train_scenes=big", "demo.train_scenes must be int, got 'big'"),
+        ("train=/no/such/folder", "train: /no/such/folder does not exist"),
+        ("seed", "--set seed: wanted KEY=VALUE"),
+    ],
+)
 def test_wrong_parameters_are_refused_before_anything_runs(toy, capsys, change, message):
     assert run(toy, "--set", change) == 2
     assert message in capsys.readouterr().err
@@ -91,24 +107,30 @@ def test_all_wrong_parameters_are_listed_at_once(toy, capsys):
     assert "01_dedup.n" in error and "05_submit.rate" in error and str(toy / "params.yaml") in error
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("common:\n  n: 1\n  n: 2\n", "line 2: keys given twice: ['n']"),
-    ("common: 3\n", "sections must hold `name: value` lines; these do not: ['common']"),
-    ("- common\n", "must hold sections"),
-    ("common: [\n", "params.yaml"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("common:\n  n: 1\n  n: 2\n", "line 2: keys given twice: ['n']"),
+        ("common: 3\n", "sections must hold `name: value` lines; these do not: ['common']"),
+        ("- common\n", "must hold sections"),
+        ("common: [\n", "params.yaml"),
+    ],
+)
 def test_wrong_yaml_is_refused(toy, capsys, text, message):
     (toy / "params.yaml").write_text(text)
     assert run(toy) == 2
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("--params", "params/none.yaml"), "params/none.yaml does not exist"),
-    (("--from", "07"), "'07' is no notebook"),
-    (("--from", "02", "--only", "03"), "exclude each other"),
-    (("--set", "demo=3"), "demo"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--params", "params/none.yaml"), "params/none.yaml does not exist"),
+        (("--from", "07"), "'07' is no notebook"),
+        (("--from", "02", "--only", "03"), "exclude each other"),
+        (("--set", "demo=3"), "demo"),
+    ],
+)
 def test_wrong_command_lines_are_refused(toy, capsys, arguments, message):
     assert run(toy, *arguments) == 2
     assert message in capsys.readouterr().err
@@ -116,31 +138,54 @@ def test_wrong_command_lines_are_refused(toy, capsys, arguments, message):
 
 def test_values_given_to_the_notebooks(toy):
     file = str(toy / "params.yaml")
-    given = params.load_params(file, ["n=7", "common.rate=2", "03_cuml_knn_model_b.n=8", "truth=null", "train=[a, b]"])
+    given = params.load_params(
+        file, ["n=7", "common.rate=2", "03_cuml_knn_model_b.n=8", "truth=null", "train=[a, b]"]
+    )
     values = params.stage_params(given, file, toy / "notebooks")
     assert [values[stage]["n"] for stage in STAGES] == [7, 7, 8, 7, 7]
-    assert values["01_dedup"]["rate"] == 2 and values["01_dedup"]["train"] == ["a", "b"] and values["01_dedup"]["truth"] is None
+    assert (
+        values["01_dedup"]["rate"] == 2
+        and values["01_dedup"]["train"] == ["a", "b"]
+        and values["01_dedup"]["truth"] is None
+    )
 
 
-@pytest.mark.parametrize(("changes", "wanted"), [
-    (["n=7"], [7, 7, 7, 7, 7]), (["n=7", "02_train_model_a.n=8"], [7, 8, 7, 7, 7]), (["common.n=7"], [7, 3, 7, 7, 7]),
-])
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        (["n=7"], [7, 7, 7, 7, 7]),
+        (["n=7", "02_train_model_a.n=8"], [7, 8, 7, 7, 7]),
+        (["common.n=7"], [7, 3, 7, 7, 7]),
+    ],
+)
 def test_the_command_line_wins_over_every_section_of_the_file(toy, changes, wanted):
     (toy / "more.yaml").write_text("common: {n: 1}\n02_train_model_a: {n: 3}\n", encoding="utf-8")
-    values = params.stage_params(params.load_params(str(toy / "more.yaml"), changes), "more.yaml", toy / "notebooks")
+    values = params.stage_params(
+        params.load_params(str(toy / "more.yaml"), changes), "more.yaml", toy / "notebooks"
+    )
     assert [values[stage]["n"] for stage in STAGES] == wanted
 
 
-@pytest.mark.parametrize(("first", "only", "stages"), [
-    (None, None, STAGES), ("03", None, STAGES[2:]), (None, "3", STAGES[2:3]), (None, "05_submit", STAGES[4:]),
-])
+@pytest.mark.parametrize(
+    ("first", "only", "stages"),
+    [
+        (None, None, STAGES),
+        ("03", None, STAGES[2:]),
+        (None, "3", STAGES[2:3]),
+        (None, "05_submit", STAGES[4:]),
+    ],
+)
 def test_chosen_stages(first, only, stages):
     assert pipeline.chosen(first, only) == list(stages)
 
 
 def started(output: str) -> dict[str, str]:
     """Stage -> the reason that the runner printed when it started it."""
-    return {line[4:].split(":")[0]: line.split(": ", 1)[1] for line in output.splitlines() if line.startswith("=== ")}
+    return {
+        line[4:].split(":")[0]: line.split(": ", 1)[1]
+        for line in output.splitlines()
+        if line.startswith("=== ")
+    }
 
 
 def test_what_is_up_to_date_is_skipped_and_each_reason_to_run_is_said(toy, capfd):
@@ -151,7 +196,9 @@ def test_what_is_up_to_date_is_skipped_and_each_reason_to_run_is_said(toy, capfd
     assert list(again()) == list(STAGES)
     assert run(toy) == 0
     output = capfd.readouterr().out
-    assert "everything is up to date" in output and "Ensemble" in output and "submission.csv" in output
+    assert (
+        "everything is up to date" in output and "Ensemble" in output and "submission.csv" in output
+    )
     assert not started(output)
     for stage in STAGES:
         assert (toy / "out" / "executed" / f"{stage}.html").exists()
@@ -161,12 +208,18 @@ def test_what_is_up_to_date_is_skipped_and_each_reason_to_run_is_said(toy, capfd
     assert "files are missing" in again("--set", "05_submit.n=2")["05_submit"]
     (toy / "out" / "submission.csv").unlink()
     assert "submission.csv" in again("--set", "05_submit.n=2")["05_submit"]
-    write_notebook(toy, "05_submit", BODY.format(root=str(ROOT), number=5, stage="05_submit") + "\n# again")
-    assert again("--only", "05") == {"05_submit": "parameter n 2 -> 1; code notebooks/05_submit.ipynb changed"}
+    write_notebook(
+        toy, "05_submit", BODY.format(root=str(ROOT), number=5, stage="05_submit") + "\n# again"
+    )
+    assert again("--only", "05") == {
+        "05_submit": "parameter n 2 -> 1; code notebooks/05_submit.ipynb changed"
+    }
     assert set(again("--only", "04", "--force")) == {"04_ensemble_oof"}
     assert again() == {}, "04 wrote the same again, so nothing depends on a change"
     changed = again("--set", "03_cuml_knn_model_b.n=2")
-    assert changed["03_cuml_knn_model_b"] == "parameter n 1 -> 2" and "02_train_model_a" not in changed
+    assert (
+        changed["03_cuml_knn_model_b"] == "parameter n 1 -> 2" and "02_train_model_a" not in changed
+    )
     assert changed["04_ensemble_oof"] == "earlier stage 03_cuml_knn_model_b changed"
     (toy / "train" / "bee.txt").write_text("a bee")
     assert again("--from", "05") == {"05_submit": "input train changed"}
@@ -179,8 +232,10 @@ def test_edited_artifact_of_the_same_length_is_noticed_and_a_copied_output_is_no
     assert run(toy) == 0 and "everything is up to date" in capfd.readouterr().out
     result.write_text("7")
     assert run(toy) == 0
-    assert started(capfd.readouterr().out) == {"02_train_model_a": "1 of its files are missing or changed, e.g. "
-                                               "02_train_model_a/result.txt"}
+    assert started(capfd.readouterr().out) == {
+        "02_train_model_a": "1 of its files are missing or changed, e.g. "
+        "02_train_model_a/result.txt"
+    }
 
 
 def test_second_run_on_the_same_output_is_refused_with_who_holds_it(toy, capfd):
@@ -194,12 +249,18 @@ def test_second_run_on_the_same_output_is_refused_with_who_holds_it(toy, capfd):
 
 def test_status_says_what_is_stale_and_what_failed_and_runs_nothing(toy, capfd):
     assert run(toy, "--status") == 0
-    assert capfd.readouterr().out.count("has not run to its end here") == 5 and not (toy / "out").exists()
+    assert (
+        capfd.readouterr().out.count("has not run to its end here") == 5
+        and not (toy / "out").exists()
+    )
     assert run(toy, "--set", "03_cuml_knn_model_b.n=-1") == 1
     capfd.readouterr()
     assert run(toy, "--status") == 0
     lines = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines())
-    assert lines["01_dedup"] == "up to date" and "ValueError: n is negative: -1" in lines["03_cuml_knn_model_b"]
+    assert (
+        lines["01_dedup"] == "up to date"
+        and "ValueError: n is negative: -1" in lines["03_cuml_knn_model_b"]
+    )
     assert "has not run" in lines["05_submit"]
 
 
@@ -212,14 +273,30 @@ def test_only_modules_that_a_notebook_uses_make_it_stale():
 
 @pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
 def test_stopped_run_says_how_to_go_on_and_leaves_no_kernel(toy, signal_name):
-    write_notebook(toy, "02_train_model_a", "import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(60)")
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from src import pipeline; "
-            f"sys.exit(pipeline.main(['--params', {str(toy / 'params.yaml')!r}], Path({str(toy / 'notebooks')!r})))")
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    write_notebook(
+        toy,
+        "02_train_model_a",
+        "import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(60)",
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from src import pipeline; "
+        f"sys.exit(pipeline.main(['--params', {str(toy / 'params.yaml')!r}], Path({str(toy / 'notebooks')!r})))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
     kernel = next(int(line.split()[1]) for line in process.stdout if line.startswith("kernel"))
     process.send_signal(getattr(signal, signal_name))
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped in 02_train_model_a; go on with" in error and error.rstrip().endswith("--from 02")
+    assert (
+        process.returncode == 130
+        and "stopped in 02_train_model_a; go on with" in error
+        and error.rstrip().endswith("--from 02")
+    )
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)
 
@@ -230,7 +307,10 @@ def test_failed_stage_says_what_where_and_how_to_go_on(toy, capfd):
     error = capfd.readouterr().err
     assert "03_cuml_knn_model_b failed" in error and "ValueError: n is negative: -1" in error
     assert "executed/03_cuml_knn_model_b.ipynb" in error
-    assert f"./run_all.sh --params {toy / 'params.yaml'} --set 03_cuml_knn_model_b.n=-1 --from 03" in error
+    assert (
+        f"./run_all.sh --params {toy / 'params.yaml'} --set 03_cuml_knn_model_b.n=-1 --from 03"
+        in error
+    )
     assert not (toy / "out" / "03_cuml_knn_model_b" / "meta.json").exists()
     assert not (toy / "out" / "05_submit").exists()
 
@@ -239,7 +319,10 @@ def test_log_has_a_line_for_each_step_with_the_memory_in_use(toy):
     assert run(toy, "--set", "03_cuml_knn_model_b.n=-1") == 1
     log = next((toy / "out" / "logs").glob("*.log")).read_text()
     assert re.search(r"01_dedup cell 2: ok in \d+\.\d s, \d\.\d\d GB in use", log), log
-    assert "01_dedup begins: it has not run" in log and "03_cuml_knn_model_b failed: cell 3: ValueError" in log
+    assert (
+        "01_dedup begins: it has not run" in log
+        and "03_cuml_knn_model_b failed: cell 3: ValueError" in log
+    )
 
 
 def test_stage_without_meta_is_an_error(toy, capfd):
@@ -257,29 +340,56 @@ def test_executed_copy_keeps_a_progress_bar_s_last_state_and_asks_nothing_of_the
 
 
 def test_missing_package_is_named_and_how_to_get_it(toy):
-    bare = {"PATH": os.environ["PATH"], "PYTHON": getattr(sys, "_base_executable", sys.executable), "SKIP_INSTALL": "1"}
-    arguments = ("--status", "--set", f"output_dir={toy / 'out'}")  # of the demo: asks for the packages, runs nothing
-    done = subprocess.run([ROOT / "run_all.sh", *arguments], env=bare, capture_output=True, text=True, timeout=60)
+    bare = {
+        "PATH": os.environ["PATH"],
+        "PYTHON": getattr(sys, "_base_executable", sys.executable),
+        "SKIP_INSTALL": "1",
+    }
+    arguments = (
+        "--status",
+        "--set",
+        f"output_dir={toy / 'out'}",
+    )  # of the demo: asks for the packages, runs nothing
+    done = subprocess.run(
+        [ROOT / "run_all.sh", *arguments], env=bare, capture_output=True, text=True, timeout=60
+    )
     if done.returncode == 0:
         pytest.skip("this interpreter has the packages without an environment")
-    assert done.returncode == 2 and "is not installed for" in done.stderr and "SKIP_INSTALL" in done.stderr, done.stderr
+    assert (
+        done.returncode == 2
+        and "is not installed for" in done.stderr
+        and "SKIP_INSTALL" in done.stderr
+    ), done.stderr
 
 
 def test_help_needs_no_package_and_no_environment():
     bare = {"PATH": os.environ["PATH"], "PYTHON": getattr(sys, "_base_executable", sys.executable)}
-    done = subprocess.run([ROOT / "run_all.sh", "--help"], env=bare, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [ROOT / "run_all.sh", "--help"], env=bare, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
-    assert all(option in done.stdout for option in ("--params", "--from", "--only", "--force", "--set"))
+    assert all(
+        option in done.stdout for option in ("--params", "--from", "--only", "--force", "--set")
+    )
 
 
 def test_meta_keeps_the_notebook_s_facts_and_the_runner_s(toy):
     assert run(toy, "--only", "01") == 0
     meta = json.loads((toy / "out" / "01_dedup" / "meta.json").read_text())
-    assert meta["rows"] == 1 and meta["state"]["parameter"]["n"] == 1 and list(meta["files"]) == ["01_dedup/result.txt"]
+    assert (
+        meta["rows"] == 1
+        and meta["state"]["parameter"]["n"] == 1
+        and list(meta["files"]) == ["01_dedup/result.txt"]
+    )
 
 
-ENDS = [("import errno, os; raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))", "is full: make room; what is finished stays"),
-        ("import os; os.kill(os.getpid(), 9)", "the kernel was killed; if memory ran out")]
+ENDS = [
+    (
+        "import errno, os; raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))",
+        "is full: make room; what is finished stays",
+    ),
+    ("import os; os.kill(os.getpid(), 9)", "the kernel was killed; if memory ran out"),
+]
 
 
 @pytest.mark.parametrize(("body", "advice"), ENDS, ids=["full disk", "killed kernel"])
@@ -310,10 +420,18 @@ def test_checks_that_fail_themselves_are_said(monkeypatch):
         pipeline.preflight({"01_dedup": {"output_dir": "output"}}, "params.yaml")
 
 
-@pytest.mark.parametrize(("error", "status", "said"), [
-    (ModuleNotFoundError("no polars", name="polars"), 2, "the package polars is not installed for"),
-    (OSError(errno.ENOSPC, "No space left on device"), 1, "make room and start again"), (KeyboardInterrupt(), 130, "stopped"),
-])
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (
+            ModuleNotFoundError("no polars", name="polars"),
+            2,
+            "the package polars is not installed for",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "make room and start again"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
 def test_what_ends_a_run_outside_the_notebooks(toy, capsys, monkeypatch, error, status, said):
     def ended(file, changes):
         raise error

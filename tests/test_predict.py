@@ -31,20 +31,27 @@ def predicted(pictures, out, **options):
 def test_every_picture_in_order_of_its_path_and_the_broken_ones_listed(pictures, tmp_path):
     assert predicted(pictures, tmp_path / "found.parquet") == (COUNT - 1, 2)
     table = pl.read_parquet(tmp_path / "found.parquet")
-    assert table["id"].to_list() == sorted(set(predict.pictures_in(pictures)) - {"a/0001.jpg", "a/=cmd.png"})
+    assert table["id"].to_list() == sorted(
+        set(predict.pictures_in(pictures)) - {"a/0001.jpg", "a/=cmd.png"}
+    )
     assert table.schema["embedding"] == pl.Array(pl.Float32, 384)
     np.testing.assert_allclose(np.linalg.norm(table["embedding"].to_numpy(), axis=1), 1, atol=1e-6)
     assert table["prompts"].list.len().unique().to_list() == [2]
     rejected = pl.read_csv(tmp_path / "found.parquet.rejected.csv")
     assert rejected["id"].to_list() == ["a/0001.jpg", "a/=cmd.png"]
-    assert "UnidentifiedImageError: its 13 bytes are no picture in any of PNG, JPEG" in rejected["reason"][0]
+    assert (
+        "UnidentifiedImageError: its 13 bytes are no picture in any of PNG, JPEG"
+        in rejected["reason"][0]
+    )
     assert not predict.parts_folder(tmp_path / "found.parquet").exists()
 
 
 def test_batches_and_parts_change_nothing(pictures, tmp_path):
     predicted(pictures, tmp_path / "small.parquet")
     predicted(pictures, tmp_path / "large.parquet", batch_size=64, part=1000)
-    assert pl.read_parquet(tmp_path / "small.parquet").equals(pl.read_parquet(tmp_path / "large.parquet"))
+    assert pl.read_parquet(tmp_path / "small.parquet").equals(
+        pl.read_parquet(tmp_path / "large.parquet")
+    )
     table = pl.read_parquet(tmp_path / "small.parquet")
     again = Toy(tmp_path)([pictures / name for name in table["id"][:5]])
     np.testing.assert_array_equal(again.embedding, table["embedding"][:5].to_numpy())
@@ -57,8 +64,15 @@ def test_csv_and_npy_hold_the_same_numbers(pictures, tmp_path):
         predicted(pictures, tmp_path / f"found{suffix}")
     x = pl.read_parquet(tmp_path / "found.parquet")["embedding"].to_numpy()
     np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), x)
-    assert pl.read_parquet(tmp_path / "found.ids.parquet").columns == ["id", "confidence", "prompts", "similarity"]
-    table = pl.read_csv(tmp_path / "found.csv", schema_overrides={f"e{i}": pl.Float32 for i in range(384)})
+    assert pl.read_parquet(tmp_path / "found.ids.parquet").columns == [
+        "id",
+        "confidence",
+        "prompts",
+        "similarity",
+    ]
+    table = pl.read_csv(
+        tmp_path / "found.csv", schema_overrides={f"e{i}": pl.Float32 for i in range(384)}
+    )
     np.testing.assert_array_equal(table.select(f"e{i}" for i in range(384)).to_numpy(), x)
 
 
@@ -75,7 +89,10 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path):
 
 def test_killed_half_way_it_ends_with_the_same_file(pictures, tmp_path):
     predicted(pictures, tmp_path / "undisturbed.parquet")
-    out, command = tmp_path / "found.parquet", [sys.executable, "-m", "tests.toy_predictor", str(pictures)]
+    out, command = (
+        tmp_path / "found.parquet",
+        [sys.executable, "-m", "tests.toy_predictor", str(pictures)],
+    )
     process = subprocess.Popen([*command, str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
     parts, deadline = predict.parts_folder(out), time.monotonic() + 300
     while len(list(parts.glob("[0-9]*[0-9].parquet"))) < 2 and time.monotonic() < deadline:
@@ -107,9 +124,13 @@ def test_a_submission_in_the_samples_order_with_the_broken_picture_filled(pictur
     ids = ["0008", "0001", "0000"]
     submission.write(ids, np.eye(3, 384, dtype=np.float32) + 0.01, tmp_path / "any")
     order = submission.sample_ids(tmp_path / "any.csv")
-    assert predict.submit(Toy(tmp_path), pictures, tmp_path / "any.csv", tmp_path / "submission.csv", batch_size=4) == (2, 1)
+    assert predict.submit(
+        Toy(tmp_path), pictures, tmp_path / "any.csv", tmp_path / "submission.csv", batch_size=4
+    ) == (2, 1)
     table = pl.read_parquet(tmp_path / "submission.parquet")
-    assert table["id"].to_list() == order and table.filter(pl.col("id") == "0001")["confidence"].to_list() == [0]
+    assert table["id"].to_list() == order and table.filter(pl.col("id") == "0001")[
+        "confidence"
+    ].to_list() == [0]
     submission.write([*ids, "9999"], np.eye(4, 384, dtype=np.float32) + 0.01, tmp_path / "more")
     with pytest.raises(predict.Problem, match=r"1 of 4 ids have no picture in .*'9999'"):
         predict.submit(Toy(tmp_path), pictures, tmp_path / "more.csv", tmp_path / "submission.csv")
@@ -132,16 +153,28 @@ def test_odd_names_and_links_to_nowhere(tmp_path):
     shutil.copyfile(good, folder / "a#b::c, d.PNG")
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
     assert predicted(folder, tmp_path / "found.csv") == (3, 1)
-    assert pl.read_csv(tmp_path / "found.csv")["id"].to_list() == ["a#b::c, d.PNG", "caf\\udce9.png", "fox.png"]
-    assert pl.read_csv(tmp_path / "found.csv.rejected.csv")["reason"][0].startswith("FileNotFoundError")
+    assert pl.read_csv(tmp_path / "found.csv")["id"].to_list() == [
+        "a#b::c, d.PNG",
+        "caf\\udce9.png",
+        "fox.png",
+    ]
+    assert pl.read_csv(tmp_path / "found.csv.rejected.csv")["reason"][0].startswith(
+        "FileNotFoundError"
+    )
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--images", "x"], "give --images and --out, or --pack"),
-    (["--images", "x", "--out", "y.json"], "--out must end in .parquet, .csv, .npy"),
-    (["--images", "x", "--out", "y.npy", "--sample", "s.csv"], "(with --sample: .csv)"),
-    (["--images", "x", "--out", "y.csv", "--batch-size", "0"], "--batch-size must be at least 1"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "x"], "give --images and --out, or --pack"),
+        (["--images", "x", "--out", "y.json"], "--out must end in .parquet, .csv, .npy"),
+        (["--images", "x", "--out", "y.npy", "--sample", "s.csv"], "(with --sample: .csv)"),
+        (
+            ["--images", "x", "--out", "y.csv", "--batch-size", "0"],
+            "--batch-size must be at least 1",
+        ),
+    ],
+)
 def test_wrong_arguments_are_refused(capsys, arguments, message):
     with pytest.raises(SystemExit):
         predict.main(arguments)
@@ -155,18 +188,28 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     assert predict.main(["--images", str(tmp_path), "--out", "y.csv"]) == 2
     assert "no picture (.png" in capsys.readouterr().err
     Image.new("RGB", (4, 4)).save(tmp_path / "fox.png")
-    assert predict.main(["--images", str(tmp_path), "--out", "y.csv", "--output", str(tmp_path)]) == 2
+    assert (
+        predict.main(["--images", str(tmp_path), "--out", "y.csv", "--output", str(tmp_path)]) == 2
+    )
     assert "blend.json does not exist" in capsys.readouterr().err
 
 
 def test_an_output_of_an_earlier_version_names_the_stage_to_run(tmp_path, capsys):
     folder = write_output(tmp_path)
     blend = artifacts.load_json(folder / "output" / paths.BLEND)
-    artifacts.save_json(folder / "output" / paths.BLEND, {k: v for k, v in blend.items() if k != "confidence"})
+    artifacts.save_json(
+        folder / "output" / paths.BLEND, {k: v for k, v in blend.items() if k != "confidence"}
+    )
     trained = ["--output", str(folder / "output")]
-    for wanted in (["--images", str(folder / "test"), "--out", str(tmp_path / "found.npy")], ["--pack", str(tmp_path / "pack")]):
+    for wanted in (
+        ["--images", str(folder / "test"), "--out", str(tmp_path / "found.npy")],
+        ["--pack", str(tmp_path / "pack")],
+    ):
         assert predict.main([*wanted, *trained]) == 2
-        assert "blend.json was written by an earlier version: run ./run_all.sh --from 04 first" in capsys.readouterr().err
+        assert (
+            "blend.json was written by an earlier version: run ./run_all.sh --from 04 first"
+            in capsys.readouterr().err
+        )
     assert not (tmp_path / "pack").exists()
 
 
@@ -174,7 +217,10 @@ def test_a_clip_that_cannot_be_loaded_is_a_problem_that_names_it(tmp_path, capsy
     folder = write_output(tmp_path)
     weights = folder / "clip" / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    for wanted in (["--images", str(folder / "test"), "--out", str(tmp_path / "found.npy")], ["--pack", str(tmp_path / "pack")]):
+    for wanted in (
+        ["--images", str(folder / "test"), "--out", str(tmp_path / "found.npy")],
+        ["--pack", str(tmp_path / "pack")],
+    ):
         assert predict.main([*wanted, "--output", str(folder / "output")]) == 2
         said = capsys.readouterr().err
         assert f"clip: 'local-dir:{folder / 'clip'}' could not be loaded (SafetensorError" in said
@@ -188,12 +234,24 @@ def test_only_broken_pictures_are_a_problem_that_names_the_list(tmp_path):
         predict.run(Toy(tmp_path), tmp_path, tmp_path / "found.parquet")
 
 
-def test_the_command_writes_a_submission_and_says_how_many_were_filled(pictures, tmp_path, capsys, monkeypatch):
+def test_the_command_writes_a_submission_and_says_how_many_were_filled(
+    pictures, tmp_path, capsys, monkeypatch
+):
     submission.write(["0000", "0001"], np.eye(2, 384, dtype=np.float32) + 0.01, tmp_path / "any")
     monkeypatch.setattr(predict, "Predictor", lambda output, **_: Toy(tmp_path))
-    command = ["--images", str(pictures), "--sample", str(tmp_path / "any.csv"), "--out", str(tmp_path / "submission.csv")]
+    command = [
+        "--images",
+        str(pictures),
+        "--sample",
+        str(tmp_path / "any.csv"),
+        "--out",
+        str(tmp_path / "submission.csv"),
+    ]
     assert predict.main(command) == 0
-    assert "submission.csv: 1 pictures, checked; 1 unreadable ones have the mean prediction" in capsys.readouterr().out
+    assert (
+        "submission.csv: 1 pictures, checked; 1 unreadable ones have the mean prediction"
+        in capsys.readouterr().out
+    )
 
     def stopped(output, **_):
         raise KeyboardInterrupt
@@ -204,5 +262,7 @@ def test_the_command_writes_a_submission_and_says_how_many_were_filled(pictures,
 
 
 def test_a_member_without_folds_names_the_stage_to_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no trained fold of model_a: run ./run_all.sh --only 02 first"):
+    with pytest.raises(
+        FileNotFoundError, match="no trained fold of model_a: run ./run_all.sh --only 02 first"
+    ):
         predict.fold_bases(tmp_path, "model_a")

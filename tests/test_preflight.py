@@ -25,7 +25,12 @@ def disk(tmp_path_factory) -> Path:
         (folder / part).mkdir(parents=True)
         for i in range(n):
             Image.new("RGB", (40, 40), (40 * i, 90, 200 - 30 * i)).save(folder / part / f"p{i}.png")
-    rows = pl.DataFrame({"file_name": [f"p{i}.png" for i in range(6)], "prompt": [f"a plain square number {i}" for i in range(6)]})
+    rows = pl.DataFrame(
+        {
+            "file_name": [f"p{i}.png" for i in range(6)],
+            "prompt": [f"a plain square number {i}" for i in range(6)],
+        }
+    )
     rows.write_csv(folder / "train" / "metadata.csv")
     (folder / "prompts.txt").write_text("a red door\na blue wall\n")
     return folder
@@ -34,8 +39,14 @@ def disk(tmp_path_factory) -> Path:
 @pytest.fixture
 def per_stage(disk, tmp_path) -> dict[str, dict]:
     """The real notebooks' parameters, set to what is on `disk`."""
-    common = {"train": str(disk / "train"), "test": str(disk / "test"), "text": str(disk / "prompts.txt"),
-              "clip": f"local-dir:{disk / 'clip'}", "output_dir": str(tmp_path / "out"), "device": "cpu"}
+    common = {
+        "train": str(disk / "train"),
+        "test": str(disk / "test"),
+        "text": str(disk / "prompts.txt"),
+        "clip": f"local-dir:{disk / 'clip'}",
+        "output_dir": str(tmp_path / "out"),
+        "device": "cpu",
+    }
     return params.stage_params({"common": common}, "test")
 
 
@@ -46,31 +57,86 @@ def test_what_is_right_passes(per_stage):
 FAULTS = [
     ("01_dedup", "train", "src", "train: "),
     ("01_dedup", "test", "src", "test: no pictures in src"),
-    ("01_dedup", "keep", "shortest", "keep must be one of first, longest, most_pictures, got 'shortest'"),
+    (
+        "01_dedup",
+        "keep",
+        "shortest",
+        "keep must be one of first, longest, most_pictures, got 'shortest'",
+    ),
     ("01_dedup", "cosine_keep", "two", "cosine_keep must be one or none, got 'two'"),
     ("01_dedup", "held_out", "src", "held_out: "),
     ("01_dedup", "fold_file", "README.md", "fold_file: "),
     ("01_dedup", "sentence_model", "no/such model", "sentence_model: "),
-    ("02_train_model_a", "backbones", ["ViT-B-99/none"], "clip: 'ViT-B-99/none' could not be loaded"),
+    (
+        "02_train_model_a",
+        "backbones",
+        ["ViT-B-99/none"],
+        "clip: 'ViT-B-99/none' could not be loaded",
+    ),
     ("02_train_model_a", "clip", "local-dir:src", "clip: src lacks"),
-    ("02_train_model_a", "head", "tall", "02_train_model_a: head must be one of linear, paper, wide, got 'tall'"),
-    ("02_train_model_a", "trainable_blocks", 99, "02_train_model_a: trainable_blocks 99, but the tower has 3"),
-    ("02_train_model_a", "blocks_clip", 99, "blocks_clip: trainable_blocks 99, but the tower has 3"),
-    ("02_train_model_a", "lora_rank", 4, "02_train_model_a: lora_rank is above 0, but no block is frozen"),
-    ("02_train_model_a", "start_from", "nothing", "02_train_model_a: start must be one of probe, random, got 'nothing'"),
+    (
+        "02_train_model_a",
+        "head",
+        "tall",
+        "02_train_model_a: head must be one of linear, paper, wide, got 'tall'",
+    ),
+    (
+        "02_train_model_a",
+        "trainable_blocks",
+        99,
+        "02_train_model_a: trainable_blocks 99, but the tower has 3",
+    ),
+    (
+        "02_train_model_a",
+        "blocks_clip",
+        99,
+        "blocks_clip: trainable_blocks 99, but the tower has 3",
+    ),
+    (
+        "02_train_model_a",
+        "lora_rank",
+        4,
+        "02_train_model_a: lora_rank is above 0, but no block is frozen",
+    ),
+    (
+        "02_train_model_a",
+        "start_from",
+        "nothing",
+        "02_train_model_a: start must be one of probe, random, got 'nothing'",
+    ),
     ("02_train_model_a", "cluster", "tcp://127.0.0.1:9", "cluster: "),
-    ("02_train_model_a", "cluster", "many", "cluster: must be null, local or tcp://host:port, got 'many'"),
+    (
+        "02_train_model_a",
+        "cluster",
+        "many",
+        "cluster: must be null, local or tcp://host:port, got 'many'",
+    ),
     ("02_train_model_a", "device", "gpu", "device must be auto, cpu or cuda, got 'gpu'"),
     ("03_cuml_knn_model_b", "text", "src", "text: "),
     ("03_cuml_knn_model_b", "stores", ["src"], "stores: "),
     ("03_cuml_knn_model_b", "engine", "magic", "engine 'magic' is not one of"),
-    ("03_cuml_knn_model_b", "routes", [{"name": "x", "keys": "sound"}], "routes: route x: keys 'sound' is not one of"),
+    (
+        "03_cuml_knn_model_b",
+        "routes",
+        [{"name": "x", "keys": "sound"}],
+        "routes: route x: keys 'sound' is not one of",
+    ),
     ("03_cuml_knn_model_b", "routes", [], "routes: none is given; the paper's is [{name: text}]"),
     ("03_cuml_knn_model_b", "routes", [{"nam": "x"}], "routes: TypeError: "),
-    ("03_cuml_knn_model_b", "routes", [{"name": "x", "clip": 2}], "routes: {'name': 'x', 'clip': 2} names a clip"),
+    (
+        "03_cuml_knn_model_b",
+        "routes",
+        [{"name": "x", "clip": 2}],
+        "routes: {'name': 'x', 'clip': 2} names a clip",
+    ),
     ("03_cuml_knn_model_b", "more_clips", ["local-dir:src"], "clip: src lacks"),
     ("03_cuml_knn_model_b", "delta", 0.0, "delta, coef, distance: dim = 2, delta = 0.0"),
-    ("03_cuml_knn_model_b", "distance", "manhattan", "delta, coef, distance: distance 'manhattan' is not one of"),
+    (
+        "03_cuml_knn_model_b",
+        "distance",
+        "manhattan",
+        "delta, coef, distance: distance 'manhattan' is not one of",
+    ),
     ("03_cuml_knn_model_b", "k_grid", [], "k_grid must hold"),
     ("01_dedup", "seed", -1, "seed must be within 0..2147483648, got -1"),
     ("01_dedup", "n_folds", 1, "n_folds must be at least 2, got 1"),
@@ -80,9 +146,24 @@ FAULTS = [
     ("02_train_model_a", "ablation_epochs", -1, "ablation_epochs must be at least 0, got -1"),
     ("02_train_model_a", "lr_fc2", -1.0, "02_train_model_a: lr_fc2 must be at least 0, got -1.0"),
     ("03_cuml_knn_model_b", "k_grid", [0, 5], "k_grid must be at least 1, got [0, 5]"),
-    ("03_cuml_knn_model_b", "store_dtype", "float64", "store_dtype must be float16 or float32, got 'float64'"),
-    ("03_cuml_knn_model_b", "routes", [{"name": "x"}, {"name": "x", "linear": True}], "routes: each has a name of its own"),
-    ("03_cuml_knn_model_b", "routes", [{"name": "x", "hubs": "lots"}], "routes: route x: hubs must be a number from 0"),
+    (
+        "03_cuml_knn_model_b",
+        "store_dtype",
+        "float64",
+        "store_dtype must be float16 or float32, got 'float64'",
+    ),
+    (
+        "03_cuml_knn_model_b",
+        "routes",
+        [{"name": "x"}, {"name": "x", "linear": True}],
+        "routes: each has a name of its own",
+    ),
+    (
+        "03_cuml_knn_model_b",
+        "routes",
+        [{"name": "x", "hubs": "lots"}],
+        "routes: route x: hubs must be a number from 0",
+    ),
     ("04_ensemble_oof", "worst", 0, "worst must be at least 1, got 0"),
     ("04_ensemble_oof", "slice_by", ["image"], "slice_by: image is the picture's own column"),
     ("04_ensemble_oof", "attributes", "src", "attributes: src is not a file"),
@@ -97,31 +178,67 @@ def test_each_fault_is_one_line_that_names_its_parameter(per_stage, stage, name,
     assert len(found) == 1 and found[0].startswith(line), found
 
 
-def test_a_sample_without_a_picture_s_rows_and_a_truth_of_other_pictures_are_said(per_stage, disk, tmp_path):
+def test_a_sample_without_a_picture_s_rows_and_a_truth_of_other_pictures_are_said(
+    per_stage, disk, tmp_path
+):
     (tmp_path / "test" / "images").mkdir(parents=True)
     for file in (disk / "test" / "images").iterdir():
         (tmp_path / "test" / "images" / file.name).write_bytes(file.read_bytes())
     names = [f"p0_{i}" for i in range(384)]
-    pl.DataFrame({"imgId_eId": names, "val": [0.1] * 384}).write_csv(tmp_path / "test" / "sample_submission.csv")
-    found = preflight.problems({"05_submit": {**per_stage["05_submit"], "test": str(tmp_path / "test")}})
-    assert len(found) == 1 and found[0].startswith("test: ") and "1 of 2 pictures are not in it, e.g. ['p1']" in found[0], found
+    pl.DataFrame({"imgId_eId": names, "val": [0.1] * 384}).write_csv(
+        tmp_path / "test" / "sample_submission.csv"
+    )
+    found = preflight.problems(
+        {"05_submit": {**per_stage["05_submit"], "test": str(tmp_path / "test")}}
+    )
+    assert (
+        len(found) == 1
+        and found[0].startswith("test: ")
+        and "1 of 2 pictures are not in it, e.g. ['p1']" in found[0]
+    ), found
     pl.DataFrame({"imgId": ["p0", "else"], "prompt": ["a", "b"]}).write_csv(tmp_path / "truth.csv")
-    found = preflight.problems({"05_submit": {**per_stage["05_submit"], "test_truth": str(tmp_path / "truth.csv")}})
-    assert len(found) == 1 and found[0].startswith("test_truth: ") and "1 of 2 ids are not there" in found[0], found
+    found = preflight.problems(
+        {"05_submit": {**per_stage["05_submit"], "test_truth": str(tmp_path / "truth.csv")}}
+    )
+    assert (
+        len(found) == 1
+        and found[0].startswith("test_truth: ")
+        and "1 of 2 ids are not there" in found[0]
+    ), found
 
 
 def test_what_a_notebook_needs_of_earlier_ones_is_said(per_stage):
     lines = pipeline.not_run({"03_cuml_knn_model_b": per_stage["03_cuml_knn_model_b"]})
-    assert len(lines) == 1 and lines[0].startswith("01_dedup has not run to its end in ") and lines[0].endswith("use --from 01")
+    assert (
+        len(lines) == 1
+        and lines[0].startswith("01_dedup has not run to its end in ")
+        and lines[0].endswith("use --from 01")
+    )
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"common": {"train": [None]}}, "01_dedup.train must be str or list of str or dict, got [None]"),
-    ({"02_train_model_a": {"backbones": [{"name": "x"}]}}, "02_train_model_a.backbones must be list of str"),
-    ({"03_cuml_knn_model_b": {"tau_grid": [None]}}, "03_cuml_knn_model_b.tau_grid must be list of float"),
-    ({"common": {"text": ""}}, "03_cuml_knn_model_b.text must not be empty"),
-    ({"02_train_model_a": {"output_dir": "elsewhere"}}, "output_dir must be one for all notebooks"),
-    ({"demo": {"folder": 5}}, "demo.folder must be a folder to write, got 5")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"common": {"train": [None]}},
+            "01_dedup.train must be str or list of str or dict, got [None]",
+        ),
+        (
+            {"02_train_model_a": {"backbones": [{"name": "x"}]}},
+            "02_train_model_a.backbones must be list of str",
+        ),
+        (
+            {"03_cuml_knn_model_b": {"tau_grid": [None]}},
+            "03_cuml_knn_model_b.tau_grid must be list of float",
+        ),
+        ({"common": {"text": ""}}, "03_cuml_knn_model_b.text must not be empty"),
+        (
+            {"02_train_model_a": {"output_dir": "elsewhere"}},
+            "output_dir must be one for all notebooks",
+        ),
+        ({"demo": {"folder": 5}}, "demo.folder must be a folder to write, got 5"),
+    ],
+)
 def test_entries_of_lists_and_empty_names_are_refused(change, message):
     with pytest.raises(params.Problem) as problem:
         params.stage_params(change, "test")
@@ -132,7 +249,10 @@ def test_columns_are_looked_at(per_stage, disk):
     per_stage["04_ensemble_oof"]["attributes"] = str(disk / "train" / "metadata.csv")
     per_stage["05_submit"]["test_truth"] = str(disk / "train" / "metadata.csv")
     found = preflight.problems(per_stage)
-    assert len(found) == 2 and "has no column subject, style; there are ['file_name', 'prompt']" in found[0]
+    assert (
+        len(found) == 2
+        and "has no column subject, style; there are ['file_name', 'prompt']" in found[0]
+    )
     assert "has no column imgId; there are" in found[1]
 
 
@@ -143,24 +263,40 @@ def test_attributes_of_other_pictures_are_refused(per_stage, disk, tmp_path):
         per_stage["04_ensemble_oof"]["attributes"] = str(folder / "attributes.csv")
         found = preflight.problems(per_stage)
         (folder / "attributes.csv").unlink()
-        assert len(found) == wrong and all("describes none of the 6 training pictures; its first is" in line for line in found)
+        assert len(found) == wrong and all(
+            "describes none of the 6 training pictures; its first is" in line for line in found
+        )
 
 
 def test_a_set_that_is_mostly_bad_is_refused_with_its_tally(per_stage, disk, tmp_path):
-    rows = pl.DataFrame({"file_name": ["p0.png", *[f"gone{i}.png" for i in range(5)]], "prompt": ["a plain square"] * 6})
+    rows = pl.DataFrame(
+        {
+            "file_name": ["p0.png", *[f"gone{i}.png" for i in range(5)]],
+            "prompt": ["a plain square"] * 6,
+        }
+    )
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "p0.png").write_bytes((disk / "train" / "p0.png").read_bytes())
     rows.write_csv(tmp_path / "train" / "metadata.csv")
     per_stage["01_dedup"]["train"] = str(tmp_path / "train")
     found = preflight.problems(per_stage)
-    assert len(found) == 1 and found[0].startswith("train: 1 rows can be used and 5 cannot (max_rejected = 0.2)"), found
+    assert len(found) == 1 and found[0].startswith(
+        "train: 1 rows can be used and 5 cannot (max_rejected = 0.2)"
+    ), found
 
 
 def test_too_little_room_is_said_with_what_needs_it(per_stage, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(
+        preflight.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000)
+    )
     found = preflight.problems(per_stage)
-    assert len(found) == 1 and found[0].startswith("output_dir: ") and "pixels" in found[0] and "make room, or" in found[0]
+    assert (
+        len(found) == 1
+        and found[0].startswith("output_dir: ")
+        and "pixels" in found[0]
+        and "make room, or" in found[0]
+    )
 
 
 def test_an_output_that_cannot_be_written_is_said(per_stage, tmp_path):
@@ -176,32 +312,56 @@ def test_the_room_is_about_what_is_then_used(per_stage):
     for stage, check in preflight.CHECKS.items():
         check(found, per_stage[stage])
     needed = preflight.room_needed(found, per_stage, Path("/no/output/yet"))
-    assert needed["pixels"] == 8 * 3 * 32 * 32 and needed["store"] == 2 * (24 + 384) * 8 and needed["there already"] == 0
+    assert (
+        needed["pixels"] == 8 * 3 * 32 * 32
+        and needed["store"] == 2 * (24 + 384) * 8
+        and needed["there already"] == 0
+    )
     assert needed["activations"] > 0 and needed["weights"] > 0
 
 
-MISSING = [("01_dedup", "train", ["input/none", {"path": "input/nothing"}]), ("01_dedup", "test", "input/none"),
-           ("01_dedup", "held_out", "input/none.txt"), ("01_dedup", "fold_file", "input/none.csv"),
-           ("02_train_model_a", "clip", "local-dir:input/none"), ("02_train_model_a", "backbones", ["local-dir:input/none@64"]),
-           ("03_cuml_knn_model_b", "text", "input/none.txt"), ("03_cuml_knn_model_b", "stores", ["input/none"]),
-           ("03_cuml_knn_model_b", "more_clips", ["local-dir:input/none"]), ("04_ensemble_oof", "attributes", "input/none.csv"),
-           ("05_submit", "test", "input/none"), ("05_submit", "test_truth", "input/none.csv")]
+MISSING = [
+    ("01_dedup", "train", ["input/none", {"path": "input/nothing"}]),
+    ("01_dedup", "test", "input/none"),
+    ("01_dedup", "held_out", "input/none.txt"),
+    ("01_dedup", "fold_file", "input/none.csv"),
+    ("02_train_model_a", "clip", "local-dir:input/none"),
+    ("02_train_model_a", "backbones", ["local-dir:input/none@64"]),
+    ("03_cuml_knn_model_b", "text", "input/none.txt"),
+    ("03_cuml_knn_model_b", "stores", ["input/none"]),
+    ("03_cuml_knn_model_b", "more_clips", ["local-dir:input/none"]),
+    ("04_ensemble_oof", "attributes", "input/none.csv"),
+    ("05_submit", "test", "input/none"),
+    ("05_submit", "test_truth", "input/none.csv"),
+]
 
 
 @pytest.mark.parametrize(("stage", "name", "value"), MISSING, ids=lambda x: str(x)[:30])
-def test_what_does_not_exist_is_one_line_and_does_not_stop_the_other_checks(per_stage, stage, name, value):
-    given = {stage: {**per_stage[stage], name: value, "device": "gpu"}} if "device" in per_stage[stage] else {
-        stage: {**per_stage[stage], name: value}}
+def test_what_does_not_exist_is_one_line_and_does_not_stop_the_other_checks(
+    per_stage, stage, name, value
+):
+    given = (
+        {stage: {**per_stage[stage], name: value, "device": "gpu"}}
+        if "device" in per_stage[stage]
+        else {stage: {**per_stage[stage], name: value}}
+    )
     lines = params.missing_inputs(given)
     assert len(lines) == (len(value) if isinstance(value, list) else 1)
     assert all(line.startswith(name) and line.endswith(" does not exist") for line in lines)
     found = preflight.problems(given)
-    assert [line.split(" must be")[0] for line in found] == (["device"] if "device" in per_stage[stage] else [])
+    assert [line.split(" must be")[0] for line in found] == (
+        ["device"] if "device" in per_stage[stage] else []
+    )
 
 
 def test_a_list_of_sources_is_checked_without_the_one_that_does_not_exist(per_stage, disk):
     broken = disk / "train" / "p0.png"  # a picture is no table of prompts
-    given = {"03_cuml_knn_model_b": {**per_stage["03_cuml_knn_model_b"], "text": ["input/none.txt", str(broken)]}}
+    given = {
+        "03_cuml_knn_model_b": {
+            **per_stage["03_cuml_knn_model_b"],
+            "text": ["input/none.txt", str(broken)],
+        }
+    }
     assert params.missing_inputs(given) == ["text[0]: input/none.txt does not exist"]
     found = preflight.problems(given)
     assert len(found) == 1 and "p0.png" in found[0]
@@ -209,26 +369,73 @@ def test_a_list_of_sources_is_checked_without_the_one_that_does_not_exist(per_st
 
 def refused(tmp_path: Path, *changes: str) -> int:
     (tmp_path / "params.yaml").write_text("common:\n  seed: 1\n")
-    return pipeline.main(["--params", str(tmp_path / "params.yaml"), *(part for change in changes for part in ("--set", change))])
+    return pipeline.main(
+        [
+            "--params",
+            str(tmp_path / "params.yaml"),
+            *(part for change in changes for part in ("--set", change)),
+        ]
+    )
 
 
 def test_the_runner_lists_everything_and_runs_nothing(disk, tmp_path, capfd):
-    assert refused(tmp_path, f"train={disk / 'train'}", f"test={disk / 'gone'}", "text=null", f"clip=local-dir:{disk / 'clip'}",
-                   f"output_dir={tmp_path / 'out'}", "02_train_model_a.head=tall", "03_cuml_knn_model_b.engine=magic") == 2
+    assert (
+        refused(
+            tmp_path,
+            f"train={disk / 'train'}",
+            f"test={disk / 'gone'}",
+            "text=null",
+            f"clip=local-dir:{disk / 'clip'}",
+            f"output_dir={tmp_path / 'out'}",
+            "02_train_model_a.head=tall",
+            "03_cuml_knn_model_b.engine=magic",
+        )
+        == 2
+    )
     error = capfd.readouterr().err
     assert f"test: {disk / 'gone'} does not exist" in error and "run the embedded demo" in error
-    assert "head must be one of" in error and "engine 'magic'" in error and not (tmp_path / "out" / "executed").exists()
+    assert (
+        "head must be one of" in error
+        and "engine 'magic'" in error
+        and not (tmp_path / "out" / "executed").exists()
+    )
 
 
-def test_what_is_wrong_beside_a_demo_yet_to_be_written_is_listed_before_it_is_written(tmp_path, capfd):
+def test_what_is_wrong_beside_a_demo_yet_to_be_written_is_listed_before_it_is_written(
+    tmp_path, capfd
+):
     demo = tmp_path / "demo"
-    sizes = {"folder": demo, "train_scenes": 4, "test_scenes": 2, "text_prompts": 2, "align_scenes": 2, "align_epochs": 1,
-             "train_size": 64, "test_size": 64, "clip_size": 32, "seed": 1}
-    assert refused(tmp_path, f"train={demo / 'train'}", f"test={demo / 'test'}", f"text={tmp_path / 'gone.txt'}",
-                   f"clip=local-dir:{demo / 'clip'}", f"output_dir={tmp_path / 'out'}", "03_cuml_knn_model_b.engine=magic",
-                   *(f"demo.{name}={value}" for name, value in sizes.items())) == 2
+    sizes = {
+        "folder": demo,
+        "train_scenes": 4,
+        "test_scenes": 2,
+        "text_prompts": 2,
+        "align_scenes": 2,
+        "align_epochs": 1,
+        "train_size": 64,
+        "test_size": 64,
+        "clip_size": 32,
+        "seed": 1,
+    }
+    assert (
+        refused(
+            tmp_path,
+            f"train={demo / 'train'}",
+            f"test={demo / 'test'}",
+            f"text={tmp_path / 'gone.txt'}",
+            f"clip=local-dir:{demo / 'clip'}",
+            f"output_dir={tmp_path / 'out'}",
+            "03_cuml_knn_model_b.engine=magic",
+            *(f"demo.{name}={value}" for name, value in sizes.items()),
+        )
+        == 2
+    )
     error = capfd.readouterr().err
-    assert f"text: {tmp_path / 'gone.txt'} does not exist" in error and "engine 'magic'" in error and str(demo) not in error
+    assert (
+        f"text: {tmp_path / 'gone.txt'} does not exist" in error
+        and "engine 'magic'" in error
+        and str(demo) not in error
+    )
     assert not demo.exists()
 
 
@@ -247,15 +454,23 @@ for call in (lambda: socket.create_connection(("192.0.2.1", 80), timeout=1), lam
 
 def fresh(*command: str, text: str = "", **environment: str) -> str:
     """What a Python process of its own prints, with these variables in its environment."""
-    done = subprocess.run([sys.executable, *command], input=text, env={**os.environ, **environment}, cwd=ROOT, capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, *command],
+        input=text,
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_offline_lets_no_connection_leave_the_machine():
     said = fresh("-c", OFFLINE, OFFLINE="1").splitlines()
-    assert len(said) == 2 and all(line.startswith("offline is set, so no connection to ") for line in said)
+    assert len(said) == 2 and all(
+        line.startswith("offline is set, so no connection to ") for line in said
+    )
     assert "192.0.2.1" in said[0] and "example.org" in said[1]
 
 
@@ -266,4 +481,8 @@ def test_offline_is_a_switch_of_common_and_names_what_would_need_a_hub(per_stage
     training = {"02_train_model_a": {**per_stage["02_train_model_a"], "clip": "ViT-B-32/openai"}}
     said = fresh("-m", "src.preflight", text=json.dumps(training), OFFLINE="1", HF_HUB_OFFLINE="1")
     found = json.loads(said.splitlines()[-1])
-    assert len(found) == 1 and found[0].startswith("clip: 'ViT-B-32/openai' could not be loaded") and "local-dir:" in found[0]
+    assert (
+        len(found) == 1
+        and found[0].startswith("clip: 'ViT-B-32/openai' could not be loaded")
+        and "local-dir:" in found[0]
+    )

@@ -16,7 +16,10 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 def clustered(n: int, seed: int = 0, dim: int = 16) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    x = unit(rng.standard_normal((n // 3, dim))[rng.integers(n // 3, size=n)] + 0.3 * rng.standard_normal((n, dim)))
+    x = unit(
+        rng.standard_normal((n // 3, dim))[rng.integers(n // 3, size=n)]
+        + 0.3 * rng.standard_normal((n, dim))
+    )
     x[5], x[n - 1], x[7] = x[n - 9], x[n - 9], x[8]  # exact duplicates
     return x
 
@@ -26,7 +29,9 @@ def true(x: np.ndarray) -> np.ndarray:
     return (x.astype(np.float64) @ x.T.astype(np.float64)).astype(np.float32)
 
 
-def naive(x: np.ndarray, threshold: float, eligible: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def naive(
+    x: np.ndarray, threshold: float, eligible: np.ndarray, order: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
     s, kept = true(x), np.zeros(len(x), bool)
     keeper, similarity_to = np.arange(len(x)), np.ones(len(x), np.float32)
     for i in [*order[eligible[order]], *order[~eligible[order]]]:
@@ -38,15 +43,21 @@ def naive(x: np.ndarray, threshold: float, eligible: np.ndarray, order: np.ndarr
     return keeper, similarity_to, int(kept.sum())
 
 
-@pytest.mark.parametrize(("block", "precision"), [(13, "float32"), (64, "float32"), (1000, "float32"),
-                                                  (64, "bfloat16"), (1000, "tf32")])
+@pytest.mark.parametrize(
+    ("block", "precision"),
+    [(13, "float32"), (64, "float32"), (1000, "float32"), (64, "bfloat16"), (1000, "tf32")],
+)
 def test_one_pass_settles_every_threshold_as_the_naive_walk_does(block, precision):
     x = clustered(300)
     rng = np.random.default_rng(1)
     eligible, order = rng.random(300) > 0.1, rng.permutation(300)
-    found = similarity.one_pass(x, 0.85, curve=CURVE, order=order, eligible=eligible, block=block, precision=precision)
+    found = similarity.one_pass(
+        x, 0.85, curve=CURVE, order=order, eligible=eligible, block=block, precision=precision
+    )
     keeper, similarity_to, _ = naive(x, 0.85, eligible, order)
-    assert (found.similarity == similarity_to).all() and (found.stays == (eligible & (keeper == np.arange(300)))).all()
+    assert (found.similarity == similarity_to).all() and (
+        found.stays == (eligible & (keeper == np.arange(300)))
+    ).all()
     removed = np.flatnonzero(keeper != np.arange(300))
     assert (true(x)[removed, found.keeper[removed]] == similarity_to[removed]).all()
     assert found.kept.tolist() == [naive(x, t, eligible, order)[2] for t in found.thresholds]
@@ -59,8 +70,10 @@ def test_the_answer_does_not_depend_on_block_threads_or_precision(threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        runs = [similarity.one_pass(x, 0.85, curve=CURVE, link=0.6, block=block, precision=precision)
-                for block, precision in ((700, "float32"), (33, "float32"), (128, "bfloat16"))]
+        runs = [
+            similarity.one_pass(x, 0.85, curve=CURVE, link=0.6, block=block, precision=precision)
+            for block, precision in ((700, "float32"), (33, "float32"), (128, "bfloat16"))
+        ]
     finally:
         torch.set_num_threads(before)
     for run in runs[1:]:
@@ -77,7 +90,10 @@ def test_similarities_at_the_threshold_are_told_apart_to_the_last_digit():
     rows = np.concatenate([x, y])
     s = true(rows)[np.arange(40), 40 + np.arange(40)]
     for threshold in s[:5]:  # a pair that is just at the threshold stays, one digit lower it goes
-        at, below = (similarity.one_pass(rows, float(t)).stays for t in (threshold, np.nextafter(threshold, np.float32(0))))
+        at, below = (
+            similarity.one_pass(rows, float(t)).stays
+            for t in (threshold, np.nextafter(threshold, np.float32(0)))
+        )
         pair = int(np.flatnonzero(s == threshold)[0])
         assert at[40 + pair] and not below[40 + pair]
 
@@ -96,8 +112,13 @@ def test_an_error_of_a_tile_within_the_margin_changes_nothing(monkeypatch):
     assert (found.keeper == expected.keeper).all() and (found.kept == expected.kept).all()
     assert (found.forest.components(0.6) == expected.forest.components(0.6)).all()
     monkeypatch.setattr(similarity, "margin", lambda dim, precision: 1e-9)
-    monkeypatch.setattr(similarity._Search, "_tile",
-                        lambda self, later, earlier: honest(self, later, earlier) + 0.02 * torch.rand(1, generator=rng))
+    monkeypatch.setattr(
+        similarity._Search,
+        "_tile",
+        lambda self, later, earlier: (
+            honest(self, later, earlier) + 0.02 * torch.rand(1, generator=rng)
+        ),
+    )
     wrong = similarity.one_pass(x, 0.85, curve=CURVE, block=50)
     assert (wrong.kept != expected.kept).any(), "without the margin the error is seen"
 
@@ -126,7 +147,9 @@ def test_keep_none_drops_every_row_of_a_cluster(precision):
     removed = ~found.stays
     assert (found.similarity[removed] == s.max(axis=1)[removed]).all()
     assert (s[removed, found.keeper[removed]] == found.similarity[removed]).all()
-    allowed = similarity.margin(x.shape[1], "bfloat16") if precision == "bfloat16" else 1e-6  # a CPU computes tf32 as float32
+    allowed = (
+        similarity.margin(x.shape[1], "bfloat16") if precision == "bfloat16" else 1e-6
+    )  # a CPU computes tf32 as float32
     assert found.nearest == pytest.approx(s.max(axis=1), abs=allowed)
 
 
@@ -142,7 +165,9 @@ def test_kept_rows_are_at_or_below_the_threshold_by_brute_force_on_5000_rows():
     found = similarity.one_pass(x, 0.85)
     s = true(x)
     kept, removed = np.flatnonzero(found.stays), np.flatnonzero(~found.stays)
-    assert (s[np.ix_(kept, kept)] - 2 * np.eye(len(kept), dtype=np.float32)).max() <= np.float32(0.85)
+    assert (s[np.ix_(kept, kept)] - 2 * np.eye(len(kept), dtype=np.float32)).max() <= np.float32(
+        0.85
+    )
     assert len(removed) > 1000 and found.stays[found.keeper[removed]].all()
     assert (found.similarity[removed] == s[removed, found.keeper[removed]]).all()
     assert (found.similarity[removed] > np.float32(0.85)).all()

@@ -8,5 +8,10 @@ from src.paths import ROOT
 
 def test_ruff_finds_nothing():
     folders = ["src", "tests", "notebooks", "benchmarks"]
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", *folders], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", *folders],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout

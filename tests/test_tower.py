@@ -10,16 +10,54 @@ from src.tower import Tower, blocks_of, chain, strided_depthwise_in_float32
 
 CONFIGS = {
     "openai_vit": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 3, "head_width": 32},
-    "vit_avg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 3, "head_width": 32, "pool_type": "avg",
-                "final_ln_after_pool": True},
-    "siglip": {"timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none", "image_size": 160},
-    "eva": {"timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "timm_proj": "linear", "image_size": 224},
-    "convnext": {"timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32},
-    "efficientnet": {"timm_model_name": "test_efficientnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32},
+    "vit_avg": {
+        "image_size": 32,
+        "patch_size": 16,
+        "width": 64,
+        "layers": 3,
+        "head_width": 32,
+        "pool_type": "avg",
+        "final_ln_after_pool": True,
+    },
+    "siglip": {
+        "timm_model_name": "test_vit",
+        "timm_pool": "map",
+        "timm_proj": "none",
+        "image_size": 160,
+    },
+    "eva": {
+        "timm_model_name": "eva02_tiny_patch14_224",
+        "timm_pool": "token",
+        "timm_proj": "linear",
+        "image_size": 224,
+    },
+    "convnext": {
+        "timm_model_name": "test_convnext",
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "image_size": 32,
+    },
+    "efficientnet": {
+        "timm_model_name": "test_efficientnet",
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "image_size": 32,
+    },
     "resnet": {"image_size": 32, "layers": (1, 1, 1, 1), "width": 16},
-    "timm_resnet": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32},
+    "timm_resnet": {
+        "timm_model_name": "test_resnet",
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "image_size": 32,
+    },
 }
-CUT = ("openai_vit", "vit_avg", "siglip", "convnext", "efficientnet")  # families whose frozen blocks are kept
+CUT = (
+    "openai_vit",
+    "vit_avg",
+    "siglip",
+    "convnext",
+    "efficientnet",
+)  # families whose frozen blocks are kept
 
 
 def visual(family):
@@ -49,7 +87,9 @@ def test_the_two_parts_give_what_the_whole_gives_and_only_the_end_trains(family)
     tower(tower.frozen(x)).sum().backward()
     trained = {n for n, p in tower.named_parameters() if p.requires_grad}
     assert all(tower.depth(n) <= 1 for n in trained) and {tower.depth(n) for n in trained} == {0, 1}
-    assert any(tower.depth(n) == 2 for n, _ in tower.named_parameters()), "blocks before the last one stay frozen"
+    assert any(tower.depth(n) == 2 for n, _ in tower.named_parameters()), (
+        "blocks before the last one stay frozen"
+    )
 
 
 def test_depth_counts_blocks_from_the_end(family):
@@ -64,7 +104,12 @@ def test_a_frozen_tower_gives_unit_embeddings_and_trains_nothing(family):
     _, whole = family
     tower = Tower(copy.deepcopy(whole), 0)
     x = pictures(whole)
-    torch.testing.assert_close(tower(tower.frozen(x)), torch.nn.functional.normalize(whole(x), dim=-1), atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(
+        tower(tower.frozen(x)),
+        torch.nn.functional.normalize(whole(x), dim=-1),
+        atol=1e-5,
+        rtol=1e-3,
+    )
     assert not any(p.requires_grad for p in tower.parameters())
 
 
@@ -114,18 +159,28 @@ def test_strided_depthwise_convolutions_that_pass_a_gradient_run_in_float32():
     strided_depthwise_in_float32(tower)
     for name, module in tower.named_modules():
         if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(lambda module, args, out, name=name: found.update({name: (module, out.dtype)}))
+            module.register_forward_hook(
+                lambda module, args, out, name=name: found.update({name: (module, out.dtype)})
+            )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         tower(tower.frozen(pictures(tower.visual)))
     behind = tuple(f"visual.trunk.blocks.{i}." for i in range(tower.cut, tower.n_blocks))
-    strided = {name for name, (module, _) in found.items()
-               if name.startswith(behind) and module.groups > 1 and module.stride != (1, 1)}
-    assert strided and {name for name, (_, dtype) in found.items() if dtype == torch.float32} == strided
+    strided = {
+        name
+        for name, (module, _) in found.items()
+        if name.startswith(behind) and module.groups > 1 and module.stride != (1, 1)
+    }
+    assert (
+        strided
+        and {name for name, (_, dtype) in found.items() if dtype == torch.float32} == strided
+    )
 
 
 def test_depthwise_kernels_train_only_when_asked():
     def trained(**options):
-        return [p for p in Tower(visual("efficientnet"), 2, **options).parameters() if p.requires_grad]
+        return [
+            p for p in Tower(visual("efficientnet"), 2, **options).parameters() if p.requires_grad
+        ]
 
     assert len(trained(train_depthwise=True)) == len(trained()) + 2  # one a block that trains
 
@@ -149,7 +204,9 @@ def test_a_chain_that_is_none_is_left_whole():
 
 
 def test_open_clip_is_the_version_whose_parts_are_used():
-    assert hasattr(open_clip.transformer.VisionTransformer, "_embeds") and hasattr(open_clip.transformer.VisionTransformer, "_pool")
+    assert hasattr(open_clip.transformer.VisionTransformer, "_embeds") and hasattr(
+        open_clip.transformer.VisionTransformer, "_pool"
+    )
 
 
 def test_a_tower_that_trains_whole_checkpoints_its_own_blocks():
@@ -158,5 +215,8 @@ def test_a_tower_that_trains_whole_checkpoints_its_own_blocks():
 
 
 def test_a_tower_without_known_blocks_is_refused_with_what_it_can_do():
-    with pytest.raises(ValueError, match="no blocks found in a Linear: this tower can be used with tower: frozen only"):
+    with pytest.raises(
+        ValueError,
+        match="no blocks found in a Linear: this tower can be used with tower: frozen only",
+    ):
         blocks_of(torch.nn.Linear(2, 2))

@@ -32,9 +32,15 @@ def fit(clip, data, recipe, **options):
     return model_a.fit(clip, data, np.arange(len(data.ids)), recipe=recipe, seed=3, **options)
 
 
-@pytest.mark.parametrize(("change", "message"), [({"head": "tall"}, "head must be one of linear, paper, wide, got 'tall'"),
-                                                 ({"loss": "l1"}, "loss must be one of"), ({"ema": 1.0}, "ema must be within"),
-                                                 ({"batch_size": 0}, "batch_size must be at least 1, got 0")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head": "tall"}, "head must be one of linear, paper, wide, got 'tall'"),
+        ({"loss": "l1"}, "loss must be one of"),
+        ({"ema": 1.0}, "ema must be within"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
 def test_a_recipe_refuses_values_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         replace(FAST, **change)
@@ -42,18 +48,39 @@ def test_a_recipe_refuses_values_by_name(change, message):
 
 def test_rates_rise_then_fall_to_nearly_nothing():
     rates = [training.warmup_cosine(step, n_steps=20, warmup=0.2) for step in range(20)]
-    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1]) and np.all(np.diff(rates[3:]) < 0) and 0 < rates[-1] < 0.02
+    assert (
+        rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1])
+        and np.all(np.diff(rates[3:]) < 0)
+        and 0 < rates[-1] < 0.02
+    )
 
 
 def test_groups_have_two_rates_layer_decay_and_no_decay_on_norms(clip):
-    recipe = replace(FAST, lr_vision=1.0, lr_fc=5.0, lr_fc2=7.0, layer_decay=0.5, trainable_blocks=2, weight_decay=0.1)
+    recipe = replace(
+        FAST,
+        lr_vision=1.0,
+        lr_fc=5.0,
+        lr_fc2=7.0,
+        layer_decay=0.5,
+        trainable_blocks=2,
+        weight_decay=0.1,
+    )
     groups = training.parameter_groups(model_a.make_tower(clip, recipe), head.Head(24), recipe)
-    assert {(g["name"], g["lr"]) for g in groups} == {("tower", 1.0), ("tower", 0.5), ("tower", 0.25), ("head", 5.0), ("head", 7.0)}
+    assert {(g["name"], g["lr"]) for g in groups} == {
+        ("tower", 1.0),
+        ("tower", 0.5),
+        ("tower", 0.25),
+        ("head", 5.0),
+        ("head", 7.0),
+    }
     assert all(g["weight_decay"] == (0.1 if p.ndim > 1 else 0) for g in groups for p in g["params"])
 
 
 def test_losses_by_hand():
-    prediction, target = torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    prediction, target = (
+        torch.tensor([[2.0, 0.0], [0.0, 3.0]]),
+        torch.tensor([[1.0, 0.0], [1.0, 0.0]]),
+    )
     assert training.losses(prediction, target, FAST).tolist() == [0, 1]
     huber = training.losses(prediction, target, replace(FAST, loss="huber", loss_mix=1.0))
     assert huber[0] == 0 and huber[1].item() == pytest.approx(1 + np.sqrt(2) - 0.5)
@@ -67,11 +94,17 @@ def test_several_pictures_of_a_prompt_take_turns(data):
     stands_for[50:] = 7
     several = replace(data, stands_for=stands_for)
     recipe = replace(FAST, several_pictures=True)
-    drawn = [set(training.plan(several, np.arange(50), recipe, seed=1, epoch=e).pictures) for e in range(40)]
+    drawn = [
+        set(training.plan(several, np.arange(50), recipe, seed=1, epoch=e).pictures)
+        for e in range(40)
+    ]
     assert all(len(d) == 50 and len(d & {7, *range(50, 60)}) == 1 for d in drawn)
     assert len(set.union(*drawn)) == 60, "every picture has its turn"
     plain = training.plan(several, np.arange(50), FAST, seed=1, epoch=1)
-    assert sorted(plain.pictures) == list(range(50)) and np.diff(plain.bounds).max() - np.diff(plain.bounds).min() <= 1
+    assert (
+        sorted(plain.pictures) == list(range(50))
+        and np.diff(plain.bounds).max() - np.diff(plain.bounds).min() <= 1
+    )
 
 
 def test_memory_maps_travel_as_their_files(data, tmp_path):
@@ -80,11 +113,18 @@ def test_memory_maps_travel_as_their_files(data, tmp_path):
     raw.flush()
     np.save(tmp_path / "kept.npy", data.embeddings)
     order = np.random.default_rng(0).permutation(60)
-    for pixels, expected in ((raw[3:], data.pixels), (images.Rows(raw, 3 + order), data.pixels[order])):
-        sent = pickle.dumps(replace(data, pixels=pixels, activations=np.load(tmp_path / "kept.npy", mmap_mode="r")))
+    for pixels, expected in (
+        (raw[3:], data.pixels),
+        (images.Rows(raw, 3 + order), data.pixels[order]),
+    ):
+        sent = pickle.dumps(
+            replace(data, pixels=pixels, activations=np.load(tmp_path / "kept.npy", mmap_mode="r"))
+        )
         assert len(sent) < raw.nbytes + data.targets.nbytes
         arrived = pickle.loads(sent)
-        assert (np.asarray(arrived.pixels[:]) == expected).all() and (arrived.activations == data.embeddings).all()
+        assert (np.asarray(arrived.pixels[:]) == expected).all() and (
+            arrived.activations == data.embeddings
+        ).all()
 
 
 def test_accumulated_batches_are_one_large_batch(clip, data):
@@ -97,17 +137,35 @@ def test_kept_activations_train_the_same_model(clip, data):
     tower = model_a.make_tower(clip, FAST)
     with encoder.autocast(clip.device):
         kept = replace(data, activations=tower.frozen(clip.normalise(data.pixels)).numpy())
-    assert fit(clip, kept, FAST).history[-1]["score"] == pytest.approx(fit(clip, data, FAST).history[-1]["score"], abs=1e-4)
+    assert fit(clip, kept, FAST).history[-1]["score"] == pytest.approx(
+        fit(clip, data, FAST).history[-1]["score"], abs=1e-4
+    )
 
 
-OPTIONS = [{"head": "linear"}, {"head": "wide", "ema": 0.9}, {"ema": 0.9}, {"tower": "frozen"}, {"loss": "huber"},
-           {"loss": "contrastive"}, {"lora_rank": 2}, {"augment_images": True}, {"activation": "gelu"}, {"start": "random"},
-           {"grad_checkpointing": True}, {"weigh_by_agreement": True}, {"trainable_blocks": -1}]
+OPTIONS = [
+    {"head": "linear"},
+    {"head": "wide", "ema": 0.9},
+    {"ema": 0.9},
+    {"tower": "frozen"},
+    {"loss": "huber"},
+    {"loss": "contrastive"},
+    {"lora_rank": 2},
+    {"augment_images": True},
+    {"activation": "gelu"},
+    {"start": "random"},
+    {"grad_checkpointing": True},
+    {"weigh_by_agreement": True},
+    {"trainable_blocks": -1},
+]
 
 
 @pytest.mark.parametrize("change", OPTIONS, ids=str)
 def test_every_option_trains_and_never_ends_below_its_start(clip, data, change):
-    fitted = fit(clip, replace(data, agreement=np.linspace(0.5, 1.5, 60, dtype=np.float32)), replace(FAST, epochs=2, **change))
+    fitted = fit(
+        clip,
+        replace(data, agreement=np.linspace(0.5, 1.5, 60, dtype=np.float32)),
+        replace(FAST, epochs=2, **change),
+    )
     assert len(fitted.history) == 3 and fitted.history[1]["loss"] > 0
     assert max(fitted.factors.values()) >= fitted.history[0]["score"] - 1e-6
     assert fitted.factors[fitted.factor] == max(fitted.factors.values())
@@ -115,12 +173,18 @@ def test_every_option_trains_and_never_ends_below_its_start(clip, data, change):
 
 def test_a_fine_tune_that_only_loses_ends_as_its_probe(clip, data):
     ruined = fit(clip, data, replace(FAST, lr_vision=3.0, lr_fc=3.0, interpolate=False))
-    assert ruined.factor == 0 or max(e["score"] for e in ruined.history[1:]) > ruined.history[0]["score"]
+    assert (
+        ruined.factor == 0
+        or max(e["score"] for e in ruined.history[1:]) > ruined.history[0]["score"]
+    )
     assert ruined.factors[ruined.factor] >= ruined.history[0]["score"] - 1e-6
 
 
 def test_the_average_lags_behind_and_between_is_linear():
-    start, end = {"a": torch.zeros(2), "n": torch.tensor(0)}, {"a": torch.ones(2), "n": torch.tensor(5)}
+    start, end = (
+        {"a": torch.zeros(2), "n": torch.tensor(0)},
+        {"a": torch.ones(2), "n": torch.tensor(5)},
+    )
     middle = training.between(start, end, 0.25)
     assert middle["a"].tolist() == [0.25, 0.25] and middle["n"] == 5
 
@@ -131,8 +195,13 @@ def test_a_loss_that_is_nan_stops_with_epoch_rate_and_ids(clip, data):
     inner, _ = model_a.inner_split(data.group, np.arange(60), 3)
     broken[0, [i for i in range(60) if i not in inner]] = data.targets[0, 0]
     fitted, _ = model_a.begin(clip, data, inner, inner[:5], FAST, 3)
-    run = training.Run(fitted, clip, replace(data, targets=broken), inner, recipe=FAST, seed=3, label="fold 0")
-    with pytest.raises(FloatingPointError, match=r"fold 0: the loss is nan in epoch 1, batch \d, at learning rates .*'p5'"):
+    run = training.Run(
+        fitted, clip, replace(data, targets=broken), inner, recipe=FAST, seed=3, label="fold 0"
+    )
+    with pytest.raises(
+        FloatingPointError,
+        match=r"fold 0: the loss is nan in epoch 1, batch \d, at learning rates .*'p5'",
+    ):
         list(run.steps())
 
 
@@ -141,12 +210,16 @@ def test_out_of_memory_says_what_to_lower(clip, data, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training, "losses", full)
-    with pytest.raises(torch.OutOfMemoryError, match="batch_size 16. Halve it and double accumulate"):
+    with pytest.raises(
+        torch.OutOfMemoryError, match="batch_size 16. Halve it and double accumulate"
+    ):
         fit(clip, data, FAST)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_stopped_inside_an_epoch_and_resumed_it_ends_with_the_same_weights(clip, data, tmp_path, monkeypatch, ema):
+def test_stopped_inside_an_epoch_and_resumed_it_ends_with_the_same_weights(
+    clip, data, tmp_path, monkeypatch, ema
+):
     recipe = replace(FAST, ema=ema, augment_images=True)
     undisturbed = training.snapshot(fit(clip, data, recipe))
     monkeypatch.setattr(model_a, "CHECKPOINT_STEPS", 1)
@@ -183,7 +256,10 @@ model_a.train_fold(clip, data, data, rows=np.arange(50), scored=np.arange(50, 60
 
 def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path):
     name = toy.write_clip(tmp_path / "clip")
-    kills, rng = int(os.environ.get("KILLS", 2)), np.random.default_rng(int(os.environ.get("KILL_SEED", 0)))
+    kills, rng = (
+        int(os.environ.get("KILLS", 2)),
+        np.random.default_rng(int(os.environ.get("KILL_SEED", 0))),
+    )
 
     def process(folder):
         command = [sys.executable, "-c", SCRIPT, name, str(folder)]

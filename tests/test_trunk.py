@@ -44,13 +44,19 @@ def test_shared_blocks_change_no_prediction(clip):
     embedding, found = trunk(PIXELS)
     np.testing.assert_allclose(embedding, encoder.embed_images(clip, PIXELS), atol=1e-5)
     np.testing.assert_allclose(found["model_a"], whole(clip, members["model_a"]), atol=1e-5)
-    assert np.abs(model_a.predict_pixels(members["model_a"][0], clip, PIXELS) - found["model_a"]).max() > 1e-3
+    assert (
+        np.abs(model_a.predict_pixels(members["model_a"][0], clip, PIXELS) - found["model_a"]).max()
+        > 1e-3
+    )
 
 
 def test_the_frozen_blocks_run_once(clip):
     folds = [fold(clip, seed, trainable_blocks=2) for seed in (1, 2)]
     trunk = Trunk(clip, {"model_a": folds})
-    stems = [tower.visual.trunk.conv_stem for tower in (trunk.plain, clip.model, *(f.tower for f in folds))]
+    stems = [
+        tower.visual.trunk.conv_stem
+        for tower in (trunk.plain, clip.model, *(f.tower for f in folds))
+    ]
     calls = []
     hooks = [stem.register_forward_hook(lambda *_: calls.append(1)) for stem in stems]
     trunk(PIXELS)
@@ -63,7 +69,11 @@ def test_a_member_of_another_cut_or_with_other_frozen_blocks_runs_whole(clip):
     changed = fold(clip, 3, trainable_blocks=2)
     with torch.no_grad():
         changed.tower.visual.trunk.conv_stem.weight.mul_(1.1)
-    members = {"model_a": [fold(clip, 1, trainable_blocks=2)], "deeper": [fold(clip, 2, trainable_blocks=4)], "changed": [changed]}
+    members = {
+        "model_a": [fold(clip, 1, trainable_blocks=2)],
+        "deeper": [fold(clip, 2, trainable_blocks=4)],
+        "changed": [changed],
+    }
     trunk = Trunk(clip, members)
     assert trunk.shared == {"model_a"}
     found = trunk(PIXELS)[1]
@@ -73,7 +83,12 @@ def test_a_member_of_another_cut_or_with_other_frozen_blocks_runs_whole(clip):
 
 @pytest.mark.parametrize("lora_blocks", [-1, 1])
 def test_in_front_of_adapters_the_blocks_are_shared(clip, lora_blocks):
-    members = {"lora": [fold(clip, seed, trainable_blocks=1, lora_rank=2, lora_blocks=lora_blocks) for seed in (1, 2)]}
+    members = {
+        "lora": [
+            fold(clip, seed, trainable_blocks=1, lora_rank=2, lora_blocks=lora_blocks)
+            for seed in (1, 2)
+        ]
+    }
     trunk = Trunk(clip, members)
     assert trunk.shared == {"lora"} and trunk.plain.cut == members["lora"][0].tower.cut
     embedding, found = trunk(PIXELS)

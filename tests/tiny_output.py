@@ -10,8 +10,14 @@ from src import artifacts, datastore, encoder, ensemble, model_a, model_b, paths
 from src.metrics import cosines
 from tests.tiny_clip import write_clip
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40), "black": (10, 10, 10),
-           "white": (245, 245, 245)}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 180, 60),
+    "blue": (40, 60, 220),
+    "yellow": (240, 220, 40),
+    "black": (10, 10, 10),
+    "white": (245, 245, 245),
+}
 THINGS = ("square", "wall", "flag", "door")
 
 
@@ -23,16 +29,28 @@ def write_output(folder: Path) -> Path:
     train, test = (_pictures(folder / part, seed) for seed, part in enumerate(("train", "test")))
     targets = prompts.encode(train["prompt"].to_list())
     recipe = model_a.Recipe(epochs=1, batch_size=8)
-    data = model_a.training_set(clip, train, output, name="pairs", recipe=recipe, targets=targets[None])
+    data = model_a.training_set(
+        clip, train, output, name="pairs", recipe=recipe, targets=targets[None]
+    )
     blind = model_a.training_set(clip, test, output, name="test", recipe=recipe)
     fold = np.arange(len(train)) % 2
     bases = [output / paths.FOLD.format(row="model_a", fold=f) for f in (0, 1)]
     for f, base in enumerate(bases):
-        model_a.train_fold(clip, data, blind, rows=np.flatnonzero(fold != f), scored=np.flatnonzero(fold == f), recipe=recipe,
-                           seed=f, base=base)
+        model_a.train_fold(
+            clip,
+            data,
+            blind,
+            rows=np.flatnonzero(fold != f),
+            scored=np.flatnonzero(fold == f),
+            recipe=recipe,
+            seed=f,
+            base=base,
+        )
     for what, name in (("oof", paths.OOF), ("test", paths.TEST)):
         artifacts.save_embeddings(output / name.format(row="model_a"), *model_a.gather(bases, what))
-    artifacts.save_json(output / paths.MEMBERS_A, {"members": ["model_a"], "clip": {"model_a": clip_name}})
+    artifacts.save_json(
+        output / paths.MEMBERS_A, {"members": ["model_a"], "clip": {"model_a": clip_name}}
+    )
     artifacts.save_table(output / paths.TEST_IMAGES, test.select("id", "image"))
     _write_b(output, clip, train, targets, data.embeddings, blind)
     _write_blend(output, clip_name, train["id"].to_list(), targets)
@@ -49,15 +67,31 @@ def _pictures(folder: Path, seed: int) -> pl.DataFrame:
             Image.fromarray((np.array(rgb) + noise).clip(0, 255).astype(np.uint8)).save(file)
             rows.append((file.stem, str(file), f"a {colour} {thing}"))
     table = pl.DataFrame(rows, schema=["id", "image", "prompt"], orient="row").sort("id")
-    return table.with_columns(group=pl.int_range(pl.len()), keeper="id", similarity=pl.lit(1.0, pl.Float32))
+    return table.with_columns(
+        group=pl.int_range(pl.len()), keeper="id", similarity=pl.lit(1.0, pl.Float32)
+    )
 
 
-def _write_b(output: Path, clip: encoder.Encoder, train: pl.DataFrame, targets: np.ndarray, queries: np.ndarray, blind) -> None:
+def _write_b(
+    output: Path,
+    clip: encoder.Encoder,
+    train: pl.DataFrame,
+    targets: np.ndarray,
+    queries: np.ndarray,
+    blind,
+) -> None:
     ids, names = train["id"].to_list(), train["prompt"].to_list()
-    encoders = {datastore.VALUES: lambda _: targets, "clip": lambda texts: encoder.embed_texts(clip, texts)}
-    empty = datastore.open_store(output / paths.STORE_SHARDS, dtype="float32", sentence_model="all-MiniLM-L6-v2")
+    encoders = {
+        datastore.VALUES: lambda _: targets,
+        "clip": lambda texts: encoder.embed_texts(clip, texts),
+    }
+    empty = datastore.open_store(
+        output / paths.STORE_SHARDS, dtype="float32", sentence_model="all-MiniLM-L6-v2"
+    )
     disk, rows = datastore.add(empty, names, encoders), np.arange(len(ids))
-    texts, values = (datastore.Selection(disk.column(name), rows) for name in ("clip", datastore.VALUES))
+    texts, values = (
+        datastore.Selection(disk.column(name), rows) for name in ("clip", datastore.VALUES)
+    )
     library = model_b.Library(texts, values, queries)
     store = train.select("id", "prompt", source=pl.lit("tiny"), row=pl.Series(rows))
     artifacts.save_table(output / paths.STORE, store)
@@ -66,13 +100,22 @@ def _write_b(output: Path, clip: encoder.Encoder, train: pl.DataFrame, targets: 
     part = model_b.Part(fitted, 5, model_b.Weighting(dim=4), 1.0)
     model = model_b.ModelB(store.drop("row"), {"clip": library}, (part,), "faiss")
     model.save(output, 0.0)
-    for name, wanted, x in ((paths.OOF_B, ids, queries), (paths.TEST_B, blind.ids, blind.embeddings)):
-        artifacts.save_embeddings(output / name.format(member="model_b"), wanted, model.predict(x)[0])
+    for name, wanted, x in (
+        (paths.OOF_B, ids, queries),
+        (paths.TEST_B, blind.ids, blind.embeddings),
+    ):
+        artifacts.save_embeddings(
+            output / name.format(member="model_b"), wanted, model.predict(x)[0]
+        )
 
 
 def _write_blend(output: Path, clip_name: str, ids: list[str], targets: np.ndarray) -> None:
     members, sides = ensemble.load_members(output, ids, "oof"), (["model_a"], ["model_b"])
     weights = {"model_a": 0.7, "model_b": 0.3}
     blend = ensemble.combine(members, weights)
-    expected = ensemble.fit_confidence(blend, ensemble.agreement(members, weights, sides), cosines(targets, blend))
-    artifacts.save_json(output / paths.BLEND, {"weights": weights, "clip": clip_name, "confidence": vars(expected)})
+    expected = ensemble.fit_confidence(
+        blend, ensemble.agreement(members, weights, sides), cosines(targets, blend)
+    )
+    artifacts.save_json(
+        output / paths.BLEND, {"weights": weights, "clip": clip_name, "confidence": vars(expected)}
+    )

@@ -20,11 +20,21 @@ def write_clip(folder: Path, vision: dict = VISION, **model_options: object) -> 
     config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT, **model_options}
     model = open_clip.model.CustomTextCLIP(**config)
     folder.mkdir(parents=True)
-    settings = {"mean": MEAN, "std": STD, "size": [vision["image_size"]] * 2, "mode": "RGB", "interpolation": "bicubic",
-                "resize_mode": "shortest", "fill_color": 0}
+    settings = {
+        "mean": MEAN,
+        "std": STD,
+        "size": [vision["image_size"]] * 2,
+        "mode": "RGB",
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }
     content = {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": settings}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
-    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {n: t.contiguous() for n, t in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
     return f"local-dir:{folder}"
 
 
@@ -33,6 +43,15 @@ def data_for(clip, n: int = 60) -> model_a.TrainingSet:
     size = clip.geometry.size
     pixels = rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
     embeddings = encoder.embed_images(clip, pixels)
-    targets = np.tanh(40 * (embeddings - embeddings.mean(axis=0)) @ rng.standard_normal((embeddings.shape[1], 384))) + 0.3
+    targets = (
+        np.tanh(
+            40
+            * (embeddings - embeddings.mean(axis=0))
+            @ rng.standard_normal((embeddings.shape[1], 384))
+        )
+        + 0.3
+    )
     targets = (targets / np.linalg.norm(targets, axis=1, keepdims=True)).astype(np.float32)
-    return model_a.TrainingSet([f"p{i}" for i in range(n)], pixels, embeddings, targets[None], np.arange(n))
+    return model_a.TrainingSet(
+        [f"p{i}" for i in range(n)], pixels, embeddings, targets[None], np.arange(n)
+    )

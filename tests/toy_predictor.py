@@ -34,7 +34,9 @@ class Toy(predict.Predictor):
     def find(self, seen: list[predict.Seen]) -> predict.Found:
         x = np.concatenate([members["toy"] for members, _ in seen])
         prompts = [["=1+1 fox", "owl"] if row[0] % 2 else ["an owl", "-fox"] for row in x]
-        return predict.Found(unit(x + 1), x.mean(axis=1) / 255, prompts, np.full((len(x), 2), 0.5, np.float32))
+        return predict.Found(
+            unit(x + 1), x.mean(axis=1) / 255, prompts, np.full((len(x), 2), 0.5, np.float32)
+        )
 
 
 def write_pictures(folder: Path, count: int) -> None:

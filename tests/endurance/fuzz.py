@@ -28,7 +28,15 @@ SECONDS = 20  # for one input
 GROWTH = 400  # MiB from the first look at the memory to any later one
 LOOK = 5_000  # executions between two looks at the memory
 PICTURE = "picture"
-FILES = ("metadata.csv", "table.tsv", "metadata.jsonl", "0.tar", "captions_x.json", "part-000001.json", "a.txt")
+FILES = (
+    "metadata.csv",
+    "table.tsv",
+    "metadata.jsonl",
+    "0.tar",
+    "captions_x.json",
+    "part-000001.json",
+    "a.txt",
+)
 READERS = {"all": (PICTURE, *FILES), "pictures": (PICTURE,), "tables": FILES}
 
 
@@ -40,9 +48,18 @@ def pictures() -> list[bytes]:
     exif[0x0112] = 6
     for kind in ("png", "jpeg", "webp", "gif", "bmp", "tiff", "ppm", "ico", "jpeg2000", "avif"):
         stream = io.BytesIO()
-        colour.save(stream, kind, **({"exif": exif} if kind in ("jpeg", "png", "webp", "tiff") else {}))
+        colour.save(
+            stream, kind, **({"exif": exif} if kind in ("jpeg", "png", "webp", "tiff") else {})
+        )
         found.append(stream.getvalue())
-    for mode, kind in (("CMYK", "jpeg"), ("P", "png"), ("LA", "png"), ("1", "tiff"), ("F", "tiff"), ("RGBA", "webp")):
+    for mode, kind in (
+        ("CMYK", "jpeg"),
+        ("P", "png"),
+        ("LA", "png"),
+        ("1", "tiff"),
+        ("F", "tiff"),
+        ("RGBA", "webp"),
+    ):
         stream = io.BytesIO()
         colour.convert(mode).save(stream, kind)
         found.append(stream.getvalue())
@@ -52,7 +69,12 @@ def pictures() -> list[bytes]:
 def shard() -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name, content in (("a.png", b"x"), ("a.txt", b"a fox"), ("b.png", b"x"), ("b.json", b'{"caption": "an owl"}')):
+        for name, content in (
+            ("a.png", b"x"),
+            ("a.txt", b"a fox"),
+            ("b.png", b"x"),
+            ("b.json", b'{"caption": "an owl"}'),
+        ):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
@@ -62,10 +84,22 @@ def shard() -> bytes:
 def seeds(only: str) -> list[bytes]:
     """Good inputs for each reader, to begin from."""
     row = {"file_name": "fox.png", "prompt": "a \ud83e fox"}
-    coco = {"images": [{"id": 1, "file_name": "fox.png"}], "annotations": [{"image_id": 1, "id": 2, "caption": "a fox"}]}
-    texts = ('file_name,prompt\nfox.png,"a ""red"" fox"\n', "file_name\tprompt\nfox.png\ta fox\n", json.dumps(row) + "\n{cut\n", "",
-             json.dumps(coco), json.dumps({"fox.png": {"p": "a fox"}}), "\ufeffa fox\n\nan owl\n")
-    good = {name: [text.encode()] for name, text in zip(FILES, texts, strict=True)} | {"0.tar": [shard()]}
+    coco = {
+        "images": [{"id": 1, "file_name": "fox.png"}],
+        "annotations": [{"image_id": 1, "id": 2, "caption": "a fox"}],
+    }
+    texts = (
+        'file_name,prompt\nfox.png,"a ""red"" fox"\n',
+        "file_name\tprompt\nfox.png\ta fox\n",
+        json.dumps(row) + "\n{cut\n",
+        "",
+        json.dumps(coco),
+        json.dumps({"fox.png": {"p": "a fox"}}),
+        "\ufeffa fox\n\nan owl\n",
+    )
+    good = {name: [text.encode()] for name, text in zip(FILES, texts, strict=True)} | {
+        "0.tar": [shard()]
+    }
     if PICTURE in READERS[only]:
         good[PICTURE] = pictures()
     return [bytes([n]) + content for n, name in enumerate(READERS[only]) for content in good[name]]
@@ -81,7 +115,9 @@ def reader(folder: Path, only: str) -> Callable[[bytes], None]:
     def picture(content: bytes) -> None:
         try:
             pixels = images.from_bytes(content, geometry)
-        except Exception:  # documented as any; what cannot be caught, and what never ends, is what is looked for
+        except (
+            Exception
+        ):  # documented as any; what cannot be caught, and what never ends, is what is looked for
             return
         assert pixels.shape == (32, 32, 3) and pixels.dtype.name == "uint8"
 
@@ -141,7 +177,9 @@ def fuzz(only: str, options: list[str]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--only", choices=READERS, default="all")
     parser.add_argument("--keep", metavar="FOLDER", help="instead of a temporary folder")
@@ -151,13 +189,32 @@ def main() -> int:
         (folder / "corpus").mkdir(parents=True, exist_ok=True)
         for n, content in enumerate(seeds(arguments.only)):
             (folder / "corpus" / f"seed{n}").write_bytes(content)
-        limits = [f"-max_total_time={round(60 * arguments.minutes)}", f"-timeout={SECONDS}", "-rss_limit_mb=4096", "-max_len=8192"]
+        limits = [
+            f"-max_total_time={round(60 * arguments.minutes)}",
+            f"-timeout={SECONDS}",
+            "-rss_limit_mb=4096",
+            "-max_len=8192",
+        ]
         told = [f"-artifact_prefix={folder}/", "-print_final_stats=1"]
-        done = subprocess.run([sys.executable, __file__, "--child", arguments.only, str(folder / "corpus"), *limits, *told])
+        done = subprocess.run(
+            [
+                sys.executable,
+                __file__,
+                "--child",
+                arguments.only,
+                str(folder / "corpus"),
+                *limits,
+                *told,
+            ]
+        )
         broke = [file for file in folder.iterdir() if file.is_file()]
         for file in broke:
             print(f"{file.name}: {file.read_bytes()[:400]!r}")
-    print("no crash, hang or growth" if done.returncode == 0 else f"broken: exit status {done.returncode}")
+    print(
+        "no crash, hang or growth"
+        if done.returncode == 0
+        else f"broken: exit status {done.returncode}"
+    )
     return 1 if done.returncode else 0
 
 

@@ -38,11 +38,20 @@ from mutmut.mutation.pragma_handling import IgnoredCode
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("dedup", "model_b", "ensemble", "submission")
-TESTS = [f"tests/test_{name}.py" for name in ("dedup", "model_b", "ensemble", "submission", "guards")]
+TESTS = [
+    f"tests/test_{name}.py" for name in ("dedup", "model_b", "ensemble", "submission", "guards")
+]
 LEFT_OUT = "not million and not competition_sized"  # the slow ones
 SECONDS, GIB = 60, 8  # of the processor and of its own memory, for one mutant
 HANGS = 600  # seconds after which one that uses no processor is given up
-LIBRARIES = ("faiss", "hypothesis", "pandas", "pyarrow.parquet", "sklearn.isotonic", *(f"src.{name}" for name in MODULES))
+LIBRARIES = (
+    "faiss",
+    "hypothesis",
+    "pandas",
+    "pyarrow.parquet",
+    "sklearn.isotonic",
+    *(f"src.{name}" for name in MODULES),
+)
 
 
 class Visitor(MutationVisitor):
@@ -62,9 +71,14 @@ def mutants(code: str) -> list[tuple[range, Callable[[], str]]]:
     def written(change: Mutation) -> str:
         return wrapper.module.deep_replace(change.original_node, change.mutated_node).code
 
-    around = [places[change.contained_by_top_level_function or change.original_node] for change in visitor.mutations]
-    return [(range(place.start.line, place.end.line + 1), partial(written, change))
-            for place, change in zip(around, visitor.mutations, strict=True)]
+    around = [
+        places[change.contained_by_top_level_function or change.original_node]
+        for change in visitor.mutations
+    ]
+    return [
+        (range(place.start.line, place.end.line + 1), partial(written, change))
+        for place, change in zip(around, visitor.mutations, strict=True)
+    ]
 
 
 def failed(*arguments: str) -> bool:
@@ -101,17 +115,37 @@ def _ended_badly(child: int) -> bool:
 
 def reached() -> dict[str, dict[int, list[str]]]:
     """For each module the tests that run each of its lines, by one run of them all, which must pass."""
-    if failed("--cov=src", f"--cov-config={os.devnull}", "--cov-context=test", "--cov-report=", "-k", LEFT_OUT, *TESTS):
+    if failed(
+        "--cov=src",
+        f"--cov-config={os.devnull}",
+        "--cov-context=test",
+        "--cov-report=",
+        "-k",
+        LEFT_OUT,
+        *TESTS,
+    ):
         sys.exit("the tests fail without any change")
     data = coverage.CoverageData()
     data.read()
-    return {name: data.contexts_by_lineno(str(Path(f"src/{name}.py").resolve())) for name in MODULES}
+    return {
+        name: data.contexts_by_lineno(str(Path(f"src/{name}.py").resolve())) for name in MODULES
+    }
 
 
 def tests_of(lines: range, contexts: dict[int, list[str]]) -> list[str]:
     """The tests that reach one of `lines`, in the order of TESTS; where there is none, those that reach any line."""
-    found = {context.split("|")[0].split("[")[0] for line in lines for context in contexts.get(line, []) if context}
-    found = found or {context.split("|")[0].split("[")[0] for line in contexts.values() for context in line if context}
+    found = {
+        context.split("|")[0].split("[")[0]
+        for line in lines
+        for context in contexts.get(line, [])
+        if context
+    }
+    found = found or {
+        context.split("|")[0].split("[")[0]
+        for line in contexts.values()
+        for context in line
+        if context
+    }
     return sorted(found, key=lambda test: (TESTS.index(test.split("::")[0]), test))
 
 
@@ -127,29 +161,46 @@ def judge(name: str, contexts: dict[int, list[str]], sample: int | None, seed: i
         if not failed("-k", LEFT_OUT, *tests_of(lines, contexts)):
             survived += 1
             told = difflib.unified_diff(code.splitlines(), changed.splitlines(), lineterm="", n=0)
-            print("\n".join([f"{name} {number}:", *(line for line in told if not line.startswith(("---", "+++")))]), flush=True)
+            print(
+                "\n".join(
+                    [
+                        f"{name} {number}:",
+                        *(line for line in told if not line.startswith(("---", "+++"))),
+                    ]
+                ),
+                flush=True,
+            )
     file.write_text(code, encoding="utf-8")
     killed = len(chosen) - survived
-    print(f"{name}: {len(every)} mutants, {len(chosen)} tried, {killed} killed, {survived} survived: {killed / len(chosen):.1%}, "
-          f"{(time.monotonic() - start) / 60:.1f} minutes", flush=True)
+    print(
+        f"{name}: {len(every)} mutants, {len(chosen)} tried, {killed} killed, {survived} survived: {killed / len(chosen):.1%}, "
+        f"{(time.monotonic() - start) / 60:.1f} minutes",
+        flush=True,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("modules", nargs="*", metavar="MODULE", default=MODULES)
     parser.add_argument("--sample", type=int)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for part in ("src", "tests", "params", "notebooks"):
-            shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__")
+            )
         shutil.copy(ROOT / "pyproject.toml", folder)
         os.chdir(folder)
         sys.path.insert(0, folder)
         for library in LIBRARIES:
             importlib.import_module(library)
         with contextlib.redirect_stdout(io.StringIO()):
-            pytest.main(["--collect-only", "-p", "no:cacheprovider", *TESTS])  # the plugins are loaded once, here
+            pytest.main(
+                ["--collect-only", "-p", "no:cacheprovider", *TESTS]
+            )  # the plugins are loaded once, here
         gc.disable()
         gc.freeze()  # nine tenths of a child's time went into collecting what it was born with
         contexts = reached()

@@ -32,7 +32,9 @@ def smoke(folder: Path, output: Path | None = None, **sizes: int) -> list[str]:
 def begin(command: list[str], log: Path) -> subprocess.Popen:
     """Start it, what it says going to `log`."""
     with log.open("a", encoding="utf-8") as stream:
-        return subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def stage_of(log: Path) -> str:

@@ -20,7 +20,12 @@ def small_disk(tmp_path) -> Path:
     """A tmpfs of `SIZE` MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}m", "tmpfs", folder]).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={SIZE}m", "tmpfs", folder]
+        ).returncode
+    ):
         pytest.skip("a tmpfs can be mounted by root only")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
@@ -57,11 +62,15 @@ def test_disk_full_in_each_stage(tmp_path, small_disk, capsys):
         ballast = fill(small_disk, leave=200_000)
         assert process.wait() != 0, f"{stage} went through on a full disk"
         text = log.read_text()
-        assert "make room" in text and "Traceback" not in text.split(f"{stage} failed.")[-1], text[-3000:]
+        assert "make room" in text and "Traceback" not in text.split(f"{stage} failed.")[-1], text[
+            -3000:
+        ]
         said[stage] = [line for line in text.splitlines() if "make room" in line][-1]
         assert_whole(output)
         ballast.unlink()
     assert runs.begin(command, log).wait() == 0, log.read_text()[-3000:]
-    assert (output / "submission.csv").read_bytes() == (tmp_path / "output" / "submission.csv").read_bytes()
+    assert (output / "submission.csv").read_bytes() == (
+        tmp_path / "output" / "submission.csv"
+    ).read_bytes()
     with capsys.disabled():
         print("\n" + "\n".join(f"{stage}: {line}" for stage, line in said.items()))

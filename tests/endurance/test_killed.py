@@ -1,6 +1,6 @@
 """SIGKILL at random moments of the smoke run, started again each time: it always ends with the byte-identical submission.
 
-    KILLS=40 ./run_tests.sh --endurance -k killed -s
+KILLS=40 ./run_tests.sh --endurance -k killed -s
 """
 
 import collections
@@ -35,12 +35,18 @@ def test_killed_at_random_moments_every_run_ends_with_the_same_submission(tmp_pa
                 kills, kernel = kills + 1, bool(rng.random() < 0.3)
                 hit[f"{runs.stage_of(log)}, {'the kernel' if kernel else 'the runner'}"] += 1
                 runs.kill(process, kernel)
-                if process.wait() == 0:  # there was no kernel to kill just then, and it ran to its end
+                if (
+                    process.wait() == 0
+                ):  # there was no kernel to kill just then, and it ran to its end
                     break
                 continue
             assert status == 0, log.read_text()[-3000:]
             break
-        assert (output / "submission.csv").read_bytes() == calm, f"after {kills} kills the submission is another one"
+        assert (output / "submission.csv").read_bytes() == calm, (
+            f"after {kills} kills the submission is another one"
+        )
     with capsys.disabled():
-        print(f"\n{kills} kills in {rounds} runs, all {rounds} with the same submission; killed: {dict(sorted(hit.items()))}; "
-              f"{(time.perf_counter() - began) / 60:.0f} minutes")
+        print(
+            f"\n{kills} kills in {rounds} runs, all {rounds} with the same submission; killed: {dict(sorted(hit.items()))}; "
+            f"{(time.perf_counter() - began) / 60:.0f} minutes"
+        )

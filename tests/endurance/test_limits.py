@@ -24,7 +24,9 @@ def test_no_process_of_the_smoke_run_uses_three_gib(tmp_path, capsys):
         time.sleep(0.05)
     assert process.returncode == 0, log.read_text()[-3000:]
     assert GIB / 2 < most < 3 * GIB
-    submission.check(tmp_path / "output" / "submission", tmp_path / "input" / "test" / "sample_submission.csv")
+    submission.check(
+        tmp_path / "output" / "submission", tmp_path / "input" / "test" / "sample_submission.csv"
+    )
     with capsys.disabled():
         print(f"\n{most / GIB:.2f} GiB in the largest process")
 
@@ -34,8 +36,12 @@ def test_eight_thousand_pictures_of_which_one_in_twenty_is_bad(tmp_path, capsys)
     train = tmp_path / "input" / "train"
     files = sorted((train / "images").iterdir())
     assert len(files) == 8000
-    damage = (lambda content: content[: len(content) // 2], lambda content: b"", lambda content: b"<html>not found</html>",
-              lambda content: content[:300] + bytes(200) + content[500:])
+    damage = (
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: b"<html>not found</html>",
+        lambda content: content[:300] + bytes(200) + content[500:],
+    )
     bad = files[::20]
     for i, file in enumerate(bad):
         file.write_bytes(damage[i % 3](file.read_bytes()))
@@ -50,6 +56,10 @@ def test_eight_thousand_pictures_of_which_one_in_twenty_is_bad(tmp_path, capsys)
     assert len(pairs) + len(rejected) == 8000 and len(bad) == 400
     assert sum(any(image.endswith(name) for name in named) for image in rejected["image"]) == 400
     assert len(rejected) <= 400 + len(scratched)
-    submission.check(tmp_path / "output" / "submission", tmp_path / "input" / "test" / "sample_submission.csv")
+    submission.check(
+        tmp_path / "output" / "submission", tmp_path / "input" / "test" / "sample_submission.csv"
+    )
     with capsys.disabled():
-        print("\n" + str(rejected.group_by(pl.col("reason").str.head(40)).len()), done.stdout[-900:])
+        print(
+            "\n" + str(rejected.group_by(pl.col("reason").str.head(40)).len()), done.stdout[-900:]
+        )
