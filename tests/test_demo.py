@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from src import demo
+from src.demo import clip, grammar, population, renderer
+from src.demo.folder import save_scene
 from src.paths import ROOT
 
 SIZES = {
@@ -45,12 +47,10 @@ def test_layout_and_counts(folder: Path) -> None:
     train = rows(folder / "train/metadata.csv")
     assert [*train[0]] == ["file_name", "prompt", "subject", "style"] and len(train) == 90
     assert all(Image.open(folder / "train" / row["file_name"]).size == (96, 96) for row in train)
-    pictures = sorted((folder / "test/images").iterdir())
-    assert [p.stem for p in pictures] == [
-        row["imgId"] for row in rows(folder / "truth/prompts.csv")
-    ]
-    assert {Image.open(p).size for p in pictures} == {(128, 128)} and len(pictures) == 6
-    assert all(len(p.stem) == 9 and int(p.stem, 16) >= 0 for p in pictures)
+    images = sorted((folder / "test/images").iterdir())
+    assert [p.stem for p in images] == [row["imgId"] for row in rows(folder / "truth/prompts.csv")]
+    assert {Image.open(p).size for p in images} == {(128, 128)} and len(images) == 6
+    assert all(len(p.stem) == 9 and int(p.stem, 16) >= 0 for p in images)
     texts = (folder / "text/prompts.txt").read_text().splitlines()
     assert len(set(texts)) == len(texts) == 40
 
@@ -65,52 +65,62 @@ def test_sample_submission_is_in_the_competition_s_form(folder: Path) -> None:
 
 
 def test_test_prompts_are_far_from_everything_else(folder: Path) -> None:
-    asked = demo.embed([row["prompt"] for row in rows(folder / "truth/prompts.csv")])
+    asked = population.embed([row["prompt"] for row in rows(folder / "truth/prompts.csv")])
     known = [row["prompt"] for row in rows(folder / "train/metadata.csv")] + (
         folder / "text/prompts.txt"
     ).read_text().splitlines()
-    assert (asked @ demo.embed(known).T).max() <= demo.NEAR
+    assert (asked @ population.embed(known).T).max() <= population.NEAR
 
 
 def test_a_third_of_training_are_near_duplicates() -> None:
     prompts = [
-        demo.prompt(scene) for scene in demo.plan(3, 600, "train", taken=set(), duplicates=0.335)
+        grammar.prompt(scene)
+        for scene in population.plan(3, 600, "train", taken=set(), duplicates=0.335)
     ]
-    x = demo.embed(prompts)
+    x = population.embed(prompts)
     kept: list[int] = []
     for i in range(len(x)):
-        if not kept or (x[kept] @ x[i]).max() <= demo.NEAR:
+        if not kept or (x[kept] @ x[i]).max() <= population.NEAR:
             kept.append(i)
     assert 0.6 < len(kept) / len(x) < 0.78
     assert 1 < sum(n - 1 for n in Counter(prompts).values()) < 60
 
 
 def test_same_seed_same_bytes_whatever_the_workers(tmp_path: Path, folder: Path) -> None:
-    scenes = demo.plan(5, 90, "train", taken=set(), duplicates=0.335)
-    assert [demo.prompt(s) for s in scenes] == [
+    scenes = population.plan(5, 90, "train", taken=set(), duplicates=0.335)
+    assert [grammar.prompt(s) for s in scenes] == [
         row["prompt"] for row in rows(folder / "train/metadata.csv")
     ]
     for i in (0, 41, 89):
-        demo._save((scenes[i], 96, str(tmp_path / "one.jpg")))
+        save_scene((scenes[i], 96, str(tmp_path / "one.jpg")))
         assert (tmp_path / "one.jpg").read_bytes() == (
             folder / f"train/images/{i:06d}.jpg"
         ).read_bytes()
-    assert demo.extra_prompts(5, 20) == demo.extra_prompts(5, 20) != demo.extra_prompts(6, 20)
+    assert (
+        population.extra_prompts(5, 20)
+        == population.extra_prompts(5, 20)
+        != population.extra_prompts(6, 20)
+    )
 
 
-def test_every_part_of_the_grammar_changes_the_picture() -> None:
-    fox = next(code for code, noun in demo.drawings() if noun == "fox")
-    scene = demo.Scene((demo.Subject(fox, "fox"),), "beach", "photo", "", (0, 0, 0, 0), (), 7)
+def test_every_drawing_is_there() -> None:
+    for code, noun in grammar.drawings():
+        assert max(renderer.drawing(code, 64).size) > 30, noun
+
+
+def test_every_part_of_the_grammar_changes_the_image() -> None:
+    fox = next(code for code, noun in grammar.drawings() if noun == "fox")
+    scene = grammar.Scene((grammar.Subject(fox, "fox"),), "beach", "photo", "", (0, 0, 0, 0), (), 7)
     changes = [
-        *({"style": s} for s in demo.STYLES),
-        *({"light": v} for v in demo.LIGHTS if v),
-        *({"setting": s} for s in demo.SETTINGS if s != "beach"),
-        {"subjects": (demo.Subject(fox, "fox", 3),)},
-        {"subjects": (demo.Subject(fox, "fox", 1, "tiny"),)},
-        {"subjects": (demo.Subject(fox, "fox", 1, "", "blue"),)},
+        *({"style": s} for s in grammar.STYLES),
+        *({"light": v} for v in grammar.LIGHTS if v),
+        *({"setting": s} for s in grammar.SETTINGS if s != "beach"),
+        {"subjects": (grammar.Subject(fox, "fox", 3),)},
+        {"subjects": (grammar.Subject(fox, "fox", 1, "tiny"),)},
+        {"subjects": (grammar.Subject(fox, "fox", 1, "", "blue"),)},
     ]
-    pictures = [demo.render(replace(scene, **change), 64).tobytes() for change in changes]
-    assert len(set(pictures)) == len(pictures)
+    images = [renderer.render(replace(scene, **change), 64).tobytes() for change in changes]
+    assert len(set(images)) == len(images)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +137,7 @@ def test_every_part_of_the_grammar_changes_the_picture() -> None:
     ],
 )
 def test_plurals(noun: str, several: str) -> None:
-    assert demo.plural(noun) == several
+    assert grammar.plural(noun) == several
 
 
 def test_clip_loads_after_being_moved(
@@ -150,26 +160,26 @@ def test_clip_loads_after_being_moved(
         f"local-dir:{there}", text_cfg=text
     )
     tokens = open_clip.get_tokenizer(f"local-dir:{there}")(["two foxes on a beach", "a rocket"])
-    picture = preprocess(Image.open(next((folder / "test/images").iterdir())))
+    image = preprocess(Image.open(next((folder / "test/images").iterdir())))
     with torch.inference_mode():
-        assert model.eval().encode_image(picture[None]).shape == (1, 384) and model.encode_text(
+        assert model.eval().encode_image(image[None]).shape == (1, 384) and model.encode_text(
             tokens
         ).shape == (2, 384)
-    assert picture.shape == (3, 64, 64) and list(model.visual.image_mean) == [0.5, 0.5, 0.5]
+    assert image.shape == (3, 64, 64) and list(model.visual.image_mean) == [0.5, 0.5, 0.5]
 
 
 def test_imagenet_weights_know_a_drawn_animal() -> None:
     """A shuffled or misnamed tensor leaves features in which drawings of one thing are not alike."""
-    model, _ = demo.build_clip(96)
+    model, _ = clip.build_clip(96)
     drawn = []
     for noun in ("zebra", "banana", "guitar"):
-        code = next(code for code, name in demo.drawings() if name == noun)
+        code = next(code for code, name in grammar.drawings() if name == noun)
         scenes = [
-            demo.Scene((demo.Subject(code, noun),), where, "photo", "", (0, 0, 0, 0), (), 1)
+            grammar.Scene((grammar.Subject(code, noun),), where, "photo", "", (0, 0, 0, 0), (), 1)
             for where in ("beach", "road")
         ]
-        drawn += [np.asarray(demo.render(scene, 96)) for scene in scenes]
-    x = demo.image_features(model, np.stack(drawn))
+        drawn += [np.asarray(renderer.render(scene, 96)) for scene in scenes]
+    x = clip.image_features(model, np.stack(drawn))
     x -= x.mean(axis=0)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     similarity = x @ x.T - 2 * np.eye(6)
