@@ -10,12 +10,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-module=src.pipeline
+module=src.runner.cli
 if [ "${1:-}" = predict ]; then
-  module=src.predict
+  module=src.submit.batch
   shift
 elif [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
-  exec "${PYTHON:-python3}" -m src.pipeline --help # needs no package, so no installation
+  exec "${PYTHON:-python3}" -m src.runner.cli --help # needs no package, so no installation
 fi
 
 source ./setup.sh

@@ -2,7 +2,7 @@
 
     python benchmarks/decode.py
 
-Pictures are photograph-like JPEGs made here (smooth shapes and grain). Each competitor is a library's own decoding and
+Images are photograph-like JPEGs made here (smooth shapes and grain). Each competitor is a library's own decoding and
 antialiased bicubic resizing in a thread a core, its result thrown away; the cache hashes, decodes, resizes, stores, and keeps its
 index. Rates are taken in turns in one run. opencv is compared where it is installed (pip install opencv-python-headless): its
 INTER_AREA is no bicubic, so its pixels are not the CLIP's.
@@ -27,10 +27,10 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src import images
+from src.data import images
 
 
-def write_pictures(folder: Path, n: int, side: int) -> list[str]:
+def write_images(folder: Path, n: int, side: int) -> list[str]:
     rng, files = np.random.default_rng(0), []
     for k in range(n):
         small = rng.integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8)
@@ -44,14 +44,14 @@ def write_pictures(folder: Path, n: int, side: int) -> list[str]:
 
 
 def by_pillow(file: str, size: int) -> None:
-    with Image.open(file) as picture:
-        np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+    with Image.open(file) as image:
+        np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
 def by_pillow_draft(file: str, size: int) -> None:
-    with Image.open(file) as picture:
-        picture.draft("RGB", (2 * size, 2 * size))
-        np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+    with Image.open(file) as image:
+        image.draft("RGB", (2 * size, 2 * size))
+        np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
 def by_torchvision(file: str, size: int) -> None:
@@ -71,7 +71,7 @@ def by_opencv(file: str, size: int) -> None:
 
 
 def in_threads(function: Callable, files: list[str], size: int) -> float:
-    """Pictures a second of a library call in a thread a core."""
+    """Images a second of a library call in a thread a core."""
     with ThreadPoolExecutor(
         os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
@@ -81,13 +81,15 @@ def in_threads(function: Callable, files: list[str], size: int) -> float:
 
 
 def into_the_cache(files: list[str], size: int) -> tuple[float, float]:
-    """Pictures a second into an empty cache, and seconds of a second call that finds all of them there."""
+    """Images a second into an empty cache, and seconds of a second call that finds all of them there."""
     folder = Path(tempfile.mkdtemp())
     frame = pl.DataFrame({"id": files, "image": files})
     times = []
     for _ in range(2):
         clock = time.perf_counter()
-        pixels, bad = images.cache(frame, folder, geometry=images.Geometry(size), name="benchmark")
+        pixels, bad = images.cache(
+            frame, folder, geometry=images.ImagePreprocess(size), name="benchmark"
+        )
         times.append(time.perf_counter() - clock)
         assert len(pixels.ids) == len(files) and bad.is_empty()
     shutil.rmtree(folder)
@@ -107,9 +109,9 @@ def compare(n: int, side: int, size: int, repeats: int) -> None:
     except ImportError:
         pass
     folder = Path(tempfile.mkdtemp())
-    files = write_pictures(folder, n, side)
+    files = write_images(folder, n, side)
     os.sync()  # the disk is done with them before the first turn
-    images.from_bytes(Path(files[0]).read_bytes(), images.Geometry(size))  # libraries loaded
+    images.from_bytes(Path(files[0]).read_bytes(), images.ImagePreprocess(size))  # libraries loaded
     rates: dict[str, list[float]] = {name: [] for name in ("cache", *functions)}
     for _ in range(repeats):
         rate, again = into_the_cache(files, size)
@@ -120,7 +122,7 @@ def compare(n: int, side: int, size: int, repeats: int) -> None:
     print(
         f"\n{n:,} JPEGs of {side} px to {size} px; a second run over the unchanged set: {again:.2f} s"
     )
-    print(f"{'':>16} {'pictures/s':>11} {'cache as a share of it':>24}")
+    print(f"{'':>16} {'images/s':>11} {'cache as a share of it':>24}")
     for name, values in rates.items():
         shares = [a / b for a, b in zip(rates["cache"], values, strict=True)]
         spread = f"({min(shares):.2f} - {max(shares):.2f})"
@@ -134,11 +136,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=int, default=6000)
+    parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, torch {torch.__version__}, Pillow {Image.__version__}")
     for side, size in ((512, 224), (512, 128), (1024, 224)):
-        compare(
-            options.pictures if side == 512 else options.pictures // 3, side, size, options.repeats
-        )
+        compare(options.images if side == 512 else options.images // 3, side, size, options.repeats)

@@ -23,7 +23,8 @@ import torch
 from timing import in_turns, machine, peak_mib, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src import dedup, similarity
+from src.dedup import folds, similarity
+from src.dedup.filters import CURVE
 
 THRESHOLD, LINK = 0.85, 0.7
 
@@ -50,9 +51,9 @@ def product(rows: torch.Tensor, block: int = 4096) -> None:
         torch.mm(part, rows.T, out=buffer[: len(part)])
 
 
-def ours(x: np.ndarray) -> similarity.Pass:
-    found = similarity.one_pass(x, THRESHOLD, curve=dedup.CURVE, link=LINK)
-    dedup.balanced_groups(found, max_share=0.1)
+def ours(x: np.ndarray) -> similarity.PairScan:
+    found = similarity.scan_pairs(x, THRESHOLD, curve=CURVE, link=LINK)
+    folds.balanced_groups(found, max_share=0.1)
     return found
 
 
@@ -184,7 +185,7 @@ def paraphrase_mining(x: np.ndarray) -> np.ndarray:
 def judge(x: np.ndarray, stays: np.ndarray) -> tuple[int, int]:
     """How many kept rows are above the threshold with another kept row, and how many removed rows are near no kept row."""
     kept, removed = np.flatnonzero(stays), np.flatnonzero(~stays)
-    inside = similarity.one_pass(x[kept], THRESHOLD, keep_one=False)
+    inside = similarity.scan_pairs(x[kept], THRESHOLD, keep_one=False)
     lost = 0
     if len(removed):
         best, _ = similarity.nearest_in(x[removed], x[kept])

@@ -23,7 +23,9 @@ from dedup import LINK, THRESHOLD, clustered, product
 from knn import K, rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src import dedup, knn, similarity
+from src import knn
+from src.dedup import filters, similarity
+from src.model_b import text_pool
 
 
 def measured(title: str, functions: dict[str, Callable], repeats: int, base: str) -> None:
@@ -62,9 +64,9 @@ def filter2(arguments: argparse.Namespace) -> None:
         rows = clustered(n)
         x = torch.from_numpy(rows).cuda()
 
-        def one_pass(device: str, precision: str, rows: np.ndarray = rows) -> similarity.Pass:
-            return similarity.one_pass(
-                rows, THRESHOLD, curve=dedup.CURVE, link=LINK, device=device, precision=precision
+        def one_pass(device: str, precision: str, rows: np.ndarray = rows) -> similarity.PairScan:
+            return similarity.scan_pairs(
+                rows, THRESHOLD, curve=filters.CURVE, link=LINK, device=device, precision=precision
             )
 
         functions = {"product": lambda x=x: product(x)}
@@ -89,7 +91,7 @@ def text(arguments: argparse.Namespace) -> None:
     batches = [prompts[start : start + 100_000] for start in range(0, len(prompts), 100_000)]
     with tempfile.TemporaryDirectory() as folder:
         functions = {
-            engine: lambda e=engine: dedup.text_store(
+            engine: lambda e=engine: text_pool.write_text_pool(
                 batches, Path(folder) / f"{e}.parquet", engine=e
             )
             for engine in ("polars", "cudf")

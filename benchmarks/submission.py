@@ -1,4 +1,4 @@
-"""Writing and checking a competition-sized submission: python benchmarks/submission.py [--pictures 16000] [--runs 3]
+"""Writing and checking a competition-sized submission: python benchmarks/submission.py [--images 16000] [--runs 3]
 
 Prints the seconds of `submission.write` and `submission.check` by id and in a sample's order, the size of the files, and whether
 the values that come back are the float32 values that went in.
@@ -15,8 +15,9 @@ import numpy as np
 import polars as pl
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src import submission  # noqa: E402
-from src.metrics import unit  # noqa: E402
+from src.data import sample_submission
+from src.metrics import l2_normalize  # noqa: E402
+from src.submit import submission  # noqa: E402
 
 
 def timed(ids: list[str], x: np.ndarray, path: Path, sample: Path | None) -> tuple[float, float]:
@@ -33,15 +34,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=int, default=16_000)
+    parser.add_argument("--images", type=int, default=16_000)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
-    x = unit(
+    x = l2_normalize(
         np.random.default_rng(0)
-        .standard_normal((options.pictures, submission.WIDTH))
+        .standard_normal((options.images, sample_submission.WIDTH))
         .astype(np.float32)
     )
-    ids = [f"{i * 2654435761 % 16**9:09x}" for i in range(options.pictures)]
+    ids = [f"{i * 2654435761 % 16**9:09x}" for i in range(options.images)]
     with tempfile.TemporaryDirectory() as folder:
         path, sample = Path(folder) / "submission", Path(folder) / "sample_submission.csv"
         submission.write(ids[::-1], x[::-1], Path(folder) / "any")
@@ -50,7 +51,7 @@ def main() -> None:
             seconds = np.array([timed(ids, x, path, order) for _ in range(options.runs)])
             write, check = (f"{s.mean():.1f} s ({s.min():.1f} to {s.max():.1f})" for s in seconds.T)
             print(
-                f"{options.pictures:,} x {submission.WIDTH}, {name}: write {write}, check {check}, together at most "
+                f"{options.images:,} x {sample_submission.WIDTH}, {name}: write {write}, check {check}, together at most "
                 f"{seconds.sum(axis=1).max():.1f} s"
             )
         table = pl.read_csv(
@@ -59,7 +60,8 @@ def main() -> None:
         places = {i: n for n, i in enumerate(ids)}
         back = table["val"].to_numpy().reshape(x.shape)
         names = [
-            name.rpartition("_")[0] for name in table["imgId_eId"].gather_every(submission.WIDTH)
+            name.rpartition("_")[0]
+            for name in table["imgId_eId"].gather_every(sample_submission.WIDTH)
         ]
         same = np.array_equal(back, x[[places[name] for name in names]])
         print(

@@ -21,17 +21,18 @@ from timing import in_turns, machine, peak_mib, table
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src import artifacts, encoder, model_a, paths
+from src import artifacts, encoder, paths
 from src.encoder import autocast
-from src.training import Run, inputs, losses
+from src.model_a import fit, recipe
+from src.model_a.training import Trainer, losses, tower_inputs
 
-DEFAULT = model_a.Recipe(
+DEFAULT = recipe.Recipe(
     epochs=1,
     batch_size=32,
     lr_vision=2e-3,
     lr_fc=1e-3,
     trainable_blocks=3,
-    several_pictures=True,
+    sample_duplicates=True,
     ema=0.98,
 )
 RECIPES = {"cut": DEFAULT, "whole": replace(DEFAULT, trainable_blocks=-1, lr_vision=1e-4)}
@@ -44,7 +45,7 @@ class Bench:
         self.recipe, self.encoder, self.output = RECIPES[kind], encoder.load(clip), output
         self.pairs = artifacts.load_table(output / paths.PAIRS)
         _, targets = artifacts.load_embeddings(output / paths.TARGETS, self.pairs["id"].to_list())
-        self.data = model_a.training_set(
+        self.data = fit.training_set(
             self.encoder,
             self.pairs,
             output,
@@ -54,13 +55,13 @@ class Bench:
         )
         self.kept = np.flatnonzero(self.pairs["filter2"])
 
-    def run(self, rows: np.ndarray) -> Run:
+    def run(self, rows: np.ndarray) -> Trainer:
         """A run at its start: probe, optimiser, schedule."""
-        inner, held_out = model_a.inner_split(self.data.group, rows, 0)
-        fitted, _ = model_a.begin(self.encoder, self.data, inner, held_out, self.recipe, 0)
-        return Run(fitted, self.encoder, self.data, inner, recipe=self.recipe, seed=0)
+        inner, held_out = fit.inner_split(self.data.group, rows, 0)
+        fitted, _ = fit.init_model(self.encoder, self.data, inner, held_out, self.recipe, 0)
+        return Trainer(fitted, self.encoder, self.data, inner, recipe=self.recipe, seed=0)
 
-    def epoch(self, run: Run, batches: int) -> Callable[[], None]:
+    def epoch(self, run: Trainer, batches: int) -> Callable[[], None]:
         """The engine's own loop over `batches` of one epoch."""
 
         def through() -> None:
@@ -70,11 +71,11 @@ class Bench:
 
         return through
 
-    def bare(self, run: Run, batches: int) -> Callable[[], None]:
+    def bare(self, run: Trainer, batches: int) -> Callable[[], None]:
         """Forward, backward and step, over and over on one batch of the same size."""
         rows = run.rows[: self.recipe.batch_size]
         x, target = (
-            inputs(run.fitted, self.encoder, self.data, rows),
+            tower_inputs(run.fitted, self.encoder, self.data, rows),
             torch.from_numpy(self.data.targets[0, rows]),
         )
         target = target.to(self.encoder.device)
@@ -117,16 +118,16 @@ def predict(bench: Bench, arguments: argparse.Namespace) -> None:
 
     functions = {
         "bare, from pixels": lambda: bare(lambda b: fitted.tower(fitted.tower.frozen(b)), x, few),
-        "predict_pixels": lambda: model_a.predict_pixels(
+        "predict_pixels": lambda: fit.predict_pixels(
             fitted, bench.encoder, bench.data.pixels[np.arange(few)]
         ),
     }
     table(in_turns(functions, arguments.repeats), "bare, from pixels")
     if bench.data.activations is not None:
-        kept = inputs(fitted, bench.encoder, bench.data, np.arange(128))
+        kept = tower_inputs(fitted, bench.encoder, bench.data, np.arange(128))
         functions = {
             "bare, from activations": lambda: bare(fitted.tower, kept, n),
-            "predict": lambda: model_a.predict(fitted, bench.encoder, bench.data, bench.kept[:n]),
+            "predict": lambda: fit.predict(fitted, bench.encoder, bench.data, bench.kept[:n]),
         }
         table(in_turns(functions, arguments.repeats), "bare, from activations")
     print(f"peak memory of the process {peak_mib():.0f} MiB")

@@ -1,4 +1,4 @@
-"""The work behind the notebooks: one flat package, `from src.dedup import cosine_filter`.
+"""The work behind the notebooks: one sub-package per notebook.
 
 With OFFLINE=1 in the environment, which the parameter `offline` sets, no connection leaves the machine.
 """

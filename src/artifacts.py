@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from src.paths import META, ROOT, shown
+from src.paths import META, ROOT, display_path
 
 VERSIONS = (
     "torch",
@@ -95,7 +95,7 @@ def _embedding_files(path: Path) -> tuple[Path, Path]:
 
 def save_embeddings(path: Path, ids: Sequence[str], x: np.ndarray) -> None:
     """Write `<path>.npy`, (n, d) float32 C order, and `<path>.ids.parquet` with the same n, row i beside row i."""
-    check_embeddings(ids, x, shown(path))
+    check_embeddings(ids, x, display_path(path))
     array_file, ids_file = _embedding_files(path)
     ids_file.unlink(
         missing_ok=True
@@ -113,16 +113,16 @@ def load_embeddings(path: Path, ids: Sequence[str] | None = None) -> tuple[list[
     array_file, ids_file = _embedding_files(path)
     column = load_table(ids_file, ["id"])["id"]
     if column.dtype != pl.String:
-        raise ValueError(f"{shown(ids_file)}: ids are {column.dtype}, must be text")
+        raise ValueError(f"{display_path(ids_file)}: ids are {column.dtype}, must be text")
     have = column.to_list()
     x = load_array(_existing(array_file))
-    check_embeddings(have, x, shown(path))
+    check_embeddings(have, x, display_path(path))
     if ids is None:
         return have, x
-    return list(ids), x[positions(have, ids, shown(path))]
+    return list(ids), x[indices_of_ids(have, ids, display_path(path))]
 
 
-def positions(have: Sequence[str], wanted: Sequence[str], what: str) -> np.ndarray:
+def indices_of_ids(have: Sequence[str], wanted: Sequence[str], what: str) -> np.ndarray:
     """(len(wanted),) int64: where each wanted id stands in `have`. ValueError counts and shows the missing ones."""
     where = {identifier: i for i, identifier in enumerate(have)}
     missing = [identifier for identifier in wanted if identifier not in where]
@@ -148,7 +148,7 @@ def load_table(path: Path, columns: Sequence[str] = (), *, as_text: bool = False
     a column.
     """
     if _existing(path).is_dir():
-        raise IsADirectoryError(f"{shown(path)} is not a file")
+        raise IsADirectoryError(f"{display_path(path)} is not a file")
     with readable(path):
         csv = path.suffix == ".csv"
         there = (
@@ -162,7 +162,7 @@ def load_table(path: Path, columns: Sequence[str] = (), *, as_text: bool = False
             return (pl.read_csv if csv else pl.read_parquet)(
                 path, columns=list(columns) or None, **options
             )
-    raise ValueError(f"{shown(path)} has no column {', '.join(missing)}; there are {there}")
+    raise ValueError(f"{display_path(path)} has no column {', '.join(missing)}; there are {there}")
 
 
 def load_array(path: Path, mmap_mode: str | None = None) -> np.ndarray:
@@ -183,7 +183,9 @@ def readable(path: Path) -> Iterator[None]:
         raise
     except (Exception, pl.exceptions.PanicException) as error:  # a panic of polars is no Exception
         said = str(error).strip().split("\n")[0][:300]
-        raise ValueError(f"{shown(path)} cannot be read: {said or type(error).__name__}") from error
+        raise ValueError(
+            f"{display_path(path)} cannot be read: {said or type(error).__name__}"
+        ) from error
 
 
 def save_json(path: Path, content: dict) -> None:
@@ -212,7 +214,7 @@ def _existing(path: Path) -> Path:
             if stage[:2].isdigit()
             else "run ./run_all.sh first"
         )
-        raise FileNotFoundError(f"{shown(path)} does not exist: {hint}")
+        raise FileNotFoundError(f"{display_path(path)} does not exist: {hint}")
     return path
 
 

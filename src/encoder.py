@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from src.artifacts import cached_embeddings, fingerprint, load_json
-from src.images import Geometry, Pixels
-from src.paths import resolve, shown
+from src.data.images import ImagePreprocess, Pixels
+from src.paths import display_path, resolve
 
 LOCAL = "local-dir:"
 SIZE = re.compile(
@@ -32,7 +32,7 @@ class Encoder:
 
     model: torch.nn.Module
     tokenizer: object
-    geometry: Geometry
+    geometry: ImagePreprocess
     mean: tuple[float, ...]
     std: tuple[float, ...]
     device: torch.device
@@ -41,7 +41,7 @@ class Encoder:
 
     @property
     def batch(self) -> int:
-        """Pictures in a forward pass: a small batch stays in a CPU's cache, a large one fills a GPU."""
+        """Images in a forward pass: a small batch stays in a CPU's cache, a large one fills a GPU."""
         return 128 if self.device.type == "cuda" else 32
 
     @property
@@ -129,7 +129,7 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
     given = settings["size"][0] if isinstance(settings["size"], tuple | list) else settings["size"]
     model = model.eval().requires_grad_(False)
     model.visual.to(memory_format=torch.channels_last)
-    geometry = Geometry(size or given, settings["interpolation"], settings["resize_mode"])
+    geometry = ImagePreprocess(size or given, settings["interpolation"], settings["resize_mode"])
     return Encoder(
         model,
         tokenizer,
@@ -184,16 +184,16 @@ def local_folder(clip: str) -> Path:
     """
     folder = resolve(clip.removeprefix(LOCAL))
     if not folder.is_dir():
-        raise FileNotFoundError(f"clip: there is no folder {shown(folder)} (from {clip!r})")
+        raise FileNotFoundError(f"clip: there is no folder {display_path(folder)} (from {clip!r})")
     config = folder / "open_clip_config.json"
     settings = load_json(config).get("preprocess_cfg") if config.exists() else None
     if not isinstance(settings, dict) or not {"mean", "std"} <= settings.keys():
         raise FileNotFoundError(
-            f"clip: {shown(folder)} lacks open_clip_config.json with mean and std, which would be guesses"
+            f"clip: {display_path(folder)} lacks open_clip_config.json with mean and std, which would be guesses"
         )
     if not any(folder.glob("open_clip_*model*.safetensors")) and not any(folder.glob("*.bin")):
         raise FileNotFoundError(
-            f"clip: {shown(folder)} holds no weights, e.g. open_clip_model.safetensors"
+            f"clip: {display_path(folder)} holds no weights, e.g. open_clip_model.safetensors"
         )
     return folder
 
@@ -270,7 +270,7 @@ def trimmed(encoder: Encoder, tokens: torch.Tensor) -> torch.Tensor:
 def image_embeddings(
     encoder: Encoder, pixels: Pixels, folder: Path, *, name: str, compute: Callable | None = None
 ) -> np.ndarray:
-    """(n, d) float32 unit rows in the order of `pixels.ids`, computed once for these pictures and this CLIP.
+    """(n, d) float32 unit rows in the order of `pixels.ids`, computed once for these images and this CLIP.
 
     `compute()` gives the same rows in a shorter way, where the caller has one.
     """

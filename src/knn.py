@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from src.cluster import connect
+from src.dask_workers import connect
 
 ENGINES = ("auto", "cuml", "faiss")
 TOLERANCE = 1e-3  # how far from 1 the length of a row may be
@@ -21,7 +21,7 @@ ROUNDING = 2e-6  # a length further from 1 than this is set right: faiss takes t
 BLOCK_BYTES = 512 * 2**20  # of one block of the store in float32
 
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-Lists = tuple[np.ndarray, np.ndarray]
+Neighbors = tuple[np.ndarray, np.ndarray]
 
 
 def resolve_engine(engine: str = "auto") -> tuple[str, str]:
@@ -75,7 +75,7 @@ def search(
     centre: np.ndarray | None = None,
     store_rows: int | None = None,
     query_rows: int = 8192,
-) -> Lists:
+) -> Neighbors:
     """The `k` rows of `store` most similar to each query: `similarity` (q, k) float32 descending, `index` (q, k) int64.
 
     `store` is an array or a list of shards, (n, d) float32 or float16; `queries` (q, d) float32; unit rows (float16 rows are
@@ -108,7 +108,7 @@ def _search_blocks(
     rows: np.ndarray | None,
     store_rows: int,
     query_rows: int,
-) -> Lists:
+) -> Neighbors:
     lists = nothing(len(queries))
     for start, block, inside in _blocks(shards, rows, store_rows):
         depth = min(k, len(block))
@@ -149,7 +149,7 @@ def _release(shard: np.ndarray) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
-def _search_block(search: Search, queries: np.ndarray, k: int, query_rows: int) -> Lists:
+def _search_block(search: Search, queries: np.ndarray, k: int, query_rows: int) -> Neighbors:
     similarity = np.empty((len(queries), k), np.float32)
     index = np.empty((len(queries), k), np.int64)
     for start in range(0, len(queries), query_rows):
@@ -159,12 +159,12 @@ def _search_block(search: Search, queries: np.ndarray, k: int, query_rows: int) 
     return similarity, index
 
 
-def nothing(n: int) -> Lists:
+def nothing(n: int) -> Neighbors:
     """Empty lists of `n` queries, to merge into."""
     return np.empty((n, 0), np.float32), np.empty((n, 0), np.int64)
 
 
-def merge(one: Lists, other: Lists, k: int) -> Lists:
+def merge(one: Neighbors, other: Neighbors, k: int) -> Neighbors:
     """The `k` best of two lists of neighbours, best first, ties by index; in whatever order lists are merged."""
     similarity = np.concatenate([one[0], other[0]], axis=1)
     index = np.concatenate([one[1], other[1]], axis=1)
@@ -193,7 +193,7 @@ def _cuml_index(block: np.ndarray, k: int, first: int, centre: np.ndarray | None
     model = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine", output_type="cupy")
     model.fit(x)
 
-    def search(queries: np.ndarray, k: int) -> Lists:
+    def search(queries: np.ndarray, k: int) -> Neighbors:
         distance, index = model.kneighbors(cupy.asarray(queries), n_neighbors=k)
         return 1 - cupy.asnumpy(distance), cupy.asnumpy(index)
 
@@ -256,7 +256,7 @@ def _search_cluster(
     centre: np.ndarray | None,
     store_rows: int,
     query_rows: int,
-) -> Lists:
+) -> Neighbors:
     """Pieces of shards as tasks, their lists merged as they come in.
 
     A memory map is opened by the workers themselves, under the same path. Everything else travels inside a task, not by
@@ -325,7 +325,7 @@ def _reference(shard: np.ndarray, start: int, stop: int) -> object:
 
 def _search_piece(
     piece: object, queries: np.ndarray, k: int, mask: np.ndarray | None, **settings: object
-) -> Lists:
+) -> Neighbors:
     if isinstance(piece, dict):
         start, stop = piece["rows"]
         where = {name: piece[name] for name in ("filename", "dtype", "offset", "shape")}

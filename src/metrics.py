@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def unit(x: np.ndarray) -> np.ndarray:
+def l2_normalize(x: np.ndarray) -> np.ndarray:
     """Rows of `x` at length 1, (n, d) float32, in order. ValueError counts rows that are zero or not finite."""
     if x.ndim != 2:
         raise ValueError(f"unit length needs (n, d) rows, got shape {x.shape}")
@@ -20,7 +20,7 @@ def cosines(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
         raise ValueError(f"truth has shape {truth.shape}, prediction {prediction.shape}")
     if len(truth) == 0:
         raise ValueError("no rows to score")
-    return np.einsum("nd,nd->n", unit(truth), unit(prediction))
+    return np.einsum("nd,nd->n", l2_normalize(truth), l2_normalize(prediction))
 
 
 def avg_cos(truth: np.ndarray, prediction: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("01_dedup", "02_train_model_a", "03_cuml_knn_model_b", "04_ensemble_oof", "05_submit")
 
-# shared by stages: decoded pictures and embeddings that only depend on their input
+# shared by stages: decoded images and embeddings that only depend on their input
 CACHE = "cache"
 
 # 01_dedup
@@ -31,8 +31,8 @@ MEMBERS_A = "02_train_model_a/members.json"  # members: the rows that are predic
 STORE = "03_cuml_knn_model_b/store.parquet"  # id, prompt, source, row: the row of STORE_SHARDS that holds the prompt
 TEXT_STORE = "03_cuml_knn_model_b/text.parquet"  # row, prompt, source: the text-only prompts that the rules leave
 STORE_SHARDS = "03_cuml_knn_model_b/store"  # the prompts' keys and values, appended to and never encoded twice (src/datastore.py)
-STORE_PICTURES = (
-    "03_cuml_knn_model_b/pictures_{clip}"  # embeddings of the training pictures: the image keys
+STORE_IMAGES = (
+    "03_cuml_knn_model_b/images_{clip}"  # embeddings of the training images: the image keys
 )
 ROUTE_B = (
     "03_cuml_knn_model_b/route_{n}.npz"  # what a route of CHOICE_B learnt from the training rows
@@ -54,7 +54,7 @@ REPORT = "report.html"
 
 # 05_submit
 SUBMISSION = "submission"  # .csv, .parquet, .npy + .ids.parquet
-TEST_SCORES = "05_submit/test_scores.csv"  # model, avg_cos, low, high on the test pictures, where their truth is known
+TEST_SCORES = "05_submit/test_scores.csv"  # model, avg_cos, low, high on the test images, where their truth is known
 GALLERY = (
     "05_submit/gallery.parquet"  # id, image, confidence, prompts, and where known: truth, cosine
 )
@@ -73,7 +73,7 @@ def resolve(path: str | Path) -> Path:
     return path if path.is_absolute() else ROOT / path
 
 
-def shown(path: str | Path) -> str:
+def display_path(path: str | Path) -> str:
     """`path` as a reader would type it from the repository's root."""
     path = Path(path)
     return as_text(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))

@@ -54,18 +54,16 @@ def kept_curve(thresholds: np.ndarray, kept: np.ndarray, threshold: float) -> Fi
     return figure
 
 
-def picture_grid(
-    pictures: list, titles: list[str], *, columns: int = 4, width: float = 2.4
-) -> Figure:
-    """Pictures (PIL or (h, w, 3) arrays) in rows of `columns`, each with its wrapped title below it."""
-    rows = -(-len(pictures) // columns)
+def image_grid(images: list, titles: list[str], *, columns: int = 4, width: float = 2.4) -> Figure:
+    """Images (PIL or (h, w, 3) arrays) in rows of `columns`, each with its wrapped title below it."""
+    rows = -(-len(images) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(width * columns, (width + 0.7) * rows), squeeze=False
     )
     for ax in axes.flat:
         ax.axis("off")
-    for ax, picture, title in zip(axes.flat, pictures, titles, strict=False):
-        ax.imshow(picture)
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        ax.imshow(image)
         ax.set_title("\n".join(textwrap.wrap(title, 40)[:5]), fontsize=7, y=-0.03, va="top", pad=0)
     figure.tight_layout()
     return figure
@@ -184,9 +182,9 @@ def heat_map(
     return figure
 
 
-def picture_page(pictures: list, texts: list[list[str]], *, columns: int = 2) -> Figure:
-    """Pictures with lines of text to the right of each, the first line in bold: a query and what was found for it."""
-    rows = -(-len(pictures) // columns)
+def image_page(images: list, texts: list[list[str]], *, columns: int = 2) -> Figure:
+    """Images with lines of text to the right of each, the first line in bold: a query and what was found for it."""
+    rows = -(-len(images) // columns)
     figure, axes = plt.subplots(
         rows,
         2 * columns,
@@ -196,9 +194,9 @@ def picture_page(pictures: list, texts: list[list[str]], *, columns: int = 2) ->
     )
     for ax in axes.flat:
         ax.axis("off")
-    for n, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
+    for n, (image, lines) in enumerate(zip(images, texts, strict=True)):
         left, right = axes[n // columns, 2 * (n % columns) : 2 * (n % columns) + 2]
-        left.imshow(picture)
+        left.imshow(image)
         head = "\n".join(textwrap.wrap(lines[0], 48)[:3])
         body = "\n".join(textwrap.shorten(line, 100, placeholder=" …") for line in lines[1:])
         body = "\n".join("\n  ".join(textwrap.wrap(line, 52)) for line in body.split("\n"))
@@ -268,7 +266,7 @@ def calibration(
     for ax, label, values in zip(
         axes, ("confidence", "agreement: cosine of A with B"), (confidence, agreement), strict=True
     ):
-        ax.plot(values, cosine, ".", color=GREY, alpha=0.25, markersize=3, label="a picture")
+        ax.plot(values, cosine, ".", color=GREY, alpha=0.25, markersize=3, label="an image")
         parts = np.array_split(np.argsort(values), min(bins, len(values)))
         x, y = (np.array([column[part].mean() for part in parts]) for column in (values, cosine))
         error = np.array([1.96 * cosine[part].std() / np.sqrt(len(part)) for part in parts])

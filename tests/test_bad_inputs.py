@@ -28,30 +28,23 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from src import (
-    artifacts,
-    data,
-    datastore,
-    dedup,
-    encoder,
-    images,
-    layouts,
-    model_a,
-    params,
-    paths,
-    predict,
-    prompts,
-    report,
-)
-from src import submission as submissions
-from src.images import Geometry
-from src.training import Run
+from src import artifacts, encoder, errors, paths
+from src.data import images, layouts, prompts, sample_submission, sources
+from src.data.images import ImagePreprocess
+from src.dedup import filters, folds
+from src.model_a import fit
+from src.model_a.recipe import Recipe
+from src.model_a.training import Trainer
+from src.model_b import datastore, text_pool
+from src.runner import params, report
+from src.submit import batch, submission
+from src.submit.predictor import Predictor
 from tests import toy
 from tests.test_report import write_output
 
-GEOMETRY = Geometry(32)
+GEOMETRY = ImagePreprocess(32)
 
-# --- pictures ---
+# --- images ---
 
 RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 CORNERS = (RED, LIME, BLUE, WHITE)  # top left, top right, bottom left, bottom right
@@ -73,7 +66,7 @@ UPRIGHT = {
     7: "TRANSVERSE",
     8: "ROTATE_270",
 }  # EXIF's orientation -> how the sensor had it
-ANY = r"unreadable picture: \w+"
+ANY = r"unreadable image: \w+"
 
 
 def corners(side: int = 64) -> Image.Image:
@@ -135,7 +128,7 @@ def turned(orientation: int, kind: str = "jpeg") -> bytes:
     return encoded(stored, kind, exif=exif)
 
 
-def cut_pictures() -> dict[str, tuple[bytes, object]]:
+def cut_images() -> dict[str, tuple[bytes, object]]:
     found = {}
     for kind in FORMATS:
         whole = encoded(corners(), kind)
@@ -170,7 +163,7 @@ def impostors() -> dict[str, tuple[bytes, object]]:
         "spaces": b" " * 4000,
         "script": b"#!/bin/sh\ntouch owned\n",
     }
-    return {f"{name}_as_picture": (content, ANY) for name, content in texts.items()}
+    return {f"{name}_as_image": (content, ANY) for name, content in texts.items()}
 
 
 def bombs() -> dict[str, tuple[bytes, object]]:
@@ -213,7 +206,7 @@ def bombs() -> dict[str, tuple[bytes, object]]:
             "200000 x 1 pixels are too narrow for 32 x 32",
         ),
         "jpeg_of_one_column": (encoded(Image.new("RGB", (1, 65_500)), "jpeg"), CORNERS[:0]),
-        "gif_of_a_picture_without_pixels": (b"GIF89a" + bytes(7) + b";", ANY),
+        "gif_of_a_image_without_pixels": (b"GIF89a" + bytes(7) + b";", ANY),
         "png_of_no_width": (png(0, 64, b"\0"), ANY),
     }
 
@@ -338,20 +331,20 @@ def odd_files() -> dict[str, tuple[bytes, object]]:
     return found
 
 
-PICTURES = cut_pictures() | impostors() | bombs() | odd_modes() | odd_files()
+IMAGES = cut_images() | impostors() | bombs() | odd_modes() | odd_files()
 
 
 @pytest.fixture(scope="module")
 def decoded(tmp_path_factory) -> dict[str, object]:
-    """Every picture through one cache: its pixels, or the reason why it was set aside. The names say another format than it is."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for name, (content, _) in PICTURES.items():
+    """Every image through one cache: its pixels, or the reason why it was set aside. The names say another format than it is."""
+    folder = tmp_path_factory.mktemp("images")
+    for name, (content, _) in IMAGES.items():
         (folder / f"{name}.png").write_bytes(content)
     frame = pl.DataFrame(
-        {"id": list(PICTURES), "image": [str(folder / f"{name}.png") for name in PICTURES]}
+        {"id": list(IMAGES), "image": [str(folder / f"{name}.png") for name in IMAGES]}
     )
     pixels, bad = images.cache(frame, folder / "cache", geometry=GEOMETRY, name="bad inputs")
-    assert len(pixels.ids) + len(bad) == len(PICTURES), "no picture vanishes"
+    assert len(pixels.ids) + len(bad) == len(IMAGES), "no image vanishes"
     found = dict(zip(pixels.ids, np.asarray(pixels.array), strict=True)) | dict(
         bad.select("id", "reason").iter_rows()
     )
@@ -372,13 +365,13 @@ def quarters(pixels: np.ndarray) -> np.ndarray:
     return np.array([pixels[y, x].reshape(-1, 3).mean(axis=0) for y in middle for x in across])
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_read_right_or_set_aside(decoded, name):
-    found, expected = decoded[name], PICTURES[name][1]
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_image_is_read_right_or_set_aside(decoded, name):
+    found, expected = decoded[name], IMAGES[name][1]
     if isinstance(expected, str):
         assert (
             isinstance(found, str)
-            and found.startswith("unreadable picture: ")
+            and found.startswith("unreadable image: ")
             and re.search(expected, found)
         ), found
         return
@@ -390,8 +383,8 @@ def test_a_picture_is_read_right_or_set_aside(decoded, name):
         assert np.abs(quarters(slow) - quarters(found)).max() < 6
 
 
-def test_a_picture_for_prediction_is_held_to_the_same(decoded, tmp_path):
-    predictor = predict.Predictor.__new__(predict.Predictor)
+def test_a_image_for_prediction_is_held_to_the_same(decoded, tmp_path):
+    predictor = Predictor.__new__(Predictor)
     predictor.geometries = {GEOMETRY}
     good = decoded["folder"] / "jpeg_cmyk.png"
     assert (predictor.decode(good)[GEOMETRY] == decoded["jpeg_cmyk"]).all()
@@ -531,7 +524,7 @@ def read(tmp_path_factory) -> dict[str, dict[str, str]]:
     for layout in LAYOUTS:
         folder = tmp_path_factory.mktemp("prompts") / layout
         write_layout(folder, layout)
-        pairs, rejected = data.read_pairs(folder)
+        pairs, rejected = sources.read_pairs(folder)
         rows = [
             *pairs.select("id", "prompt").rows(),
             *((i, f"[{reason}]") for i, reason in rejected.select("id", "reason").rows()),
@@ -549,7 +542,7 @@ def test_a_prompt_comes_back_from_every_layout_unchanged_or_is_set_aside(read, n
 
 def test_every_prompt_passes_the_rules_with_a_reason_or_stays_as_it_is(tmp_path):
     texts = pl.Series("prompt", [text.replace("\0", "") for text in TEXTS.values()])
-    reasons = dedup.rules(
+    reasons = filters.rules(
         texts,
         min_words=1,
         max_tokens=77,
@@ -568,7 +561,7 @@ def test_every_prompt_passes_the_rules_with_a_reason_or_stays_as_it_is(tmp_path)
     assert {reason[name] for name in ("full_width", "tab", "next_line")} == {"exact duplicate"}, (
         "of the letters of mathematics"
     )
-    tally = dedup.text_store(
+    tally = text_pool.write_text_pool(
         [pl.DataFrame({"prompt": texts, "source": "x"})],
         tmp_path / "store.parquet",
         min_words=1,
@@ -587,7 +580,7 @@ def test_prompts_survive_the_tables(tmp_path):
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_prompt_is_no_formula_in_a_csv(tmp_path, name):
-    pl.DataFrame({"id": [TEXTS[name]]}).with_columns(predict.harmless(pl.col("id"))).write_csv(
+    pl.DataFrame({"id": [TEXTS[name]]}).with_columns(batch.harmless(pl.col("id"))).write_csv(
         tmp_path / "list.csv"
     )
     with open(tmp_path / "list.csv", encoding="utf-8", newline="") as stream:
@@ -671,9 +664,9 @@ def row(name="fox.png", prompt: object = "a red fox") -> dict:
 
 ONE = [
     ("a red fox", None)
-]  # (prompt, reason): what must be there; a picture without a row is not counted
+]  # (prompt, reason): what must be there; an image without a row is not counted
 BOTH = [("a red fox", None), ("an owl", None)]
-EMPTY, GONE = (None, "empty prompt"), (None, "no such picture")
+EMPTY, GONE = (None, "empty prompt"), (None, "no such image")
 TABLES: dict[str, tuple[str, bytes, list | str]] = {
     "csv": ("metadata.csv", HEADER + FOX, ONE),
     "csv_of_windows": (
@@ -710,10 +703,10 @@ TABLES: dict[str, tuple[str, bytes, list | str]] = {
         b"file_name,words\nfox.png,a fox\n",
         "no text column among ..file_name', 'words'",
     ),
-    "csv_without_a_picture_column": (
+    "csv_without_a_image_column": (
         "metadata.csv",
-        b"picture,prompt\nfox.png,a fox\n",
-        "no image column among ..picture', 'prompt'",
+        b"image,prompt\nfox.png,a fox\n",
+        "no image column among ..image', 'prompt'",
     ),
     "csv_without_a_header": ("metadata.csv", FOX + FOX, "no image column"),
     "csv_by_semicolons": (
@@ -761,37 +754,37 @@ TABLES: dict[str, tuple[str, bytes, list | str]] = {
     "csv_name_of_300_characters": (
         "metadata.csv",
         HEADER + b"a" * 300 + b",a fox\n" + FOX,
-        [("a fox", "no such picture"), *ONE],
+        [("a fox", "no such image"), *ONE],
     ),
     "csv_name_with_nul": (
         "metadata.jsonl",
         lines(row("a\0b.png"), row()),
-        [("a red fox", "no such picture"), *ONE],
+        [("a red fox", "no such image"), *ONE],
     ),
     "csv_name_of_nobody_s_home": (
         "metadata.csv",
         HEADER + b"~nobody:1/gone.png,a fox\n" + FOX,
-        [("a fox", "no such picture"), *ONE],
+        [("a fox", "no such image"), *ONE],
     ),
     "csv_name_outside": (
         "metadata.csv",
         HEADER + b"../../none/passwd,a fox\n/none/shadow,a fox\n" + FOX,
-        [("a fox", "no such picture")] * 2 + ONE,
+        [("a fox", "no such image")] * 2 + ONE,
     ),
     "csv_name_is_a_folder": (
         "metadata.csv",
         HEADER + b".,a fox\n" + FOX,
-        [("a fox", "no such picture"), *ONE],
+        [("a fox", "no such image"), *ONE],
     ),
     "csv_name_empty": (
         "metadata.csv",
         HEADER + b",a fox\n" + FOX,
-        [("a fox", "no such picture"), *ONE],
+        [("a fox", "no such image"), *ONE],
     ),
     "csv_name_like_a_shard": (
         "metadata.csv",
         HEADER + b"x.tar::a.png@0+9999999999,a fox\n" + FOX,
-        [("a fox", "no such picture"), *ONE],
+        [("a fox", "no such image"), *ONE],
     ),
     "csv_name_on_another_machine": ("metadata.csv", HEADER + b"C:\\sets\\fox.png,a red fox\n", ONE),
     "csv_the_same_name_twice": (
@@ -862,7 +855,7 @@ TABLES: dict[str, tuple[str, bytes, list | str]] = {
     "jsonl_names_are_numbers": (
         "metadata.jsonl",
         lines(row(7), row()),
-        [("a red fox", "no such picture"), *ONE],
+        [("a red fox", "no such image"), *ONE],
     ),
     "parquet": ("metadata.parquet", parquet(file_name=["fox.png"], prompt=["a red fox"]), ONE),
     "parquet_empty_file": ("metadata.parquet", b"", r"metadata.parquet cannot be read: "),
@@ -920,19 +913,19 @@ TABLES: dict[str, tuple[str, bytes, list | str]] = {
     "parquet_names_are_numbers": (
         "metadata.parquet",
         parquet(file_name=[7], prompt=["a fox"]),
-        [("a fox", "no such picture")],
+        [("a fox", "no such image")],
     ),
     "parquet_names_are_lists": (
         "metadata.parquet",
         parquet(file_name=[["fox.png"]], prompt=["a fox"]),
         "file_name holds List",
     ),
-    "parquet_pictures_are_broken": (
+    "parquet_images_are_broken": (
         "data.parquet",
         parquet(image=[b"x", None], prompt=["a", "b"]),
         [("a", None), ("b", None)],
     ),
-    "parquet_pictures_without_prompts": (
+    "parquet_images_without_prompts": (
         "data.parquet",
         parquet(image=[b"x"], words=["a"]),
         "no text column",
@@ -958,7 +951,7 @@ TABLES: dict[str, tuple[str, bytes, list | str]] = {
     "diffusiondb_of_other_types": (
         "part-000001.json",
         b'{"fox.png": 3, "owl.png": {"p": [1]}, "x\\u0000.png": {"p": "a"}}',
-        [EMPTY, ("[1]", None), ("a", "no such picture")],
+        [EMPTY, ("[1]", None), ("a", "no such image")],
     ),
     "journeydb_broken_cell": (
         "a.jsonl",
@@ -970,17 +963,17 @@ TABLES: dict[str, tuple[str, bytes, list | str]] = {
 
 @pytest.fixture
 def menagerie(tmp_path) -> Path:
-    """A folder with two pictures and no table yet."""
+    """A folder with two images and no table yet."""
     for name in ("fox", "owl"):
         (tmp_path / f"{name}.png").write_bytes(encoded(Image.new("RGB", (8, 8), RED), "png"))
     return tmp_path
 
 
 def outcome(folder: Path) -> list[tuple[str | None, str | None]]:
-    """(prompt, reason) of every row, sorted; without the pictures that have no row."""
-    pairs, rejected = data.read_pairs(folder)
-    assert data.tally(rejected)["rows"].sum() == len(rejected)
-    rejected = rejected.filter(pl.col("reason") != data.UNLISTED)
+    """(prompt, reason) of every row, sorted; without the images that have no row."""
+    pairs, rejected = sources.read_pairs(folder)
+    assert sources.reason_counts(rejected)["rows"].sum() == len(rejected)
+    rejected = rejected.filter(pl.col("reason") != sources.UNLISTED)
     return [
         *((prompt, None) for prompt in pairs["prompt"]),
         *rejected.select("prompt", "reason").rows(),
@@ -990,7 +983,7 @@ def outcome(folder: Path) -> list[tuple[str | None, str | None]]:
 def assert_outcome(folder: Path, expected: list | str) -> None:
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):
-            data.read_pairs(folder)
+            sources.read_pairs(folder)
         return
     found = outcome(folder)
     assert [p for p, reason in found if reason is None] == [
@@ -1039,9 +1032,9 @@ def test_a_text_source_is_read_or_refused(tmp_path, name):
     (tmp_path / file).write_bytes(content)
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):
-            data.read_text(str(tmp_path / file))
+            sources.read_text(str(tmp_path / file))
     else:
-        assert data.read_text(str(tmp_path / file))["prompt"].to_list() == expected
+        assert sources.read_text(str(tmp_path / file))["prompt"].to_list() == expected
 
 
 def test_a_file_whose_name_is_no_utf8_is_set_aside_and_shown(menagerie):
@@ -1049,11 +1042,11 @@ def test_a_file_whose_name_is_no_utf8_is_set_aside_and_shown(menagerie):
     (menagerie / name).write_bytes((menagerie / "fox.png").read_bytes())
     (menagerie / (name[:-4] + ".txt")).write_text("a fox")
     (menagerie / "metadata.csv").write_bytes(HEADER + FOX)
-    rejected = data.read_pairs(menagerie)[1]
+    rejected = sources.read_pairs(menagerie)[1]
     assert any(image.endswith("caf\\udce9.png") for image in rejected["image"])
-    pairs, rejected = data.read_pairs(menagerie, "files")
-    assert rejected["reason"].to_list()[0] == "no such picture"
-    assert "caf\\udce9" in data.read_test(menagerie)[0]["id"].to_list()
+    pairs, rejected = sources.read_pairs(menagerie, "files")
+    assert rejected["reason"].to_list()[0] == "no such image"
+    assert "caf\\udce9" in sources.read_test(menagerie)[0]["id"].to_list()
 
 
 BEAR = b"imgId_eId,val\n" + b"".join(b"bear_%d,1\n" % i for i in range(384))
@@ -1067,13 +1060,13 @@ BEAR = b"imgId_eId,val\n" + b"".join(b"bear_%d,1\n" % i for i in range(384))
         (b"PK\x03\x04\xff\xfe", "the header is 'PK.*, must be 'imgId_eId,val'"),
         (b"imgId_eId,val\n", "no rows below the header"),
         (b"imgId_eId,val\nbear_0,1\n", "1 vectors are not 384 long, e.g. .'bear: 1'"),
-        (BEAR, "1 of 1 ids have no picture"),
+        (BEAR, "1 of 1 ids have no image"),
     ],
 )
-def test_a_bad_sample_beside_the_test_pictures_is_refused(menagerie, content, message):
+def test_a_bad_sample_beside_the_test_images_is_refused(menagerie, content, message):
     (menagerie / "sample_submission.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        data.read_test(menagerie)
+        sources.read_test(menagerie)
 
 
 @pytest.mark.parametrize(
@@ -1091,7 +1084,7 @@ def test_a_bad_sample_beside_the_test_pictures_is_refused(menagerie, content, me
 def test_a_bad_fold_file_is_refused(tmp_path, content, message):
     (tmp_path / "folds.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        dedup.given_folds(tmp_path / "folds.csv", ["a", "b"], np.array([0, 1]))
+        folds.given_folds(tmp_path / "folds.csv", ["a", "b"], np.array([0, 1]))
 
 
 # --- shards ---
@@ -1137,7 +1130,7 @@ SHARDS: dict[str, tuple[bytes, list]] = {
     "gzipped": (b"\x1f\x8b\x08" + bytes(600), [REST]),
     "cut_in_a_header": (tar_of(*GOOD, *TAIL)[: 2048 + 100], [*ONE, REST]),
     "cut_between_members": (tar_of(*GOOD, *TAIL)[:2048], ONE),
-    "cut_in_a_picture": (
+    "cut_in_a_image": (
         tar_of(*TAIL, ("c.png", DOT * 100))[:-9000][:3000],
         [("an owl", None), EMPTY, REST],
     ),
@@ -1147,7 +1140,7 @@ SHARDS: dict[str, tuple[bytes, list]] = {
     "with_backslashes": (tar_of(("..\\x.png", DOT), ("..\\x.txt", b"a red fox")), [EMPTY]),
     "with_a_link": (
         tar_of(("a.png", b"", CALLED), ("a.txt", b"a fox"), *TAIL),
-        [("a fox", layouts.NO_PICTURE), BOTH[1]],
+        [("a fox", layouts.NO_IMAGE), BOTH[1]],
     ),
     "with_a_hard_link": (
         tar_of(
@@ -1227,7 +1220,7 @@ def test_a_shard_is_read_as_far_as_it_is_whole_and_nothing_leaves_it(tmp_path, n
         a.startswith(b) for a, b in zip(*reasons, strict=True)
     ), found
     pixels, bad = images.cache(
-        data.read_pairs(folder)[0], tmp_path / "cache", geometry=Geometry(8), name="shard"
+        sources.read_pairs(folder)[0], tmp_path / "cache", geometry=ImagePreprocess(8), name="shard"
     )
     assert len(pixels.ids) + len(bad) == len([reason for _, reason in expected if reason is None])
 
@@ -1236,7 +1229,7 @@ def test_a_broken_table_beside_a_shard_is_named(tmp_path):
     (tmp_path / "00000.tar").write_bytes(tar_of(*GOOD))
     (tmp_path / "00000.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match="00000.parquet cannot be read"):
-        data.read_pairs(tmp_path)
+        sources.read_pairs(tmp_path)
 
 
 # --- parameters ---
@@ -1331,7 +1324,7 @@ def refused(file: Path, changes: list[str]) -> str:
     """What is said of the parameters before anything runs; fails when nothing is."""
     try:
         given = params.stage_params(params.load_params(str(file), changes), str(file))
-    except params.Problem as problem:
+    except errors.UserError as problem:
         return str(problem)
     missing = params.missing_inputs(given)
     assert missing
@@ -1398,7 +1391,7 @@ def test_a_parameters_file_that_is_no_text_is_refused(tmp_path, content):
 )
 def test_a_source_that_is_none_is_refused(train):
     with pytest.raises((ValueError, FileNotFoundError), match="train: "):
-        data.read_all(train)
+        sources.read_all(train)
 
 
 # --- weights ---
@@ -1584,10 +1577,10 @@ def trained(tmp_path_factory) -> tuple[Path, encoder.Encoder]:
     clip = encoder.load(toy.write_clip(folder / "clip"), device="cpu")
     training, recipe = (
         toy.data_for(clip, 24),
-        model_a.Recipe(epochs=1, batch_size=16, lr_vision=1e-3),
+        Recipe(epochs=1, batch_size=16, lr_vision=1e-3),
     )
     rows = np.arange(24)
-    model_a.train_fold(
+    fit.train_fold(
         clip,
         training,
         training,
@@ -1602,14 +1595,14 @@ def trained(tmp_path_factory) -> tuple[Path, encoder.Encoder]:
     return folder, clip
 
 
-def a_run(clip: encoder.Encoder) -> Run:
+def a_run(clip: encoder.Encoder) -> Trainer:
     training, recipe = (
         toy.data_for(clip, 24),
-        model_a.Recipe(epochs=1, batch_size=16, lr_vision=1e-3),
+        Recipe(epochs=1, batch_size=16, lr_vision=1e-3),
     )
-    inner, held_out = model_a.inner_split(training.group, np.arange(24), 0)
-    return Run(
-        model_a.begin(clip, training, inner, held_out, recipe, 0)[0],
+    inner, held_out = fit.inner_split(training.group, np.arange(24), 0)
+    return Trainer(
+        fit.init_model(clip, training, inner, held_out, recipe, 0)[0],
         clip,
         training,
         inner,
@@ -1712,10 +1705,10 @@ def test_a_fold_that_does_not_fit_is_refused_and_nothing_runs(trained, tmp_path,
     spoil, expected = FOLDS[name]
     for suffix in (".json", ".safetensors"):
         shutil.copy(trained[0] / f"fold{suffix}", tmp_path / f"fold{suffix}")
-    model_a.load_fold(tmp_path / "fold", trained[1])
+    fit.load_fold(tmp_path / "fold", trained[1])
     spoil(tmp_path)
     with pytest.raises(ValueError, match=expected):
-        model_a.load_fold(tmp_path / "fold", trained[1])
+        fit.load_fold(tmp_path / "fold", trained[1])
     assert not (tmp_path / "owned").exists()
 
 
@@ -1840,7 +1833,7 @@ def test_a_pickled_array_does_not_run(tmp_path):
     for attempt in (
         lambda: artifacts.load_embeddings(tmp_path / "x"),
         lambda: artifacts.load_array(tmp_path / "y.npy"),
-        lambda: data.read_store(tmp_path),
+        lambda: sources.read_store(tmp_path),
     ):
         with pytest.raises(ValueError, match="cannot be read"):
             attempt()
@@ -1993,11 +1986,11 @@ SUBMISSIONS: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("name", SUBMISSIONS)
 def test_a_spoilt_submission_does_not_pass_the_check(tmp_path, name):
     spoil, expected = SUBMISSIONS[name]
-    submissions.write(IDS, X, tmp_path / "submission")
-    submissions.check(tmp_path / "submission")
+    submission.write(IDS, X, tmp_path / "submission")
+    submission.check(tmp_path / "submission")
     spoil(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=expected):
-        submissions.check(tmp_path / "submission")
+        submission.check(tmp_path / "submission")
 
 
 @pytest.mark.parametrize(
@@ -2011,12 +2004,12 @@ def test_a_spoilt_submission_does_not_pass_the_check(tmp_path, name):
         (b"imgId_eId,val\na,b,c,d\n", "sample.csv"),
         (b"\x89PNG\r\n", "the header is"),
     ],
-    ids=["empty", "header_only", "cut", "no_number", "blank_cells", "ragged", "picture"],
+    ids=["empty", "header_only", "cut", "no_number", "blank_cells", "ragged", "image"],
 )
 def test_a_sample_that_is_none_is_refused(tmp_path, content, expected):
     (tmp_path / "sample.csv").write_bytes(content)
     with pytest.raises(ValueError, match=expected):
-        submissions.sample_ids(tmp_path / "sample.csv")
+        sample_submission.sample_ids(tmp_path / "sample.csv")
 
 
 @pytest.mark.parametrize(
@@ -2038,8 +2031,8 @@ def test_a_sample_that_is_none_is_refused(tmp_path, content, expected):
     ids=ascii,
 )
 def test_an_odd_id_comes_back_from_a_submission_as_it_is(tmp_path, name):
-    submissions.write(["ant", name, "zebra"], X, tmp_path / "submission")
-    submissions.check(tmp_path / "submission")
+    submission.write(["ant", name, "zebra"], X, tmp_path / "submission")
+    submission.check(tmp_path / "submission")
     assert set(pl.read_csv(tmp_path / "submission.csv")["imgId_eId"].str.replace(r"_\d+$", "")) == {
         "ant",
         name,
@@ -2069,7 +2062,7 @@ def test_a_broken_store_is_named(tmp_path, file, content, expected):
 
 def test_there_are_at_least_200_of_them():
     families = {
-        "pictures": PICTURES,
+        "images": IMAGES,
         "prompts": TEXTS,
         "tables": TABLES | TEXT_SOURCES,
         "shards": SHARDS,

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from src import datastore, knn
-from src.metrics import unit
+from src import knn
+from src.metrics import l2_normalize
+from src.model_b import datastore
 
 WORDS = ["fox", "owl", "boat", "lantern", "mountain", "river", "cat"]
 
@@ -15,7 +16,7 @@ class Encoder:
 
     def __call__(self, texts):
         self.asked += texts
-        return unit(np.stack([self.of(text) for text in texts]))
+        return l2_normalize(np.stack([self.of(text) for text in texts]))
 
     def of(self, text):
         return (
@@ -42,7 +43,7 @@ def test_rows_keys_and_values_stay_together(tmp_path, dtype):
     assert {x.dtype.name for x in store.column("values")} == {dtype}
     rows = datastore.places(store, ["boat", "cat", "fox"])
     for name, encoder in encoders.items():
-        expected = unit(np.stack([encoder.of(t) for t in ("boat", "cat", "fox")]))
+        expected = l2_normalize(np.stack([encoder.of(t) for t in ("boat", "cat", "fox")]))
         np.testing.assert_allclose(
             datastore.take(store.column(name), rows),
             expected,
@@ -87,7 +88,8 @@ def test_precomputed_shards_are_searched_where_they_lie(tmp_path):
     store, encoders = filled(tmp_path / "store")
     draw = np.random.default_rng(0)
     keys, values = (
-        unit(draw.standard_normal((20, d)).astype(np.float32)).astype(np.float16) for d in (4, 6)
+        l2_normalize(draw.standard_normal((20, d)).astype(np.float32)).astype(np.float16)
+        for d in (4, 6)
     )
     pairs = []
     for n in range(2):
@@ -107,7 +109,7 @@ def test_precomputed_shards_are_searched_where_they_lie(tmp_path):
     chosen = datastore.Selection(
         store.column("clip"), np.concatenate([[6, 0], rows["row"].to_numpy()])
     )
-    queries = unit(keys[:3].astype(np.float32))
+    queries = l2_normalize(keys[:3].astype(np.float32))
     similarity, index = chosen.search(queries, 1, "faiss")
     assert index[:, 0].tolist() == [2, 3, 4] and similarity.min() > 0.999
     with pytest.raises(ValueError, match="came without its text: second cannot be encoded"):
@@ -116,7 +118,10 @@ def test_precomputed_shards_are_searched_where_they_lie(tmp_path):
 
 def test_a_selection_searches_its_rows_alone_in_its_own_order(tmp_path):
     draw = np.random.default_rng(0)
-    x, place = unit(draw.standard_normal((50, 8)).astype(np.float32)), draw.permutation(50)[:30]
+    x, place = (
+        l2_normalize(draw.standard_normal((50, 8)).astype(np.float32)),
+        draw.permutation(50)[:30],
+    )
     seen = draw.random(30) < 0.6
     found = datastore.Selection([x[:20], x[20:]], place).search(x[:9], 5, "faiss", seen=seen)
     expected = knn.search(x[place], x[:9], 5, "faiss", rows=seen)

@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from src import dedup, similarity
+from src.dedup import filters, folds, similarity
+from src.model_b import text_pool
 from src.paths import ROOT
 
 
@@ -36,7 +37,7 @@ def naive_filter(x: np.ndarray, threshold: float) -> np.ndarray:
 
 def test_filter_keeps_one_of_a_cluster_and_names_the_keeper():
     # 0 and 20 degrees are near (cos .94), 40 is near 20 but not 0, so it stays once 20 is gone
-    keeper, similarity = dedup.cosine_filter(rows_at(0, 20, 40, 180), 0.85)
+    keeper, similarity = filters.cosine_filter(rows_at(0, 20, 40, 180), 0.85)
     assert keeper.tolist() == [0, 0, 2, 3]
     assert similarity == pytest.approx([1, np.cos(np.deg2rad(20)), 1, 1], abs=1e-6)
 
@@ -44,7 +45,7 @@ def test_filter_keeps_one_of_a_cluster_and_names_the_keeper():
 @pytest.mark.parametrize("block", [17, 64, 1000])
 def test_filter_is_the_same_for_every_block_size(block):
     x = clustered(300)
-    keeper, similarity = dedup.cosine_filter(x, 0.85, block=block)
+    keeper, similarity = filters.cosine_filter(x, 0.85, block=block)
     assert (keeper == naive_filter(x, 0.85)).all()
     removed = np.flatnonzero(keeper != np.arange(len(x)))
     assert len(removed) > 50
@@ -60,7 +61,7 @@ def test_rules_give_each_prompt_its_first_reason():
     prompts = pl.Series(
         ["a red fox", "A  red FOX ", "fox", " ", "a very long prompt about a fox", "a ｒed fox"]
     )
-    reason = dedup.rules(
+    reason = filters.rules(
         prompts,
         min_words=2,
         max_tokens=10,
@@ -79,18 +80,18 @@ def test_rules_give_each_prompt_its_first_reason():
 
 def test_rules_let_pass_what_is_just_at_a_limit():
     prompts = pl.Series(["a fox", "two owls", "fox"])
-    reason = dedup.rules(
+    reason = filters.rules(
         prompts, min_words=2, max_tokens=7, edge_characters=0, n_tokens=np.array([7, 8, 1])
     )
     assert reason.to_list() == [None, "more than 7 tokens", "fewer than 2 words"]
     with pytest.raises(ValueError, match="3 prompts, 2 token counts"):
-        dedup.rules(
+        filters.rules(
             prompts, min_words=2, max_tokens=7, edge_characters=0, n_tokens=np.array([7, 8])
         )
 
 
 def test_a_missing_prompt_stays_missing_when_normalised():
-    assert dedup.normalised(pl.Series(["ÉCOLE", None, "A  Fox "])).to_list() == [
+    assert filters.normalised(pl.Series(["ÉCOLE", None, "A  Fox "])).to_list() == [
         "école",
         None,
         "a fox",
@@ -103,65 +104,67 @@ def test_rules_can_drop_equal_openings_as_the_public_recipe_does():
     )
     tokens = np.full(3, 5)
     assert (
-        dedup.rules(
+        filters.rules(
             prompts, min_words=1, max_tokens=9, edge_characters=0, n_tokens=tokens
         ).null_count()
         == 3
     )
-    reasons = dedup.rules(
+    reasons = filters.rules(
         prompts, min_words=1, max_tokens=9, edge_characters=5, n_tokens=tokens
     ).to_list()
     assert reasons == [None, "opening seen before", "ending seen before"]
 
 
 def test_the_curve_is_drawn_at_44_thresholds():
-    assert dedup.CURVE.tolist() == [round(0.55 + 0.01 * i, 2) for i in range(44)]
+    assert filters.CURVE.tolist() == [round(0.55 + 0.01 * i, 2) for i in range(44)]
 
 
 def test_groups_are_chains_of_similar_rows():
-    assert dedup.groups(rows_at(0, 20, 40, 180), 0.9).tolist() == [0, 0, 0, 1]
+    assert folds.groups(rows_at(0, 20, 40, 180), 0.9).tolist() == [0, 0, 0, 1]
 
 
 def test_a_giant_group_raises_the_threshold_but_keeps_removed_rows_with_their_keeper():
-    found = similarity.one_pass(rows_at(0, 20, 40, 60, 80, 81), 0.99, link=0.9)
-    label, used = dedup.balanced_groups(found, max_share=0.4)
+    found = similarity.scan_pairs(rows_at(0, 20, 40, 60, 80, 81), 0.99, link=0.9)
+    label, used = folds.balanced_groups(found, max_share=0.4)
     assert used > np.cos(np.deg2rad(20)) - 0.02 and label[4] == label[5] and len(set(label)) == 5
-    label, used = dedup.balanced_groups(found, max_share=1)
+    label, used = folds.balanced_groups(found, max_share=1)
     assert used == 0.9 and len(set(label)) == 1
 
 
 def test_groups_may_be_just_as_large_as_they_may():
-    found = similarity.one_pass(rows_at(0, 20, 180, 270), 0.99, link=0.9)
-    label, used = dedup.balanced_groups(found, max_share=0.5)
+    found = similarity.scan_pairs(rows_at(0, 20, 180, 270), 0.99, link=0.9)
+    label, used = folds.balanced_groups(found, max_share=0.5)
     assert label.tolist() == [0, 0, 1, 2] and used == 0.9
 
 
-def test_equal_prompts_and_equal_pictures_share_a_group():
-    found = similarity.one_pass(rows_at(0, 90, 180, 270), 0.85, link=0.7)
-    links = dedup.same(["fox", "owl", "fox", "cat"], ["1.png", "2.png", "3.png", "2.png"])
-    assert dedup.balanced_groups(found, max_share=1, links=links)[0].tolist() == [0, 1, 0, 1]
-    assert [part.dtype for part in dedup.same([])] == [np.int64, np.int64], (
+def test_equal_prompts_and_equal_images_share_a_group():
+    found = similarity.scan_pairs(rows_at(0, 90, 180, 270), 0.85, link=0.7)
+    links = folds.same_value_pairs(
+        ["fox", "owl", "fox", "cat"], ["1.png", "2.png", "3.png", "2.png"]
+    )
+    assert folds.balanced_groups(found, max_share=1, links=links)[0].tolist() == [0, 1, 0, 1]
+    assert [part.dtype for part in folds.same_value_pairs([])] == [np.int64, np.int64], (
         "no rows have no pairs, but pairs of numbers"
     )
 
 
 def test_folds_never_split_a_group_and_a_planted_leak_is_seen():
     x = clustered(300)
-    label = dedup.groups(x, 0.8)
-    fold = dedup.folds(label, 3)
+    label = folds.groups(x, 0.8)
+    fold = folds.folds(label, 3)
     assert all(len(set(fold[label == g])) == 1 for g in set(label))
-    assert dedup.leaks(x, fold)["highest"].max() <= 0.8
+    assert folds.leaks(x, fold)["highest"].max() <= 0.8
     i, j = np.argwhere(np.triu(x @ x.T, 1) > 0.8)[0]
     fold[i] = (fold[j] + 1) % 3
-    assert dedup.leaks(x, fold)["highest"].max() > 0.8
-    assert sorted(dedup.folds(np.array([0, 1, 2]), 3)) == [0, 1, 2]
+    assert folds.leaks(x, fold)["highest"].max() > 0.8
+    assert sorted(folds.folds(np.array([0, 1, 2]), 3)) == [0, 1, 2]
     with pytest.raises(ValueError, match="2 groups cannot fill 3 folds"):
-        dedup.folds(np.array([0, 0, 1]), 3)
+        folds.folds(np.array([0, 0, 1]), 3)
 
 
 def test_the_leak_table_is_the_naive_one():
     x, fold = clustered(200), np.random.default_rng(0).integers(3, size=200)
-    table = dedup.leaks(x, fold)
+    table = folds.leaks(x, fold)
     across = np.where(fold[:, None] == fold, -1, x @ x.T).max(axis=1)
     assert (
         table["fold"].to_list() == [0, 1, 2]
@@ -175,28 +178,28 @@ def test_the_leak_table_is_the_naive_one():
     )
 
 
-def test_the_longest_or_the_most_pictured_prompt_of_a_cluster_stays():
+def test_the_longest_or_the_most_imaged_prompt_of_a_cluster_stays():
     prompts = pl.Series(["a fox", "a very red fox", "A  fox", "an owl"])
-    assert dedup.walk_order(prompts).tolist() == [0, 1, 2, 3]
-    assert dedup.walk_order(prompts, "longest").tolist() == [1, 2, 3, 0]
-    assert dedup.walk_order(prompts, "most_pictures").tolist() == [0, 2, 1, 3]
-    found = similarity.one_pass(
-        rows_at(0, 1, 2, 90), 0.85, order=dedup.walk_order(prompts, "longest")
+    assert filters.walk_order(prompts).tolist() == [0, 1, 2, 3]
+    assert filters.walk_order(prompts, "longest").tolist() == [1, 2, 3, 0]
+    assert filters.walk_order(prompts, "most_images").tolist() == [0, 2, 1, 3]
+    found = similarity.scan_pairs(
+        rows_at(0, 1, 2, 90), 0.85, order=filters.walk_order(prompts, "longest")
     )
     assert found.keeper.tolist() == [1, 1, 1, 3]
-    with pytest.raises(ValueError, match="first, longest, most_pictures, got 'last'"):
-        dedup.walk_order(prompts, "last")
+    with pytest.raises(ValueError, match="first, longest, most_images, got 'last'"):
+        filters.walk_order(prompts, "last")
 
 
 def test_one_row_of_a_cluster_stays_or_none():
-    assert dedup.keeps_one("one") is True and dedup.keeps_one("none") is False
+    assert filters.keeps_one("one") is True and filters.keeps_one("none") is False
     with pytest.raises(ValueError, match="cosine_keep must be one or none, got 'first'"):
-        dedup.keeps_one("first")
+        filters.keeps_one("first")
 
 
 def test_rules_within_a_source():
     prompts, scope = pl.Series(["a red fox"] * 3), pl.Series(["a", "b", "a"])
-    reason = dedup.rules(
+    reason = filters.rules(
         prompts, min_words=1, max_tokens=9, edge_characters=0, n_tokens=np.full(3, 5), scope=scope
     )
     assert reason.to_list() == [None, None, "exact duplicate"]
@@ -206,27 +209,27 @@ def test_a_given_fold_file_is_honoured(tmp_path):
     pl.DataFrame({"id": ["a", "b", "c", "gone"], "fold": [1, 0, 1, 0]}).write_csv(
         tmp_path / "folds.csv"
     )
-    fold = dedup.given_folds(
+    fold = folds.given_folds(
         tmp_path / "folds.csv", ["a", "b", "c", "d", "e"], np.array([0, 1, 2, 2, 3])
     )
     assert fold.tolist() == [1, 0, 1, 1, 0], "d follows its group, e fills the smallest fold"
     with pytest.raises(ValueError, match="none of its 4 ids"):
-        dedup.given_folds(tmp_path / "folds.csv", ["x"], np.array([0]))
+        folds.given_folds(tmp_path / "folds.csv", ["x"], np.array([0]))
     pl.DataFrame({"id": ["a", "b"], "fold": [1, 3]}).write_parquet(tmp_path / "folds.parquet")
     with pytest.raises(ValueError, match="folds must be 0, 1, ..."):
-        dedup.given_folds(tmp_path / "folds.parquet", ["a", "b"], np.array([0, 1]))
+        folds.given_folds(tmp_path / "folds.parquet", ["a", "b"], np.array([0, 1]))
 
 
 def test_rows_that_a_fold_file_does_not_name_go_where_their_group_is_first_or_fewest_are(tmp_path):
     pl.DataFrame({"id": [1, 2, 3], "fold": [1, 0, 0]}).write_csv(tmp_path / "folds.csv")
     ids = ["1", "2", "3", "new", "x", "y", "z"]
-    fold = dedup.given_folds(tmp_path / "folds.csv", ids, np.array([5, 5, 6, 5, 7, 8, 7]))
+    fold = folds.given_folds(tmp_path / "folds.csv", ids, np.array([5, 5, 6, 5, 7, 8, 7]))
     assert fold.tolist() == [1, 0, 0, 1, 0, 1, 0], (
         "new follows the first of its group, x and y fill what is smaller, z follows x"
     )
     assert fold.dtype == np.int64
     pl.DataFrame({"id": ["1", "2"], "fold": [0, 0]}).write_csv(tmp_path / "one.csv")
-    assert dedup.given_folds(tmp_path / "one.csv", ["1", "2"], np.array([0, 1])).tolist() == [0, 0]
+    assert folds.given_folds(tmp_path / "one.csv", ["1", "2"], np.array([0, 1])).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +246,7 @@ def test_rows_that_a_fold_file_does_not_name_go_where_their_group_is_first_or_fe
 def test_a_fold_file_of_another_form_is_refused(tmp_path, table, message):
     pl.DataFrame(table).write_csv(tmp_path / "folds.csv")
     with pytest.raises(ValueError, match=message):
-        dedup.given_folds(tmp_path / "folds.csv", ["a", "b"], np.array([0, 1]))
+        folds.given_folds(tmp_path / "folds.csv", ["a", "b"], np.array([0, 1]))
 
 
 ODD = [
@@ -270,7 +273,7 @@ def test_the_rules_of_the_text_store_are_the_same_on_every_frame_library():
 
     frame = pl.DataFrame({"prompt": ODD + CONTROL})
     answers = [
-        nw.from_native(dedup.judged(native, min_words=3, max_characters=40))
+        nw.from_native(text_pool.judge_prompts(native, min_words=3, max_characters=40))
         for native in (frame, frame.to_pandas(), frame.to_arrow())
     ]
     texts, reasons = (
@@ -303,7 +306,7 @@ def test_a_text_store_keeps_the_first_of_equal_prompts_across_batches(tmp_path):
     batches = [
         pl.DataFrame({"prompt": ODD[i : i + 3], "source": "list"}) for i in range(0, len(ODD), 3)
     ]
-    tally = dedup.text_store(
+    tally = text_pool.write_text_pool(
         batches,
         tmp_path / "store.parquet",
         min_words=3,
@@ -323,7 +326,7 @@ def test_a_text_store_keeps_the_first_of_equal_prompts_across_batches(tmp_path):
     }
     assert [f.name for f in tmp_path.iterdir()] == ["store.parquet"]
     with pytest.raises(ValueError, match="auto, polars or cudf, got 'spark'"):
-        dedup.frame_engine("spark")
+        text_pool.frame_engine("spark")
 
 
 def test_a_text_store_numbers_its_rows_over_all_batches(tmp_path):
@@ -332,7 +335,9 @@ def test_a_text_store_numbers_its_rows_over_all_batches(tmp_path):
         pl.DataFrame({"source": f"list {i}", "prompt": texts[i : i + 100]})
         for i in range(0, 300, 100)
     ]
-    tally = dedup.text_store(batches, tmp_path / "new" / "store" / "all.parquet", engine="polars")
+    tally = text_pool.write_text_pool(
+        batches, tmp_path / "new" / "store" / "all.parquet", engine="polars"
+    )
     store = pl.read_parquet(tmp_path / "new" / "store" / "all.parquet")
     assert store.sort("row").rows() == [
         (i, text, f"list {i // 100 * 100}") for i, text in enumerate(texts)
@@ -344,7 +349,7 @@ def test_a_text_store_is_made_distinct_in_64_parts(tmp_path):
     batches = [
         pl.DataFrame({"prompt": [f"the prompt number {i}" for i in range(1000)], "source": "list"})
     ]
-    dedup._divide(batches, tmp_path, "polars", min_words=3, max_characters=99)
+    text_pool._divide(batches, tmp_path, "polars", min_words=3, max_characters=99)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         f"{part:03}.parquet" for part in range(64)
     ]
@@ -352,7 +357,7 @@ def test_a_text_store_is_made_distinct_in_64_parts(tmp_path):
 
 def test_a_text_store_takes_three_words_to_two_thousand_characters(tmp_path):
     texts = ["a fox", "a red fox", "a red " + "x" * 1994, "a red " + "x" * 1995]
-    tally = dedup.text_store(
+    tally = text_pool.write_text_pool(
         [pl.DataFrame({"prompt": texts, "source": "list"})], tmp_path / "store.parquet"
     )
     assert pl.read_parquet(tmp_path / "store.parquet")["prompt"].sort().to_list() == texts[1:3]
@@ -361,24 +366,28 @@ def test_a_text_store_takes_three_words_to_two_thousand_characters(tmp_path):
 
 def test_frames_are_cudf_s_only_on_a_gpu(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)  # it is not installed
-    assert (dedup.frame_engine(), dedup.frame_engine("polars")) == ("polars", "polars")
+    assert (text_pool.frame_engine(), text_pool.frame_engine("polars")) == ("polars", "polars")
     with pytest.raises(ValueError, match="no GPU is usable; use auto or polars"):
-        dedup.frame_engine("cudf")
+        text_pool.frame_engine("cudf")
     for usable, engine in ((False, "polars"), (True, "cudf")):
         monkeypatch.setitem(
             sys.modules,
             "cupy",
             SimpleNamespace(cuda=SimpleNamespace(is_available=lambda usable=usable: usable)),
         )
-        assert (dedup.frame_engine("auto"), dedup.frame_engine("polars")) == (engine, "polars")
-    assert dedup.frame_engine("cudf") == "cudf"
+        assert (text_pool.frame_engine("auto"), text_pool.frame_engine("polars")) == (
+            engine,
+            "polars",
+        )
+    assert text_pool.frame_engine("cudf") == "cudf"
 
 
 MILLION = """
 import resource, sys
 import polars as pl
-from src import data, dedup
-tally = dedup.text_store(data.text_batches(sys.argv[1]), __import__("pathlib").Path(sys.argv[2]), engine="polars")
+from src.data import sources
+from src.model_b import text_pool
+tally = text_pool.write_text_pool(sources.text_batches(sys.argv[1]), __import__("pathlib").Path(sys.argv[2]), engine="polars")
 print(tally["kept"], tally["exact duplicate"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 

@@ -5,9 +5,14 @@ import polars as pl
 import pytest
 import torch
 
-from src import cluster, dedup, encoder, knn, model_a, prompts, similarity
-from src.metrics import cosines, unit
-from src.predict import Predictor
+from src import dask_workers, encoder, knn
+from src.data import prompts
+from src.dedup import filters, similarity
+from src.metrics import cosines, l2_normalize
+from src.model_a import fit
+from src.model_a.recipe import Recipe
+from src.model_b import text_pool
+from src.submit.predictor import Predictor
 from tests import tiny_output, toy
 
 cupy = pytest.importorskip("cupy")  # not on every platform
@@ -17,7 +22,7 @@ rng = np.random.default_rng(0)
 
 def near_duplicates(n: int, dim: int, spread: float = 0.3) -> np.ndarray:
     """Unit rows around a third as many centres, so that many pairs are near, and a few the same."""
-    x = unit(
+    x = l2_normalize(
         (
             rng.standard_normal((n // 3, dim))[rng.integers(n // 3, size=n)]
             + spread * rng.standard_normal((n, dim))
@@ -28,7 +33,7 @@ def near_duplicates(n: int, dim: int, spread: float = 0.3) -> np.ndarray:
 
 
 def same_lists(
-    found: knn.Lists, expected: knn.Lists, queries: np.ndarray, store: np.ndarray
+    found: knn.Neighbors, expected: knn.Neighbors, queries: np.ndarray, store: np.ndarray
 ) -> None:
     """The same similarities, each that of the row it names."""
     np.testing.assert_allclose(found[0], expected[0], atol=2e-6)
@@ -67,8 +72,8 @@ def test_shards_of_half_precision_rows_left_out_and_a_centre(tmp_path):
         [np.load(tmp_path / "shard.npy", mmap_mode="r"), half[2500:]],
         rng.random(4000) < 0.5,
     )
-    centre, queries = unit(half.astype(np.float32)).mean(axis=0), near_duplicates(300, 256)
-    moved = unit(unit(half.astype(np.float32)) - centre)
+    centre, queries = l2_normalize(half.astype(np.float32)).mean(axis=0), near_duplicates(300, 256)
+    moved = l2_normalize(l2_normalize(half.astype(np.float32)) - centre)
     found = knn.search(shards, queries, 30, "cuml", rows=rows, centre=centre, store_rows=600)
     same_lists(
         found, knn.search(shards, queries, 30, "faiss", rows=rows, centre=centre), queries, moved
@@ -85,7 +90,7 @@ def test_a_row_that_is_not_a_unit_row_is_named_on_the_device_too():
 
 def test_a_worker_for_each_gpu_gives_what_one_process_gives():
     store, queries = near_duplicates(2000, 64), near_duplicates(100, 64)
-    with cluster.connect("local") as client:
+    with dask_workers.connect("local") as client:
         assert len(client.nthreads()) == torch.cuda.device_count()
         found = knn.search(store, queries, 10, "cuml", cluster=client, store_rows=300)
     same_lists(found, knn.search(store, queries, 10, "faiss"), queries, store)
@@ -102,8 +107,8 @@ def test_a_worker_for_each_gpu_gives_what_one_process_gives():
 def test_the_pass_on_a_gpu_gives_what_it_gives_on_the_cpu(precision, options):
     x = near_duplicates(6000, 384)
     on_cpu, on_gpu = (
-        similarity.one_pass(
-            x, 0.85, curve=dedup.CURVE, link=0.7, device=device, precision=chosen, **options
+        similarity.scan_pairs(
+            x, 0.85, curve=filters.CURVE, link=0.7, device=device, precision=chosen, **options
         )
         for device, chosen in (("cpu", "float32"), ("cuda", precision))
     )
@@ -170,7 +175,7 @@ def test_cudf_and_polars_write_the_same_text_store(tmp_path):
     ]
     limits = {"min_words": 3, "max_characters": 200, "known": pl.Series(["A cat  on a mat"])}
     tallies = [
-        dedup.text_store(batches, tmp_path / f"{engine}.parquet", engine=engine, **limits)
+        text_pool.write_text_pool(batches, tmp_path / f"{engine}.parquet", engine=engine, **limits)
         for engine in ("cudf", "polars")
     ]
     assert tallies[0] == tallies[1] and tallies[0]["already known"] > 0
@@ -179,13 +184,13 @@ def test_cudf_and_polars_write_the_same_text_store(tmp_path):
     )
 
 
-# --- towers, training, new pictures ---
+# --- towers, training, new images ---
 
 
 def test_embeddings_of_both_kinds_are_near_those_of_the_cpu(tmp_path):
     name = toy.write_clip(tmp_path / "clip")
     pixels = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
-    texts = [f"a picture of {n} things" for n in range(40)]
+    texts = [f"an image of {n} things" for n in range(40)]
     on_gpu, on_cpu = (encoder.load(name, device=device) for device in ("cuda", "cpu"))
     assert (
         cosines(encoder.embed_images(on_gpu, pixels), encoder.embed_images(on_cpu, pixels)).min()
@@ -208,27 +213,27 @@ def test_a_model_trained_on_a_gpu_predicts_alike_on_the_cpu(tmp_path, change):
     name = toy.write_clip(tmp_path / "clip")
     clip = encoder.load(name, device="cuda")
     data, rows, scored = toy.data_for(clip), np.arange(40), np.arange(40, 60)
-    recipe = model_a.Recipe(epochs=4, batch_size=16, **change)
-    model_a.train_fold(
+    recipe = Recipe(epochs=4, batch_size=16, **change)
+    fit.train_fold(
         clip, data, data, rows=rows, scored=scored, recipe=recipe, seed=0, base=tmp_path / "fold"
     )
     trained = [
-        model_a.load_fold(tmp_path / "fold", encoder.load(name, device=device))
+        fit.load_fold(tmp_path / "fold", encoder.load(name, device=device))
         for device in ("cuda", "cpu")
     ]
     assert next(trained[0].tower.parameters()).is_cuda
     on_gpu, on_cpu = (
-        model_a.predict_pixels(fitted, encoder.load(name, device=device), data.pixels)
+        fit.predict_pixels(fitted, encoder.load(name, device=device), data.pixels)
         for fitted, device in zip(trained, ("cuda", "cpu"), strict=True)
     )
     assert cosines(on_gpu, on_cpu).min() > 0.999
 
 
-def test_new_pictures_get_the_same_embeddings_and_prompts_on_a_gpu(tmp_path):
+def test_new_images_get_the_same_embeddings_and_prompts_on_a_gpu(tmp_path):
     folder = tiny_output.write_output(tmp_path)
-    pictures = sorted((folder / "test").glob("*.png"))
+    images = sorted((folder / "test").glob("*.png"))
     on_gpu, on_cpu = (
-        Predictor(folder / "output", device=device, engine=engine)(pictures)
+        Predictor(folder / "output", device=device, engine=engine)(images)
         for device, engine in (("cuda", "cuml"), ("cpu", "faiss"))
     )
     close = cosines(on_gpu.embedding, on_cpu.embedding)

@@ -3,39 +3,42 @@
 import numpy as np
 import pytest
 
-from src import artifacts, dedup, ensemble, submission
-from src.metrics import unit
+from src import artifacts
+from src.dedup import folds
+from src.ensemble import members
+from src.metrics import l2_normalize
+from src.submit import submission
 
 rng = np.random.default_rng(0)
-PROMPTS = unit(rng.standard_normal((300, 384)).astype(np.float32))
+PROMPTS = l2_normalize(rng.standard_normal((300, 384)).astype(np.float32))
 IDS = [f"{i:09x}" for i in range(300)]
 
 
 def test_near_duplicates_across_folds_show_in_the_leak_check():
-    doubles = unit(PROMPTS[:30] + 0.01 * rng.standard_normal((30, 384)).astype(np.float32))
+    doubles = l2_normalize(PROMPTS[:30] + 0.01 * rng.standard_normal((30, 384)).astype(np.float32))
     prompts = np.concatenate([PROMPTS, doubles])
-    group = dedup.groups(prompts, 0.7)
+    group = folds.groups(prompts, 0.7)
     assert (group[300:] == group[:30]).all()
     by_group = group % 3
-    assert dedup.leaks(prompts, by_group)["highest"].max() < 0.7
+    assert folds.leaks(prompts, by_group)["highest"].max() < 0.7
     planted = by_group.copy()
     planted[300:] = (planted[300:] + 1) % 3  # each double in another fold than its original
-    found = dedup.leaks(prompts, planted)
+    found = folds.leaks(prompts, planted)
     assert (
         found["highest"].min() > 0.9
-        and found["mean_highest"].max() > dedup.leaks(prompts, by_group)["mean_highest"].max()
+        and found["mean_highest"].max() > folds.leaks(prompts, by_group)["mean_highest"].max()
     )
 
 
 def test_ids_shuffled_between_two_artifacts_are_caught_before_the_blend(tmp_path):
-    a = unit(PROMPTS + 0.08 * rng.standard_normal((300, 384)).astype(np.float32))
+    a = l2_normalize(PROMPTS + 0.08 * rng.standard_normal((300, 384)).astype(np.float32))
     artifacts.save_embeddings(tmp_path / "good", IDS, a)
     artifacts.save_embeddings(
         tmp_path / "bad", rng.permutation(IDS).tolist(), a
     )  # whole, finite, every id there: nothing to see
-    ensemble.check_pairing(PROMPTS, {"a": artifacts.load_embeddings(tmp_path / "good", IDS)[1]})
+    members.check_pairing(PROMPTS, {"a": artifacts.load_embeddings(tmp_path / "good", IDS)[1]})
     with pytest.raises(ValueError, match="ids were shuffled between two artifacts"):
-        ensemble.check_pairing(PROMPTS, {"a": artifacts.load_embeddings(tmp_path / "bad", IDS)[1]})
+        members.check_pairing(PROMPTS, {"a": artifacts.load_embeddings(tmp_path / "bad", IDS)[1]})
 
 
 def nan_row(x):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from src import head
+from src import metrics
+from src.model_a import head
 
 
 def test_head_is_equations_1_to_3():
@@ -48,7 +49,7 @@ def test_the_probe_takes_the_penalty_that_is_best_on_the_held_out_rows():
     fit, held_out = np.arange(40), np.arange(40, 60)
     weight, bias, penalty = head.probe(x, y, fit=fit, held_out=held_out)
     scores = {
-        p: head.avg_cos(y[held_out], x[held_out] @ w + b)
+        p: metrics.avg_cos(y[held_out], x[held_out] @ w + b)
         for p in head.RIDGES
         for w, b in [head.ridge(x[fit], y[fit], p)]
     }

@@ -9,14 +9,14 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from src import knn
-from src.metrics import unit
+from src.metrics import l2_normalize
 
 FOX, OWL, BOAT, FOX_AGAIN = 0, 1, 2, 3
 STORE = np.array([[1, 0], [0.6, 0.8], [0, 1], [1, 0]], np.float32)
 
 
 def random_rows(n, d=16, seed=0):
-    return unit(np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32))
+    return l2_normalize(np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32))
 
 
 def assert_same(found, expected, store, queries):
@@ -71,7 +71,7 @@ def test_shards_half_precision_and_left_out_rows_equal_naive():
     similarity, index = knn.search(
         [store[:110], store[110:]], queries, 9, "faiss", rows=rows, store_rows=30
     )
-    exact = np.where(rows, queries @ unit(store.astype(np.float32)).T, -np.inf)
+    exact = np.where(rows, queries @ l2_normalize(store.astype(np.float32)).T, -np.inf)
     np.testing.assert_array_equal(index, np.argsort(-exact, axis=1, kind="stable")[:, :9])
     np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :9], atol=1e-6)
 
@@ -95,7 +95,7 @@ def test_centred_keys_equal_naive():
         random_rows(1, seed=2)[0] * np.float32(0.3),
     )
     similarity, index = knn.search(store, queries, 6, "faiss", centre=centre, store_rows=40)
-    exact = queries @ unit(store - centre).T
+    exact = queries @ l2_normalize(store - centre).T
     np.testing.assert_array_equal(index, np.argsort(-exact, axis=1)[:, :6])
     np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :6], atol=1e-6)
 

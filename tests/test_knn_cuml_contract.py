@@ -8,7 +8,7 @@ import pytest
 import sklearn.neighbors
 
 from src import knn
-from src.metrics import unit
+from src.metrics import l2_normalize
 
 pytest.importorskip("cuml.neighbors")
 import cuml.neighbors  # noqa: E402
@@ -16,8 +16,8 @@ import cupy  # noqa: E402
 
 RealNearestNeighbors = cuml.neighbors.NearestNeighbors
 rng = np.random.default_rng(0)
-STORE = unit(rng.standard_normal((300, 16)).astype(np.float32))
-QUERIES = unit(rng.standard_normal((50, 16)).astype(np.float32))
+STORE = l2_normalize(rng.standard_normal((300, 16)).astype(np.float32))
+QUERIES = l2_normalize(rng.standard_normal((50, 16)).astype(np.float32))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from src import data, images, layouts, references
+from src.data import images, layouts, locators, sources
 from src.paths import ROOT
 
 COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
@@ -52,7 +52,7 @@ def shard(path, samples):
             writer.write(sample)
 
 
-def test_diffusiondb_with_its_parts_and_blurred_pictures(tmp_path):
+def test_diffusiondb_with_its_parts_and_blurred_images(tmp_path):
     names = [f"{n}0a1b2c3-0000-4000-8000-00000000000{n}.png" for n in range(3)]
     for name, colour in zip(names, ("red", "lime", "blue"), strict=True):
         picture(tmp_path / "images" / "part-000001" / name, colour)
@@ -71,11 +71,11 @@ def test_diffusiondb_with_its_parts_and_blurred_pictures(tmp_path):
         }
     ).write_parquet(tmp_path / "metadata.parquet")
     assert layouts.recognise(tmp_path) == "diffusiondb"
-    pairs, rejected = data.read_pairs(tmp_path)
+    pairs, rejected = sources.read_pairs(tmp_path)
     assert seen(pairs) == [("a fox", "red"), ("an owl", "lime")]
     assert rejected.select("prompt", "reason").rows() == [("nude", layouts.BLURRED)]
     (tmp_path / "images" / "part-000001" / "part-000001.json").unlink()
-    assert seen(data.read_pairs(tmp_path)[0]) == [("a fox", "red"), ("an owl", "lime")], (
+    assert seen(sources.read_pairs(tmp_path)[0]) == [("a fox", "red"), ("an owl", "lime")], (
         "by the table alone"
     )
 
@@ -86,9 +86,9 @@ def test_diffusiondb_with_the_json_beside_its_folder_and_webp(tmp_path):
         json.dumps({"ab.webp": {"p": "the sea"}, "gone.webp": {"p": "the sky"}})
     )
     (tmp_path / "part-000003.json").write_text("{cut")
-    pairs, rejected = data.read_pairs(tmp_path)
+    pairs, rejected = sources.read_pairs(tmp_path)
     assert seen(pairs) == [("the sea", "blue")]
-    assert rejected["reason"].str.head(15).to_list() == ["no such picture", "part is no JSON"]
+    assert rejected["reason"].str.head(15).to_list() == ["no such image", "part is no JSON"]
 
 
 def test_a_set_with_train_and_eval_tables_of_another_machines_paths(tmp_path):
@@ -101,19 +101,19 @@ def test_a_set_with_train_and_eval_tables_of_another_machines_paths(tmp_path):
                 [f'{split}, "quoted" fox', f"/kaggle/input/sd2/{split}_images/00000000.jpg"]
             )
             rows.writerow(["gone", f"C:\\\\data\\\\{split}_images\\\\1.jpg"])
-    pairs, rejected = data.read_pairs(tmp_path)
+    pairs, rejected = sources.read_pairs(tmp_path)
     assert sorted(seen(pairs)) == [('eval, "quoted" fox', "blue"), ('train, "quoted" fox', "red")]
-    assert rejected["reason"].to_list() == ["no such picture"] * 2
+    assert rejected["reason"].to_list() == ["no such image"] * 2
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_pictures_named_by_row_number(tmp_path, first):
+def test_images_named_by_row_number(tmp_path, first):
     (tmp_path / "hardcoded.csv").write_text("prompt\na fox\nan owl\n")
     for row, colour in enumerate(("red", "lime")):
-        picture(tmp_path / "pictures" / f"{row + first}.png", colour)
+        picture(tmp_path / "images" / f"{row + first}.png", colour)
     assert layouts.recognise(tmp_path) == "numbered"
-    assert seen(data.read_pairs(tmp_path)[0]) == [("a fox", "red"), ("an owl", "lime")]
-    assert seen(data.read_pairs(tmp_path / "hardcoded.csv", "numbered")[0]) == [
+    assert seen(sources.read_pairs(tmp_path)[0]) == [("a fox", "red"), ("an owl", "lime")]
+    assert seen(sources.read_pairs(tmp_path / "hardcoded.csv", "numbered")[0]) == [
         ("a fox", "red"),
         ("an owl", "lime"),
     ]
@@ -135,7 +135,7 @@ def test_webdataset_shards_with_img2datasets_table(tmp_path):
                 "json": {"caption": "an owl"},
                 "npy": np.zeros(3),
             },
-            {"__key__": "000000003", "txt": "no picture"},
+            {"__key__": "000000003", "txt": "no image"},
             {"__key__": "000000004", "png": encoded("blue")},
         ],
     )
@@ -147,15 +147,15 @@ def test_webdataset_shards_with_img2datasets_table(tmp_path):
         }
     ).write_parquet(tmp_path / "00000.parquet")
     assert layouts.recognise(tmp_path) == "webdataset"
-    pairs, rejected = data.read_pairs(tmp_path)
+    pairs, rejected = sources.read_pairs(tmp_path)
     assert seen(pairs) == [("a fox", "red"), ("an owl", "lime")]
     assert pairs["id"].to_list() == [f"{tmp_path.name}/00000/00000000{n}" for n in (0, 2)]
     assert rejected["reason"].to_list() == [
-        layouts.NO_PICTURE,
+        layouts.NO_IMAGE,
         "empty prompt",
         f"{layouts.NOT_DELIVERED}: failed_to_download",
     ]
-    assert data.bad_share(len(pairs), rejected) == 2 / 4, (
+    assert sources.bad_share(len(pairs), rejected) == 2 / 4, (
         "what was never downloaded is no sign of a bad set"
     )
     assert list(tmp_path.glob("*.jpg")) == [], "nothing is unpacked"
@@ -169,11 +169,13 @@ def test_a_cut_shard_gives_what_is_whole(tmp_path):
     whole = (tmp_path / "00000.tar").read_bytes()
     (tmp_path / "00000.tar").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "00001.tar").write_bytes(b"no tar at all" * 100)
-    pairs, rejected = data.read_pairs(tmp_path)
+    pairs, rejected = sources.read_pairs(tmp_path)
     assert 0 < len(pairs) < 5 and any(
         "shard cannot be read on" in reason for reason in rejected["reason"]
     )
-    pixels, bad = images.cache(pairs, tmp_path / "cache", geometry=images.Geometry(8), name="test")
+    pixels, bad = images.cache(
+        pairs, tmp_path / "cache", geometry=images.ImagePreprocess(8), name="test"
+    )
     assert len(pixels.ids) + len(bad) == len(pairs)
 
 
@@ -189,12 +191,12 @@ def test_img2datasets_files(tmp_path):
     pl.DataFrame({"key": ["000000002"], "status": ["failed_to_resize"]}).write_parquet(
         tmp_path / "00000.parquet"
     )
-    pairs, rejected = data.read_pairs(tmp_path)
+    pairs, rejected = sources.read_pairs(tmp_path)
     assert seen(pairs) == [("a fox", "red"), ("the sea", "blue")]
     assert rejected["reason"].to_list() == [f"{layouts.NOT_DELIVERED}: failed_to_resize"]
 
 
-def test_pictures_inside_parquet(tmp_path):
+def test_images_inside_parquet(tmp_path):
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells = [
         {"bytes": encoded(colour), "path": f"{colour}.png"} for colour in ("red", "lime", "blue")
@@ -207,19 +209,21 @@ def test_pictures_inside_parquet(tmp_path):
     pq.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet", row_group_size=2)
     pq.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet")
     assert layouts.recognise(tmp_path) == "parquet"
-    pairs, rejected = data.read_pairs(tmp_path)
+    pairs, rejected = sources.read_pairs(tmp_path)
     assert (
         seen(pairs[:3]) == [("a fox", "red"), ("an owl", "lime"), ("the sea", "blue")]
         and len(pairs) == 4
     )
-    pixels, bad = images.cache(pairs, tmp_path / "cache", geometry=images.Geometry(8), name="test")
+    pixels, bad = images.cache(
+        pairs, tmp_path / "cache", geometry=images.ImagePreprocess(8), name="test"
+    )
     assert len(pixels.ids) == 3 and "no bytes" in bad["reason"][0]
     pq.write_table(
         pa.table({"png": [encoded("lime")], "caption": ["bytes alone"]}), tmp_path / "plain.parquet"
     )
-    assert seen(data.read_pairs(tmp_path / "plain.parquet")[0]) == [("bytes alone", "lime")]
+    assert seen(sources.read_pairs(tmp_path / "plain.parquet")[0]) == [("bytes alone", "lime")]
     with pytest.raises(OSError, match="row 9 is not there"):
-        references.read(references.in_table(tmp_path / "plain.parquet", "png", 9))
+        locators.read(locators.in_table(tmp_path / "plain.parquet", "png", 9))
 
 
 @pytest.mark.parametrize(
@@ -254,17 +258,17 @@ def test_journeydb(tmp_path):
     ]
     (tmp_path / "train_anno.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{cut\n")
     assert layouts.recognise(tmp_path) == "journeydb"
-    pairs, rejected = data.read_pairs(tmp_path)
+    pairs, rejected = sources.read_pairs(tmp_path)
     assert (
         seen(pairs) == [("a fox", "red")] and rejected["reason"].to_list() == ["empty prompt"] * 2
     )
-    assert seen(data.read_pairs(tmp_path, text_column="Task2.Caption")[0]) == [
+    assert seen(sources.read_pairs(tmp_path, text_column="Task2.Caption")[0]) == [
         ("A fox sits.", "red"),
         ("Blue.", "blue"),
     ]
 
 
-def test_coco_captions_give_a_row_each_and_share_their_picture(tmp_path):
+def test_coco_captions_give_a_row_each_and_share_their_image(tmp_path):
     picture(tmp_path / "val2017" / "000000000139.jpg", "lime")
     content = {
         "images": [{"id": 139, "file_name": "000000000139.jpg"}],
@@ -273,11 +277,11 @@ def test_coco_captions_give_a_row_each_and_share_their_picture(tmp_path):
     }
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "captions_val2017.json").write_text(json.dumps(content))
-    pairs, rejected = data.read_pairs(tmp_path)
+    pairs, rejected = sources.read_pairs(tmp_path)
     assert seen(pairs) == [(f"caption {n}", "lime") for n in range(5)]
     assert pairs["id"].is_unique().all() and pairs["image"].n_unique() == 1
     assert rejected["reason"].to_list() == ["its image is not listed"]
-    assert seen(data.read_pairs(tmp_path / "annotations" / "captions_val2017.json")[0])[0] == (
+    assert seen(sources.read_pairs(tmp_path / "annotations" / "captions_val2017.json")[0])[0] == (
         "caption 0",
         "lime",
     )
@@ -293,7 +297,7 @@ def test_layouts_mix_and_sources_of_one_name_are_told_apart(tmp_path):
         tmp_path / "shards" / "0.tar",
         [{"__key__": "0", "jpg": encoded("lime", "JPEG"), "json": {"alt": "an owl"}}],
     )
-    pairs, rejected = data.read_all(
+    pairs, rejected = sources.read_all(
         [
             str(tmp_path / "a" / "train"),
             {"path": str(tmp_path / "b" / "train"), "layout": "table"},
@@ -309,25 +313,25 @@ def test_layouts_mix_and_sources_of_one_name_are_told_apart(tmp_path):
         and pairs["id"][1] == "b/train/0"
     )
     with pytest.raises(ValueError, match="must be a path or"):
-        data.read_all([{"path": "x", "text": "prompt"}])
+        sources.read_all([{"path": "x", "text": "prompt"}])
 
 
 def test_a_precomputed_store_is_paired_shard_by_shard(tmp_path):
     for n in range(2):
         np.save(tmp_path / f"clip_{n}.npy", np.zeros((5 + n, 1024), np.float16))
         np.save(tmp_path / f"minilm_{n}.npy", np.zeros((5 + n, 384), np.float16))
-    assert [(k.name, v.name) for k, v in data.read_store(tmp_path)] == [
+    assert [(k.name, v.name) for k, v in sources.read_store(tmp_path)] == [
         (f"clip_{n}.npy", f"minilm_{n}.npy") for n in range(2)
     ]
     np.save(tmp_path / "minilm_1.npy", np.zeros((4, 384), np.float16))
     with pytest.raises(ValueError, match="clip_1.npy has 6 rows, .*minilm_1.npy 4"):
-        data.read_store(tmp_path)
+        sources.read_store(tmp_path)
 
 
 def test_an_unknown_layout_says_what_is_there(tmp_path):
     (tmp_path / "notes.md").write_text("nothing")
     with pytest.raises(ValueError, match="it holds \\['notes.md'\\]"):
-        data.read_pairs(tmp_path)
+        sources.read_pairs(tmp_path)
 
 
 BAD_PROMPTS = [
@@ -356,7 +360,7 @@ def test_bad_prompts_are_set_aside_or_cleaned(tmp_path):
         picture(tmp_path / f"{n}.png")
     picture(tmp_path / "extra.png")
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\nno json\n")
-    pairs, rejected = data.read_pairs(tmp_path)
+    pairs, rejected = sources.read_pairs(tmp_path)
     assert pairs["prompt"].to_list() == [
         *BAD_PROMPTS[2:5],
         "a fox",
@@ -371,13 +375,13 @@ def test_bad_prompts_are_set_aside_or_cleaned(tmp_path):
         ("0", "empty prompt"),
         ("1", "empty prompt"),
         ("2", "id occurs twice"),
-        ("gone", "no such picture"),
-        ("", "no such picture"),
+        ("gone", "no such image"),
+        ("", "no such image"),
         ("", "empty prompt"),
-        ("extra", data.UNLISTED),
+        ("extra", sources.UNLISTED),
     ]
     assert len(pairs) + len(rejected) == len(rows) + 2, "no row vanishes"
-    assert data.tally(rejected)["rows"].sum() == len(rejected)
+    assert sources.reason_counts(rejected)["rows"].sum() == len(rejected)
 
 
 # --- decoding and the cache ---
@@ -427,15 +431,17 @@ def test_pixels_without_room_stop_the_run(tmp_path, monkeypatch, reserves, messa
     )  # of 12,288 bytes: the disk takes no more
     try:
         with pytest.raises(OSError, match=message):
-            images.cache(frame, tmp_path / "cache", geometry=images.Geometry(64), name="test")
+            images.cache(
+                frame, tmp_path / "cache", geometry=images.ImagePreprocess(64), name="test"
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert images.cache(frame, tmp_path / "cache", geometry=images.Geometry(64), name="test")[
-        0
-    ].ids == ["fox"]
+    assert images.cache(
+        frame, tmp_path / "cache", geometry=images.ImagePreprocess(64), name="test"
+    )[0].ids == ["fox"]
 
 
-def test_every_kind_of_bad_picture_is_set_aside_and_every_odd_one_is_converted(tmp_path):
+def test_every_kind_of_bad_image_is_set_aside_and_every_odd_one_is_converted(tmp_path):
     expected = damaged(tmp_path)
     frame = pl.DataFrame(
         {"id": list(expected), "image": [str(tmp_path / name) for name in expected]}
@@ -443,13 +449,15 @@ def test_every_kind_of_bad_picture_is_set_aside_and_every_odd_one_is_converted(t
     frame = pl.concat(
         [frame, pl.DataFrame({"id": ["gone"], "image": [str(tmp_path / "gone.png")]})]
     )
-    pixels, bad = images.cache(frame, tmp_path / "cache", geometry=images.Geometry(32), name="odd")
+    pixels, bad = images.cache(
+        frame, tmp_path / "cache", geometry=images.ImagePreprocess(32), name="odd"
+    )
     assert pixels.ids == [name for name, what in expected.items() if what == "good"]
     assert bad["id"].to_list() == [
         *(name for name, what in expected.items() if what == "bad"),
         "gone",
     ]
-    assert all(reason.startswith("unreadable picture: ") for reason in bad["reason"])
+    assert all(reason.startswith("unreadable image: ") for reason in bad["reason"])
     assert any("DecompressionBomb" in reason for reason in bad["reason"])
     colour = {
         name: row.reshape(-1, 3).mean(axis=0)
@@ -459,7 +467,9 @@ def test_every_kind_of_bad_picture_is_set_aside_and_every_odd_one_is_converted(t
     assert colour["float.tiff"] == pytest.approx([127] * 3)
     assert colour["moving.gif"].mean() > 60, "the first frame, not the black one"
     for name in ("wrong.png", "strange.jpg", "turned.jpg", "whole.jpg", "cmyk.jpg", "palette.png"):
-        plain = images.resized(images.decode(tmp_path / name), images.Geometry(32)).astype(int)
+        plain = images.resized(images.decode(tmp_path / name), images.ImagePreprocess(32)).astype(
+            int
+        )
         assert np.abs(pixels.rows([name])[0].astype(int) - plain).max() <= 1, (
             f"{name}: not what decode and open_clip give"
         )
@@ -479,10 +489,12 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_stays_near_the_full_decoding(
             2,
         )
     ).save(tmp_path / "large.jpg", quality=95)
-    full = images.resized(images.decode(tmp_path / "large.jpg"), images.Geometry(64)).astype(int)
-    quick = images.from_bytes((tmp_path / "large.jpg").read_bytes(), images.Geometry(64)).astype(
+    full = images.resized(images.decode(tmp_path / "large.jpg"), images.ImagePreprocess(64)).astype(
         int
     )
+    quick = images.from_bytes(
+        (tmp_path / "large.jpg").read_bytes(), images.ImagePreprocess(64)
+    ).astype(int)
     assert np.abs(full - quick).mean() < 1
 
 
@@ -507,7 +519,10 @@ def test_the_cache_decodes_only_what_is_new_and_keeps_the_order_asked_for(tmp_pa
 
     def colours_of(names):
         pixels, bad = images.cache(
-            frame_of(tmp_path, names), tmp_path / "cache", geometry=images.Geometry(8), name="x"
+            frame_of(tmp_path, names),
+            tmp_path / "cache",
+            geometry=images.ImagePreprocess(8),
+            name="x",
         )
         assert (
             bad.is_empty() and pixels.ids == names and pixels.array.shape == (len(names), 8, 8, 3)
@@ -531,7 +546,7 @@ def test_the_cache_decodes_only_what_is_new_and_keeps_the_order_asked_for(tmp_pa
     (tmp_path / "moved").mkdir()
     (tmp_path / "a.png").rename(tmp_path / "moved" / "a.png")
     moved = frame_of(tmp_path / "moved", ["a"])
-    images.cache(moved, tmp_path / "cache", geometry=images.Geometry(8), name="x")
+    images.cache(moved, tmp_path / "cache", geometry=images.ImagePreprocess(8), name="x")
     assert len(decoded) == 4, "the same content under another name is known"
     colours["b"] = (7, 7, 7)
     picture(tmp_path / "b.png", (7, 7, 7))
@@ -542,7 +557,7 @@ def test_the_cache_decodes_only_what_is_new_and_keeps_the_order_asked_for(tmp_pa
 KILLED = """
 import sys, os, polars as pl
 from pathlib import Path
-from src import images
+from src.data import images
 images.CHUNK = 4
 honest, done = images.from_bytes, []
 def one(content, geometry):
@@ -554,7 +569,7 @@ images.from_bytes = one
 folder = Path(sys.argv[1])
 files = sorted(folder.glob("*.png"))
 frame = pl.DataFrame({"id": [f.stem for f in files], "image": [str(f) for f in files]})
-images.cache(frame, folder / "cache", geometry=images.Geometry(8), name="x")
+images.cache(frame, folder / "cache", geometry=images.ImagePreprocess(8), name="x")
 """
 
 
@@ -578,7 +593,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
         lambda content, geometry: decoded.append(1) or honest(content, geometry),
     )
     pixels, bad = images.cache(
-        frame_of(tmp_path, names), tmp_path / "cache", geometry=images.Geometry(8), name="x"
+        frame_of(tmp_path, names), tmp_path / "cache", geometry=images.ImagePreprocess(8), name="x"
     )
     assert bad.is_empty() and 0 < len(decoded) <= 12, "at least two chunks were kept"
     assert [int(row[0, 0, 0]) for row in pixels.array] == list(range(20))
@@ -587,7 +602,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_a_disk_that_fails_between_two_saves_stops_the_run(tmp_path, monkeypatch):
     for n in range(6):
         picture(tmp_path / f"{n}.png", (n, 0, 0))
-    monkeypatch.setattr(images, "FLUSH", 4)  # six pictures: one request before the save
+    monkeypatch.setattr(images, "FLUSH", 4)  # six images: one request before the save
     requests, honest = [], os.fsync
 
     def fails_once(
@@ -603,7 +618,7 @@ def test_a_disk_that_fails_between_two_saves_stops_the_run(tmp_path, monkeypatch
         images.cache(
             frame_of(tmp_path, list("012345")),
             tmp_path / "cache",
-            geometry=images.Geometry(8),
+            geometry=images.ImagePreprocess(8),
             name="x",
         )
     assert not list((tmp_path / "cache").glob("*.parquet")), (
@@ -623,9 +638,9 @@ def test_layouts_named_for_what_is_not_theirs_say_what_is_there(tmp_path):
         (
             "numbered",
             "empty",
-            "no table with a text column beside a folder of pictures named by row number",
+            "no table with a text column beside a folder of images named by row number",
         ),
-        ("parquet", "texts.parquet", r"no column of encoded pictures among \['prompt'\]"),
+        ("parquet", "texts.parquet", r"no column of encoded images among \['prompt'\]"),
         ("parquet", "empty", "no .parquet file in it"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -647,14 +662,14 @@ def test_a_caption_that_is_no_json_is_an_empty_prompt(tmp_path):
         for name, cell in zip("abc", cells, strict=True)
     ]
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
-    pairs, rejected = data.read_pairs(tmp_path, "journeydb", "Task2.Caption")
+    pairs, rejected = sources.read_pairs(tmp_path, "journeydb", "Task2.Caption")
     assert (
         pairs["prompt"].to_list() == ["a fox"]
         and rejected["reason"].to_list() == ["empty prompt"] * 2
     )
 
 
-def test_a_shard_that_ends_inside_a_picture(tmp_path):
+def test_a_shard_that_ends_inside_a_image(tmp_path):
     (tmp_path / "cut.tar").write_bytes(b"0123456789")
-    with pytest.raises(OSError, match="the shard ends after 4 of the picture's 9 bytes"):
-        references.read(references.in_tar(tmp_path / "cut.tar", "a.png", offset=6, size=9))
+    with pytest.raises(OSError, match="the shard ends after 4 of the image's 9 bytes"):
+        locators.read(locators.in_tar(tmp_path / "cut.tar", "a.png", offset=6, size=9))

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from src.metrics import avg_cos, cosines, unit
+from src.metrics import avg_cos, cosines, l2_normalize
 
 FOX = np.array([[3.0, 4.0], [0.0, 2.0]], np.float32)
 
 
 def test_unit_rows():
-    np.testing.assert_allclose(unit(FOX), [[0.6, 0.8], [0, 1]], atol=1e-7)
-    assert unit(FOX).dtype == np.float32
+    np.testing.assert_allclose(l2_normalize(FOX), [[0.6, 0.8], [0, 1]], atol=1e-7)
+    assert l2_normalize(FOX).dtype == np.float32
 
 
 def test_equation_8_is_the_mean_of_cosines():
@@ -41,4 +41,4 @@ def test_refuses_no_rows():
 
 def test_unit_length_needs_rows():
     with pytest.raises(ValueError, match=r"unit length needs \(n, d\) rows, got shape \(3,\)"):
-        unit(np.ones(3, np.float32))
+        l2_normalize(np.ones(3, np.float32))

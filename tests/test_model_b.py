@@ -4,12 +4,38 @@ import numpy as np
 import polars as pl
 import pytest
 
-from src import artifacts, bridge, datastore, model_b, paths
-from src.metrics import avg_cos, unit
-from src.model_b import TEXT_ONLY, Library, Route, Weighting
+from src import artifacts, paths
+from src.metrics import avg_cos, l2_normalize
+from src.model_b import datastore, explain, query_map
+from src.model_b.routes import (
+    TEXT_ONLY,
+    Library,
+    ModelB,
+    Route,
+    WeightedRoute,
+    allowed,
+    files,
+    fit_route,
+    heaviest,
+    load,
+    search_out_of_fold,
+    store_conflicts,
+    text_conflicts,
+    together,
+)
+from src.model_b.weighting import (
+    PRESETS,
+    Weighting,
+    at_edge,
+    distance,
+    fuse,
+    fuse_neighbours,
+    tune,
+    weights,
+)
 
 rng = np.random.default_rng(0)
-VALUES = unit(rng.standard_normal((40, 6)).astype(np.float32))
+VALUES = l2_normalize(rng.standard_normal((40, 6)).astype(np.float32))
 OUTSIDE = Weighting(dim=4, delta=1e-4, coef=1e-3)
 take = VALUES.__getitem__
 
@@ -25,19 +51,19 @@ def lists(q, k, seed=1):
 
 def test_distances_by_hand():
     s = np.array([1, 0.5, 0, -1, 1.0000001])
-    np.testing.assert_allclose(model_b.distance(s), [0, 1, np.sqrt(2), 2, 0], atol=1e-9)
-    np.testing.assert_allclose(model_b.distance(s, "cosine"), [0, 0.5, 1, 2, 0], atol=1e-9)
+    np.testing.assert_allclose(distance(s), [0, 1, np.sqrt(2), 2, 0], atol=1e-9)
+    np.testing.assert_allclose(distance(s, "cosine"), [0, 0.5, 1, 2, 0], atol=1e-9)
 
 
 def test_equation_4_by_hand():
-    weight = model_b.weights(np.array([0, 1, 2]), dim=2, delta=0.25, coef=0.5)
+    weight = weights(np.array([0, 1, 2]), dim=2, delta=0.25, coef=0.5)
     np.testing.assert_allclose(weight, [2, 0.4, 0.5 / 4.25])
-    inside = model_b.weights(np.array([0, 1, 2]), dim=2, delta=0.5, coef=0.5, inside=True)
+    inside = weights(np.array([0, 1, 2]), dim=2, delta=0.5, coef=0.5, inside=True)
     np.testing.assert_allclose(inside, [np.inf, 0.5, 0.5 / 2**2.5])
 
 
 def test_an_exact_match_weighs_most_and_stays_finite():
-    weight = model_b.weights(np.array([0, 1e-6, 0.01, 0.5]), dim=6, delta=1e-4, coef=1e-3)
+    weight = weights(np.array([0, 1e-6, 0.01, 0.5]), dim=6, delta=1e-4, coef=1e-3)
     assert (
         np.isfinite(weight).all()
         and (np.diff(weight) <= 0).all()
@@ -49,10 +75,10 @@ def test_the_public_formula_on_a_hand_made_case():
     """K = 3, 1 - cos = 0.5, 0.6, 0.8: 0.001 / (0.015625 + 0.0001), / (0.046656 + 0.0001), / (0.262144 + 0.0001)."""
     fox, owl, boat = np.eye(3, dtype=np.float32)
     expected = np.array([0.0635930048, 0.0213876294, 0.0038132427])
-    _, public = model_b.PRESETS["public"]
+    _, public = PRESETS["public"]
     similarity = np.array([[0.5, 0.4, 0.2]])
     np.testing.assert_allclose(public(similarity), [expected], rtol=1e-6)
-    fused = model_b.fuse_neighbours(
+    fused = fuse_neighbours(
         similarity, np.array([[0, 1, 2]]), np.stack([fox, owl, boat]).__getitem__, public, k=3
     )
     np.testing.assert_allclose(fused[0], expected / np.sqrt((expected**2).sum()), atol=1e-6)
@@ -64,11 +90,11 @@ def test_delta_inside_gives_an_exact_match_everything_and_outside_does_not():
         np.array([[0, 1, 2]]),
         np.eye(3, dtype=np.float32),
     )
-    _, paper = model_b.PRESETS["paper"]
+    _, paper = PRESETS["paper"]
     assert np.isinf(paper(similarity)[0, :2]).all()
-    fused = model_b.fuse_neighbours(similarity, index, values.__getitem__, paper, k=3)
+    fused = fuse_neighbours(similarity, index, values.__getitem__, paper, k=3)
     np.testing.assert_allclose(fused, [[np.sqrt(0.5), np.sqrt(0.5), 0]], atol=1e-7)
-    outside = model_b.fuse_neighbours(similarity, index, values.__getitem__, Weighting(), k=3)
+    outside = fuse_neighbours(similarity, index, values.__getitem__, Weighting(), k=3)
     assert 0 < outside[0, 2] < 1e-3
 
 
@@ -78,11 +104,11 @@ def test_temperature_by_hand():
 
 
 def test_the_paper_s_and_the_public_constants():
-    assert model_b.PRESETS["paper"] == (
+    assert PRESETS["paper"] == (
         100,
         Weighting(dim=6, delta=1e-4, coef=1e-3, kind="euclidean", inside=True),
     )
-    assert model_b.PRESETS["public"] == (
+    assert PRESETS["public"] == (
         100,
         Weighting(dim=6, delta=1e-4, coef=1e-3, kind="cosine", inside=False),
     )
@@ -99,19 +125,17 @@ def test_the_paper_s_and_the_public_constants():
 
 def test_no_queries_have_no_predictions():
     none = np.empty((0, 4), np.float32), np.empty((0, 4), np.int64)
-    assert model_b.fuse_neighbours(*none, take, OUTSIDE, k=2).shape == (0, 6)
-    index, weight = model_b.heaviest([none[1]], [none[0]], 3)
+    assert fuse_neighbours(*none, take, OUTSIDE, k=2).shape == (0, 6)
+    index, weight = heaviest([none[1]], [none[0]], 3)
     assert index.shape == weight.shape == (0, 3)
 
 
 def test_equation_5_by_hand():
     fox, owl = [1, 0], [0, 1]
-    fused = model_b.fuse(
-        np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[fox, owl], [owl, fox]], np.float32)
-    )
+    fused = fuse(np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[fox, owl], [owl, fox]], np.float32))
     np.testing.assert_allclose(fused, [[0.6, 0.8], [0, 1]], atol=1e-7)
     assert fused.dtype == np.float32
-    far_apart = model_b.fuse(
+    far_apart = fuse(
         np.array([[3e30, 4e30], [3e-30, 4e-30]]), np.array([[fox, owl]] * 2, np.float32)
     )
     np.testing.assert_allclose(far_apart, [[0.6, 0.8]] * 2, atol=1e-7)
@@ -119,8 +143,7 @@ def test_equation_5_by_hand():
 
 def test_coef_does_not_matter_after_unit_length():
     one, other = (
-        model_b.fuse_neighbours(*lists(5, 8), take, Weighting(dim=4, coef=coef), k=8)
-        for coef in (1e-3, 50)
+        fuse_neighbours(*lists(5, 8), take, Weighting(dim=4, coef=coef), k=8) for coef in (1e-3, 50)
     )
     np.testing.assert_allclose(one, other, atol=1e-6)
 
@@ -134,9 +157,9 @@ def test_coef_does_not_matter_after_unit_length():
 def test_blocked_fusion_equals_naive(weighting, k):
     similarity, index = lists(11, 8)
     weight = weighting(similarity[:, :k])
-    naive = unit(sum(weight[:, [j]] * VALUES[index[:, j]] for j in range(k)))
+    naive = l2_normalize(sum(weight[:, [j]] * VALUES[index[:, j]] for j in range(k)))
     np.testing.assert_allclose(
-        model_b.fuse_neighbours(similarity, index, take, weighting, k=k, rows=3), naive, atol=1e-6
+        fuse_neighbours(similarity, index, take, weighting, k=k, rows=3), naive, atol=1e-6
     )
 
 
@@ -147,50 +170,48 @@ def test_the_grid_scores_what_fusing_scores_and_a_fold_does_not_choose_for_itsel
     similarity, index = lists(300, 8)
     fold = np.arange(300) % 3
     truth = np.where(
-        (fold == 0)[:, None], VALUES[index[:, 0]], unit(VALUES[index].sum(axis=1))
+        (fold == 0)[:, None], VALUES[index[:, 0]], l2_normalize(VALUES[index].sum(axis=1))
     )  # fold 0 wants k = 1
     weightings = [Weighting(dim=0), Weighting(dim=2), Weighting(dim=6), Weighting(tau=0.1)]
-    tuned = model_b.tune(
-        similarity, index, take, truth, fold, k_grid=[8, 1, 4], weightings=weightings
-    )
+    tuned = tune(similarity, index, take, truth, fold, k_grid=[8, 1, 4], weightings=weightings)
     by_name = {str(w): w for w in weightings}
     for k, name, score in tuned.grid.iter_rows():
-        predicted = model_b.fuse_neighbours(similarity, index, take, by_name[name], k=k)
+        predicted = fuse_neighbours(similarity, index, take, by_name[name], k=k)
         assert score == pytest.approx(avg_cos(truth, predicted), abs=1e-5)
     assert (tuned.k, str(tuned.weighting)) == tuned.grid.sort("avg_cos")[-1].select(
         "k", "weighting"
     ).row(0)
     assert tuned.choices.row(0) == (0, 8, "dim 0")
-    own = model_b.fuse_neighbours(similarity, index, take, Weighting(dim=0), k=8)
+    own = fuse_neighbours(similarity, index, take, Weighting(dim=0), k=8)
     np.testing.assert_allclose(tuned.prediction[fold == 0], own[fold == 0], atol=1e-6)
-    assert model_b.at_edge(tuned, [8, 1, 4], weightings)[0] == f"K = {tuned.k}"
+    assert at_edge(tuned, [8, 1, 4], weightings)[0] == f"K = {tuned.k}"
 
 
 def test_a_grid_of_one_predicts_every_row_the_same_way():
     similarity, index = lists(300, 8)
     fold, truth = np.arange(300) % 3, VALUES[index[:, 0]]
-    tuned = model_b.tune(similarity, index, take, truth, fold, k_grid=[3], weightings=[OUTSIDE])
+    tuned = tune(similarity, index, take, truth, fold, k_grid=[3], weightings=[OUTSIDE])
     assert (tuned.k, tuned.weighting) == (3, OUTSIDE) and tuned.choices.rows() == [
         (f, 3, "dim 4") for f in range(3)
     ]
-    expected = model_b.fuse_neighbours(similarity, index, take, OUTSIDE, k=3)
+    expected = fuse_neighbours(similarity, index, take, OUTSIDE, k=3)
     np.testing.assert_allclose(tuned.prediction, expected, atol=1e-6)
     np.testing.assert_allclose(tuned.final, expected, atol=1e-6)
-    assert model_b.at_edge(tuned, [3], [OUTSIDE]) == []
+    assert at_edge(tuned, [3], [OUTSIDE]) == []
 
 
 def test_choices_at_the_end_of_their_grid_are_named():
     sharp, soft = Weighting(tau=0.1), Weighting(tau=0.3)
     grid = [Weighting(dim=2), Weighting(dim=4), Weighting(dim=6), sharp, Weighting(tau=0.2), soft]
     edges = [
-        model_b.at_edge(SimpleNamespace(k=k, weighting=w), [1, 5, 9], grid)
+        at_edge(SimpleNamespace(k=k, weighting=w), [1, 5, 9], grid)
         for k, w in ((5, grid[1]), (9, grid[0]), (1, grid[2]), (5, sharp), (5, grid[4]), (5, soft))
     ]
     assert edges == [[], ["K = 9", "dim 2"], ["K = 1", "dim 6"], ["tau 0.1"], [], ["tau 0.3"]]
-    assert model_b.at_edge(SimpleNamespace(k=5, weighting=sharp), [5, 9], [*grid[:3], sharp]) == [
+    assert at_edge(SimpleNamespace(k=5, weighting=sharp), [5, 9], [*grid[:3], sharp]) == [
         "K = 5"
     ], "one tau has no ends"
-    assert model_b.at_edge(SimpleNamespace(k=5, weighting=soft), [5], [sharp, soft]) == ["tau 0.3"]
+    assert at_edge(SimpleNamespace(k=5, weighting=soft), [5], [sharp, soft]) == ["tau 0.3"]
 
 
 # --- what a query may see ---
@@ -201,41 +222,41 @@ def test_a_text_just_at_the_threshold_is_no_conflict():
         np.array([[1, 0], [0, 1]], np.float32),
         np.array([[0.5, 0.5], [1, 0], [0, 0.75]], np.float32),
     )
-    found = model_b.text_conflicts(text, train, np.array([0, 1, 2]), 0.5)
+    found = text_conflicts(text, train, np.array([0, 1, 2]), 0.5)
     assert found.tolist() == [[False, True, False], [False, False, True]]
 
 
 def test_a_fold_sees_neither_itself_nor_text_like_it():
     store_fold = np.array([0, 0, 1, TEXT_ONLY, TEXT_ONLY])
     conflicts = np.array([[0, 0], [0, 0], [0, 0], [1, 0], [0, 0]], bool)
-    assert model_b.allowed(store_fold, conflicts, 0).tolist() == [False, False, True, False, True]
-    assert model_b.allowed(store_fold, conflicts, 1).tolist() == [True, True, False, True, True]
+    assert allowed(store_fold, conflicts, 0).tolist() == [False, False, True, False, True]
+    assert allowed(store_fold, conflicts, 1).tolist() == [True, True, False, True, True]
 
 
 def library(n_train=30):
-    """Keys and values of 40 prompts in two shards, in another order than the run's; pictures near their prompts' keys."""
+    """Keys and values of 40 prompts in two shards, in another order than the run's; images near their prompts' keys."""
     draw = np.random.default_rng(3)
-    keys = unit(draw.standard_normal((40, 8)).astype(np.float32))
+    keys = l2_normalize(draw.standard_normal((40, 8)).astype(np.float32))
     place = draw.permutation(40)
     shards = [np.split(x[np.argsort(place)], [25]) for x in (keys, VALUES)]
-    pictures = unit(
+    images = l2_normalize(
         keys[:n_train] + 0.3 * draw.standard_normal((n_train, 8)).astype(np.float32) + 1
     )
     return Library(
-        datastore.Selection(shards[0], place), datastore.Selection(shards[1], place), pictures
+        datastore.Selection(shards[0], place), datastore.Selection(shards[1], place), images
     ), keys
 
 
 def test_conflicts_of_the_store_equal_naive():
     found_library, _ = library(25)
     train, fold = VALUES[20:], np.arange(20) % 3
-    found = model_b.store_conflicts(found_library, train, fold, 0.5, rows=4)
+    found = store_conflicts(found_library, train, fold, 0.5, rows=4)
     naive = np.array(
         [[(t @ train[fold == f].T).max() > 0.5 for f in range(3)] for t in VALUES[25:]]
     )
     assert not found[:25].any() and naive.any() and not naive.all()
     np.testing.assert_array_equal(found[25:], naive)
-    np.testing.assert_array_equal(model_b.store_conflicts(found_library, train, fold, 0.5), found)
+    np.testing.assert_array_equal(store_conflicts(found_library, train, fold, 0.5), found)
 
 
 ROUTES = [
@@ -252,9 +273,7 @@ def test_out_of_fold_search_finds_no_row_of_its_own_fold(route):
     fold = np.arange(30) % 3
     store_fold, conflicts = np.concatenate([fold, np.full(10, TEXT_ONLY)]), np.zeros((40, 3), bool)
     conflicts[35, 0] = True
-    _, index = model_b.search_out_of_fold(
-        route, found_library, fold, np.arange(30), conflicts, 12, "faiss"
-    )
+    _, index = search_out_of_fold(route, found_library, fold, np.arange(30), conflicts, 12, "faiss")
     assert (store_fold[index] != fold[:, None]).all()
     assert 35 not in index[fold == 0] and (route.keys == "image" or 35 in index[fold == 1])
 
@@ -265,13 +284,12 @@ def test_a_route_learns_nothing_from_the_fold_that_it_is_scored_on():
     changed = Library(
         one.texts,
         one.values,
-        np.where((fold == 0)[:, None], unit(-one.pictures + 0.1), one.pictures),
+        np.where((fold == 0)[:, None], l2_normalize(-one.images + 0.1), one.images),
     )
     rows = np.flatnonzero(fold != 0)
     for route in ROUTES:
         before, after = (
-            model_b.fit_route(route, x, rows, np.arange(30)).bridge(one.pictures)
-            for x in (one, changed)
+            fit_route(route, x, rows, np.arange(30)).bridge(one.images) for x in (one, changed)
         )
         np.testing.assert_array_equal(before, after)
 
@@ -279,10 +297,10 @@ def test_a_route_learns_nothing_from_the_fold_that_it_is_scored_on():
 def test_the_zero_shot_route_is_a_plain_search_by_text_keys():
     found_library, keys = library()
     fold, conflicts = np.arange(30) % 3, np.zeros((40, 3), bool)
-    similarity, index = model_b.search_out_of_fold(
+    similarity, index = search_out_of_fold(
         Route("text"), found_library, fold, fold, conflicts, 5, "faiss"
     )
-    exact = found_library.pictures @ keys.T
+    exact = found_library.images @ keys.T
     exact[:, :30][fold[:, None] == fold] = -np.inf
     np.testing.assert_array_equal(index, np.argsort(-exact, axis=1)[:, :5])
     np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :5], atol=1e-6)
@@ -290,25 +308,23 @@ def test_the_zero_shot_route_is_a_plain_search_by_text_keys():
 
 def test_hubs_are_taken_off_a_route_s_similarities_once_it_is_centred():
     found_library, keys = library()
-    seen, rows, pictures = np.arange(40) != 7, np.arange(20), found_library.pictures
-    fitted = model_b.fit_route(
-        Route("both", centre=True, hubs=0.5), found_library, rows, np.arange(30)
-    )
+    seen, rows, images = np.arange(40) != 7, np.arange(20), found_library.images
+    fitted = fit_route(Route("both", centre=True, hubs=0.5), found_library, rows, np.arange(30))
     centred, moved = (
-        unit(keys - keys[:20].mean(axis=0)),
-        unit(pictures - pictures[:20].mean(axis=0)),
+        l2_normalize(keys - keys[:20].mean(axis=0)),
+        l2_normalize(images - images[:20].mean(axis=0)),
     )
     exact = np.where(seen, moved @ centred.T, -1)
     near = np.argsort(-exact, axis=1)[:, :6]
     changed = np.take_along_axis(
         exact - 0.5 * (centred @ moved[:20].T).mean(axis=1), near, axis=1
     )  # the bank has fewer than 50
-    similarity, index = fitted.search(found_library, pictures, 6, "faiss", seen=seen)
+    similarity, index = fitted.search(found_library, images, 6, "faiss", seen=seen)
     np.testing.assert_allclose(similarity, -np.sort(-changed, axis=1), atol=1e-5)
     np.testing.assert_array_equal(
         index, np.take_along_axis(near, np.argsort(-changed, axis=1), axis=1)
     )
-    assert fitted.search(found_library, pictures[:0], 6, "faiss", seen=seen)[1].shape == (0, 6)
+    assert fitted.search(found_library, images[:0], 6, "faiss", seen=seen)[1].shape == (0, 6)
     whole, by_parts = (
         fitted._hubness(found_library, np.arange(40), "faiss", rows=n) for n in (100, 7)
     )
@@ -317,9 +333,9 @@ def test_hubs_are_taken_off_a_route_s_similarities_once_it_is_centred():
 
 def test_the_nearest_allowed_prompt_by_hand():
     found_library, _ = library()
-    truth, fold = unit(VALUES[:9] + 0.1), np.arange(9) % 2
+    truth, fold = l2_normalize(VALUES[:9] + 0.1), np.arange(9) % 2
     seen = {0: np.arange(40) > 5, 1: np.arange(40) < 30}
-    cosine, row = model_b.nearest_allowed(truth, found_library.values, fold, seen)
+    cosine, row = explain.nearest_allowed(truth, found_library.values, fold, seen)
     exact = np.where(np.stack([seen[f] for f in fold]), truth @ VALUES.T, -1)
     np.testing.assert_array_equal(row, exact.argmax(axis=1))
     np.testing.assert_allclose(cosine, exact.max(axis=1), atol=1e-6)
@@ -329,14 +345,12 @@ def test_the_nearest_allowed_prompt_by_hand():
 
 
 def test_one_list_is_as_long_as_the_shortest_and_equals_stand_by_index():
-    index, weight = model_b.heaviest(
+    index, weight = heaviest(
         [np.array([[3, 1, 5], [9, 2, 4]])], [np.array([[0.2, 0.2, 0.6], [0.5, 0.3, 0.2]])], 2
     )
     assert index.tolist() == [[5, 1], [9, 2]] and weight.tolist() == [[0.6, 0.2], [0.5, 0.3]]
     twice = [np.array([[3, 1], [9, 2]]), np.array([[1, 3], [2, 4]])]
-    index, weight = model_b.heaviest(
-        twice, [np.array([[0.4, 0.1]] * 2), np.array([[0.2, 0.3]] * 2)], 9
-    )
+    index, weight = heaviest(twice, [np.array([[0.4, 0.1]] * 2), np.array([[0.2, 0.3]] * 2)], 9)
     assert index.tolist() == [[3, 1], [9, 2]], "the first row has two prompts, so both have two"
     np.testing.assert_allclose(weight, [[0.7, 0.3], [0.4, 0.3]])
 
@@ -347,7 +361,7 @@ def test_routes_together_weigh_by_their_shares():
         (np.array([[0.7, 0.6]]), np.array([[2, 6]])),
     ]
     tuned = [SimpleNamespace(k=2, weighting=Weighting(tau=0.1))] * 2
-    index, weight = model_b.together(lists, tuned, [0.75, 0.25], 9)
+    index, weight = together(lists, tuned, [0.75, 0.25], 9)
     first, second = 1 / (1 + np.exp(-4)), 1 / (1 + np.exp(-1))
     assert index.tolist() == [[4, 2, 6]], "prompt 8 is beyond K"
     np.testing.assert_allclose(
@@ -356,7 +370,7 @@ def test_routes_together_weigh_by_their_shares():
 
 
 def test_lists_of_routes_as_one_by_hand():
-    index, weight = model_b.heaviest(
+    index, weight = heaviest(
         [np.array([[3, 1]]), np.array([[1, 7]])],
         [np.array([[0.4, 0.2]]), np.array([[0.3, 0.1]])],
         9,
@@ -367,7 +381,7 @@ def test_lists_of_routes_as_one_by_hand():
 def test_what_is_stored_predicts_what_was_stored(tmp_path):
     draw = np.random.default_rng(5)
     texts = [f"prompt {i}" for i in range(40)]
-    keys = unit(draw.standard_normal((40, 8)).astype(np.float32))
+    keys = l2_normalize(draw.standard_normal((40, 8)).astype(np.float32))
     number = {text: i for i, text in enumerate(texts)}
     encoders = {
         "values": lambda t: VALUES[[number[x] for x in t]],
@@ -380,35 +394,33 @@ def test_what_is_stored_predicts_what_was_stored(tmp_path):
     store = pl.DataFrame(
         {"id": texts, "prompt": texts, "source": "toy", "row": datastore.places(disk, texts)}
     )
-    place, pictures = store["row"].to_numpy(), unit(keys[:30] + 0.5)
+    place, images = store["row"].to_numpy(), l2_normalize(keys[:30] + 0.5)
     lib = Library(
         datastore.Selection(disk.column("clip"), place),
         datastore.Selection(disk.column("values"), place),
-        pictures,
+        images,
     )
     shares, rows, group = (0.3, 0.4, 0.2, 0.1), np.arange(30), np.arange(30)
-    fitted = [model_b.fit_route(route, lib, rows, group) for route in ROUTES]
+    fitted = [fit_route(route, lib, rows, group) for route in ROUTES]
     parts = tuple(
-        model_b.Part(f, 5, Weighting(tau=0.1), share)
+        WeightedRoute(f, 5, Weighting(tau=0.1), share)
         for f, share in zip(fitted, shares, strict=True)
     )
-    model = model_b.ModelB(store.drop("row"), {"clip": lib}, parts, "faiss", depth=8)
-    queries = unit(draw.standard_normal((5, 8)).astype(np.float32))
+    model = ModelB(store.drop("row"), {"clip": lib}, parts, "faiss", depth=8)
+    queries = l2_normalize(draw.standard_normal((5, 8)).astype(np.float32))
     prediction, similarity, index, weight = model.explain(queries)
 
     artifacts.save_table(tmp_path / paths.STORE, store)
-    artifacts.save_embeddings(
-        tmp_path / paths.STORE_PICTURES.format(clip="clip"), texts[:30], pictures
-    )
+    artifacts.save_embeddings(tmp_path / paths.STORE_IMAGES.format(clip="clip"), texts[:30], images)
     model.save(tmp_path, 0.5)
-    again, similar, near = model_b.load(tmp_path, "faiss").predict(queries)
+    again, similar, near = load(tmp_path, "faiss").predict(queries)
     np.testing.assert_allclose(again, prediction, atol=1e-6)
     np.testing.assert_array_equal(near[:, :8], index)
     np.testing.assert_allclose(
         similar[:, :8], np.take_along_axis(queries @ keys.T, index, axis=1), atol=1e-3
     )
     assert (np.diff(weight, axis=1) <= 0).all() and (weight.sum(axis=1) <= 1 + 1e-6).all()
-    table = model_b.neighbours(["a", "b", "c", "d", "e"], model.store, similarity, index, weight)
+    table = explain.neighbours(["a", "b", "c", "d", "e"], model.store, similarity, index, weight)
     assert (
         table.columns == ["query", "rank", "neighbour", "prompt", "similarity", "weight"]
         and len(table) == 40
@@ -422,47 +434,44 @@ def test_what_is_stored_predicts_what_was_stored(tmp_path):
         weight[1, 1],
     )
     routes = [paths.ROUTE_B.format(n=n) for n in range(4)]
-    pictures = [
-        paths.STORE_PICTURES.format(clip="clip") + suffix for suffix in (".ids.parquet", ".npy")
+    images = [
+        paths.STORE_IMAGES.format(clip="clip") + suffix for suffix in (".ids.parquet", ".npy")
     ]
-    wanted = [paths.STORE, paths.CHOICE_B, paths.STORE_SHARDS, *routes, *pictures]
-    assert model_b.files(tmp_path) == [tmp_path / name for name in wanted]
+    wanted = [paths.STORE, paths.CHOICE_B, paths.STORE_SHARDS, *routes, *images]
+    assert files(tmp_path) == [tmp_path / name for name in wanted]
     choice = artifacts.load_json(tmp_path / paths.CHOICE_B)
     assert choice["avg_cos"] == 0.5 and [part["share"] for part in choice["parts"]] == list(shares)
     assert choice["parts"][1]["penalty"] == fitted[1].bridge.penalty is not None
     with pytest.raises(FileNotFoundError, match="run ./run_all.sh --only 03 first"):
-        model_b.load(tmp_path / "none")
+        load(tmp_path / "none")
 
 
 def test_a_second_clip_is_asked_for_and_looks_up_in_its_own_store():
     first, keys = library()
     second = Library(
-        first.values, first.values, unit(VALUES[:30] + 0.2)
+        first.values, first.values, l2_normalize(VALUES[:30] + 0.2)
     )  # a CLIP whose keys are the values
     fitted = [
-        model_b.fit_route(Route(clip, clip=clip), lib, np.arange(30), np.arange(30))
+        fit_route(Route(clip, clip=clip), lib, np.arange(30), np.arange(30))
         for clip, lib in (("clip", first), ("other", second))
     ]
     soft = Weighting(tau=0.1)
-    parts = model_b.Part(fitted[0], 3, soft, 0.75), model_b.Part(fitted[1], 4, soft, 0.25)
+    parts = WeightedRoute(fitted[0], 3, soft, 0.75), WeightedRoute(fitted[1], 4, soft, 0.25)
     store = pl.DataFrame({"id": [str(i) for i in range(40)]})
-    model = model_b.ModelB(store, {"clip": first, "other": second}, parts, "faiss")
-    queries = {"clip": first.pictures[:5], "other": second.pictures[:5]}
+    model = ModelB(store, {"clip": first, "other": second}, parts, "faiss")
+    queries = {"clip": first.images[:5], "other": second.images[:5]}
     prediction, similarity, index, weight = model.explain(queries)
-    alone = [
-        model_b.ModelB(store, model.libraries, (part,), "faiss").predict(queries)[0]
-        for part in parts
-    ]
-    np.testing.assert_allclose(prediction, unit(0.75 * alone[0] + 0.25 * alone[1]), atol=1e-6)
-    naive = fitted[1].search(second, queries["other"], 4, "faiss", seen=np.ones(40, bool))
+    alone = [ModelB(store, model.libraries, (part,), "faiss").predict(queries)[0] for part in parts]
     np.testing.assert_allclose(
-        alone[1], model_b.fuse_neighbours(*naive, take, soft, k=4), atol=1e-6
+        prediction, l2_normalize(0.75 * alone[0] + 0.25 * alone[1]), atol=1e-6
     )
+    naive = fitted[1].search(second, queries["other"], 4, "faiss", seen=np.ones(40, bool))
+    np.testing.assert_allclose(alone[1], fuse_neighbours(*naive, take, soft, k=4), atol=1e-6)
     np.testing.assert_allclose(
         similarity, np.take_along_axis(queries["clip"] @ keys.T, index, axis=1), atol=1e-6
     )
     with pytest.raises(ValueError, match=r"also looks up by the CLIPs \['other'\]"):
-        model.predict(first.pictures[:5])
+        model.predict(first.images[:5])
 
 
 def test_shards_that_lie_elsewhere_are_no_files_of_the_output(tmp_path):
@@ -478,13 +487,13 @@ def test_shards_that_lie_elsewhere_are_no_files_of_the_output(tmp_path):
         ValueError,
         match=r"1 precomputed shards of Model B's store lie outside .*output: \['00000'\]",
     ):
-        model_b.files(tmp_path / "output")
+        files(tmp_path / "output")
 
 
 def test_each_failure_is_told_in_a_sentence():
     index = np.array([[0, 1, 2], [9, 1, 8], [9, 8, 2], [9, 8, 7]])
     best_value = np.array([0.2, 0.9, 0.9, 0.9], np.float32)
-    said = model_b.reasons(
+    said = explain.reasons(
         (np.zeros((4, 3)), index), take, VALUES[:4], best_value, np.arange(4), range(4), near=2
     )
     reach = VALUES[:4] @ VALUES[9]
@@ -500,7 +509,7 @@ def test_a_hub_is_first_for_more_than_five_times_as_many_as_is_usual():
     def said(copies: int, best: int) -> str:
         index = np.concatenate([np.tile([9, 8], (copies, 1)), 10 + np.arange(20).reshape(10, 2)])
         n = len(index)
-        return model_b.reasons(
+        return explain.reasons(
             (None, index),
             take,
             VALUES[np.zeros(n, int)],
@@ -518,7 +527,7 @@ def test_each_failure_has_its_reason():
     truth = VALUES[:4]
     index = np.array([[0, 1, 2], [9, 1, 8], [9, 8, 2], [9, 8, 7]])
     best_value, best_row = np.array([0.2, 0.9, 0.9, 0.9], np.float32), np.array([0, 1, 2, 3])
-    said = model_b.reasons(
+    said = explain.reasons(
         (np.zeros((4, 3)), index), take, truth, best_value, best_row, [0, 1, 3], near=2
     )
     assert (
@@ -528,40 +537,42 @@ def test_each_failure_has_its_reason():
     )
     many = np.concatenate([np.tile([9, 8, 7], (40, 1)), 10 + np.arange(30).reshape(10, 3)])
     alike = VALUES[np.zeros(50, int)], np.full(50, 0.9), np.full(50, 7)
-    said = model_b.reasons((np.zeros((50, 3)), many), take, *alike, [0], near=1)
+    said = explain.reasons((np.zeros((50, 3)), many), take, *alike, [0], near=1)
     assert said[0].startswith("a hub: the first neighbour is among the first 1 of 40 queries")
 
 
-# --- from pictures to prompts ---
+# --- from images to prompts ---
 
 
-def test_a_linear_map_and_centres_bring_pictures_to_their_prompts():
+def test_a_linear_map_and_centres_bring_images_to_their_prompts():
     draw = np.random.default_rng(7)
-    texts = unit(draw.standard_normal((400, 8)).astype(np.float32) + 0.5)
-    pictures = unit(texts @ draw.standard_normal((8, 8)).astype(np.float32) + 0.3)
-    learnt = bridge.learn(pictures[:300], texts[:300], np.arange(300), linear=True, centre=True)
-    moved = learnt(pictures[300:])
+    texts = l2_normalize(draw.standard_normal((400, 8)).astype(np.float32) + 0.5)
+    images = l2_normalize(texts @ draw.standard_normal((8, 8)).astype(np.float32) + 0.3)
+    learnt = query_map.learn(images[:300], texts[:300], np.arange(300), linear=True, centre=True)
+    moved = learnt(images[300:])
     assert (
-        avg_cos(unit(texts[300:] - learnt.key_centre), moved)
+        avg_cos(l2_normalize(texts[300:] - learnt.key_centre), moved)
         > 0.9
-        > avg_cos(texts[300:], pictures[300:])
+        > avg_cos(texts[300:], images[300:])
     )
-    centred = bridge.learn(pictures, texts, np.arange(400), linear=False, centre=True)
-    np.testing.assert_allclose(centred(pictures), unit(pictures - pictures.mean(axis=0)), atol=1e-6)
-    np.testing.assert_allclose(bridge.Bridge()(pictures), pictures, atol=1e-6)
+    centred = query_map.learn(images, texts, np.arange(400), linear=False, centre=True)
+    np.testing.assert_allclose(
+        centred(images), l2_normalize(images - images.mean(axis=0)), atol=1e-6
+    )
+    np.testing.assert_allclose(query_map.QueryMap()(images), images, atol=1e-6)
 
 
 def test_hubs_and_a_second_clip_reorder_the_same_candidates():
-    bank = unit(np.array([[1, 0.1], [1, -0.1], [0, 1]], np.float32))
-    hub = bridge.hubness(np.array([[1, 0], [0, 1]], np.float32), bank, "faiss", depth=2)
+    bank = l2_normalize(np.array([[1, 0.1], [1, -0.1], [0, 1]], np.float32))
+    hub = query_map.hubness(np.array([[1, 0], [0, 1]], np.float32), bank, "faiss", depth=2)
     np.testing.assert_allclose(hub, [bank[0, 0], (bank[2, 1] + bank[0, 1]) / 2], atol=1e-6)
     similarity, index = np.array([[0.9, 0.8, 0.7]], np.float32), np.array([[4, 2, 6]])
-    found = bridge.reorder(similarity, index, np.array([[-0.3, 0, 0]]))
+    found = query_map.reorder(similarity, index, np.array([[-0.3, 0, 0]]))
     assert found[1].tolist() == [[2, 6, 4]] and found[0][0] == pytest.approx([0.8, 0.7, 0.6])
-    assert bridge.rerank(similarity, index, np.array([[0.1, 0.2, 0.3]]), 0.0)[1].tolist() == [
+    assert query_map.rerank(similarity, index, np.array([[0.1, 0.2, 0.3]]), 0.0)[1].tolist() == [
         [4, 2, 6]
     ]
-    assert bridge.rerank(similarity, index, np.array([[0.1, 0.2, 0.3]]), 1.0)[1].tolist() == [
+    assert query_map.rerank(similarity, index, np.array([[0.1, 0.2, 0.3]]), 1.0)[1].tolist() == [
         [6, 2, 4]
     ]
 
@@ -569,55 +580,55 @@ def test_hubs_and_a_second_clip_reorder_the_same_candidates():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: model_b.distance(np.ones(2), "manhattan"), "'manhattan' is not one of"),
-        (lambda: model_b.weights(np.ones(2), 2, 0, 1), "delta = 0"),
+        (lambda: distance(np.ones(2), "manhattan"), "'manhattan' is not one of"),
+        (lambda: weights(np.ones(2), 2, 0, 1), "delta = 0"),
         (
-            lambda: model_b.weights(np.ones(2), 2, 1, 0),
+            lambda: weights(np.ones(2), 2, 1, 0),
             "dim = 2, delta = 1, coef = 0: delta and coef must be positive",
         ),
-        (lambda: model_b.weights(np.ones(2), -1, 1, 1), "dim at least 0"),
-        (lambda: model_b.weights(np.array([1, -1]), 2, 1, 1), "1 of 2 distances are negative"),
+        (lambda: weights(np.ones(2), -1, 1, 1), "dim at least 0"),
+        (lambda: weights(np.array([1, -1]), 2, 1, 1), "1 of 2 distances are negative"),
         (lambda: Weighting(tau=0)(np.ones((1, 2))), "tau = 0 must be positive"),
         (
-            lambda: model_b.fuse(np.ones((2, 3)), np.ones((2, 4, 5))),
+            lambda: fuse(np.ones((2, 3)), np.ones((2, 4, 5))),
             r"\(2, 3\) do not fit values of shape \(2, 4, 5\)",
         ),
         (
-            lambda: model_b.fuse(np.ones((1, 2)), np.array([[[1, 0], [-1, 0]]])),
+            lambda: fuse(np.ones((1, 2)), np.array([[[1, 0], [-1, 0]]])),
             "1 of 1 rows are zero",
         ),
         (
-            lambda: model_b.fuse(np.ones((2, 4)), np.ones((2, 4))),
+            lambda: fuse(np.ones((2, 4)), np.ones((2, 4))),
             r"do not fit values of shape \(2, 4\)",
         ),
         (
-            lambda: model_b.fuse_neighbours(*lists(3, 4), take, OUTSIDE, k=5),
+            lambda: fuse_neighbours(*lists(3, 4), take, OUTSIDE, k=5),
             "k = 5 is not within 1..4",
         ),
         (
-            lambda: model_b.fuse_neighbours(*lists(3, 4), take, OUTSIDE, k=0),
+            lambda: fuse_neighbours(*lists(3, 4), take, OUTSIDE, k=0),
             "k = 0 is not within 1..4",
         ),
         (
-            lambda: model_b.fuse_neighbours(np.ones((3, 4)), np.ones((3, 5)), take, OUTSIDE, k=1),
+            lambda: fuse_neighbours(np.ones((3, 4)), np.ones((3, 5)), take, OUTSIDE, k=1),
             r"\(3, 4\), index \(3, 5\)",
         ),
         (
-            lambda: model_b.fuse_neighbours(np.ones(3), np.ones(3), take, OUTSIDE, k=1),
+            lambda: fuse_neighbours(np.ones(3), np.ones(3), take, OUTSIDE, k=1),
             r"both must be \(q, K\)",
         ),
         (
-            lambda: model_b.allowed(np.zeros(3), np.zeros((4, 2), bool), 0),
+            lambda: allowed(np.zeros(3), np.zeros((4, 2), bool), 0),
             r"3 store rows, conflicts of shape \(4, 2\)",
         ),
-        (lambda: model_b.allowed(np.zeros(3), np.zeros((3, 2), bool), 2), "fold 2"),
-        (lambda: model_b.allowed(np.zeros(3), np.zeros((3, 2), bool), -1), "fold -1"),
+        (lambda: allowed(np.zeros(3), np.zeros((3, 2), bool), 2), "fold 2"),
+        (lambda: allowed(np.zeros(3), np.zeros((3, 2), bool), -1), "fold -1"),
         (
-            lambda: model_b.text_conflicts(VALUES, VALUES, np.zeros(3, int), 0.7),
+            lambda: text_conflicts(VALUES, VALUES, np.zeros(3, int), 0.7),
             "3 folds for 40 training rows",
         ),
         (lambda: Route("odd", keys="sound"), "route odd: keys 'sound' is not one of"),
-        (lambda: bridge.rerank(*lists(3, 4), np.ones((3, 4)), 2), "share = 2 is not within"),
+        (lambda: query_map.rerank(*lists(3, 4), np.ones((3, 4)), 2), "share = 2 is not within"),
     ],
 )
 def test_refuses(call, message):
@@ -627,13 +638,11 @@ def test_refuses(call, message):
 
 def test_refuses_one_fold_and_a_store_too_small():
     with pytest.raises(ValueError, match=r"at least 2 folds, got \[0\]"):
-        model_b.tune(
-            *lists(4, 3), take, VALUES[:4], np.zeros(4, int), k_grid=[1], weightings=[OUTSIDE]
-        )
+        tune(*lists(4, 3), take, VALUES[:4], np.zeros(4, int), k_grid=[1], weightings=[OUTSIDE])
     with pytest.raises(
         ValueError, match="fold 0 may see 30 rows of the store by text keys, fewer than k = 35"
     ):
-        model_b.search_out_of_fold(
+        search_out_of_fold(
             Route("text"),
             library()[0],
             np.arange(30) % 3,

@@ -11,8 +11,11 @@ import polars as pl
 import pytest
 import yaml
 
-from src import artifacts, pack, params, paths, pipeline, predict, submission
+from src import artifacts, paths
 from src.paths import ROOT, STAGES
+from src.runner import cli, params, staleness
+from src.submit import pack, submission
+from src.submit.predictor import Predictor
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -63,7 +66,7 @@ def test_a_stage_needs_every_stage_whose_artifacts_its_notebook_names(file):
     named |= set(re.findall(r'"(\d\d_\w+)"', source))
     if "paths.TABLE1" in source and file.stem != "04_ensemble_oof":
         named.add("04_ensemble_oof")
-    assert named & set(STAGES) - {file.stem} == set(pipeline.NEEDS[file.stem])
+    assert named & set(STAGES) - {file.stem} == set(staleness.NEEDS[file.stem])
 
 
 @pytest.mark.parametrize("name", ["demo", "smoke", "paper", "competition"])
@@ -84,14 +87,14 @@ def smoke_params(folder: Path) -> Path:
 
 
 def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path):
-    """With a corrupt picture and an empty prompt among the training set: set aside, counted, listed; nothing else is lost."""
-    command = [sys.executable, "-m", "src.pipeline", "--params", str(smoke_params(tmp_path))]
+    """With a corrupt image and an empty prompt among the training set: set aside, counted, listed; nothing else is lost."""
+    command = [sys.executable, "-m", "src.runner.cli", "--params", str(smoke_params(tmp_path))]
     settings = yaml.safe_load((tmp_path / "smoke.yaml").read_text(encoding="utf-8"))["demo"]
-    pipeline.write_demo(
+    cli.write_demo(
         Path(settings.pop("folder")), settings
-    )  # as the runner does; before it, so that a picture can be spoilt
+    )  # as the runner does; before it, so that an image can be spoilt
     train = tmp_path / "input" / "train"
-    (train / "images" / "000007.jpg").write_bytes(b"no picture")
+    (train / "images" / "000007.jpg").write_bytes(b"no image")
     table = pl.read_csv(train / "metadata.csv")
     table.with_columns(
         prompt=pl.when(pl.col("file_name") == "images/000009.jpg")
@@ -110,15 +113,15 @@ def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path)
     )
     assert sorted(rejected["reason"].str.head(12)) == ["empty prompt", "unreadable p"], rejected
     assert len(pl.read_csv(tmp_path / "output" / "table1.csv")) == 6
-    predictor = predict.Predictor(
+    predictor = Predictor(
         tmp_path / "output", device="cpu"
     )  # two members of Model A, and routes by two CLIPs
-    pictures = sorted((tmp_path / "input" / "test" / "images").iterdir())[:6]
+    images = sorted((tmp_path / "input" / "test" / "images").iterdir())[:6]
     _, submitted = artifacts.load_embeddings(
-        tmp_path / "output" / "submission", [file.stem for file in pictures]
+        tmp_path / "output" / "submission", [file.stem for file in images]
     )
     assert (
-        predictor(pictures).embedding == pytest.approx(submitted, abs=1e-3)
+        predictor(images).embedding == pytest.approx(submitted, abs=1e-3)
         and len(predictor.clips_b) == 2
     )
     pack.write(tmp_path / "output", tmp_path / "pack")  # both sizes of the one CLIP
@@ -126,7 +129,7 @@ def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path)
         sys.executable,
         "run.py",
         "--images",
-        str(pictures[0].parent),
+        str(images[0].parent),
         "--out",
         str(tmp_path / "new.parquet"),
     ]

@@ -1,4 +1,4 @@
-"""Real models, small and hardly trained: what the stages wrote is what new pictures get, here and on a hosted image."""
+"""Real models, small and hardly trained: what the stages wrote is what new images get, here and on a hosted image."""
 
 import shutil
 import subprocess
@@ -8,8 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from src import artifacts, ensemble, pack, paths, predict, submission
+from src import artifacts, paths
+from src.ensemble.blending import combine
+from src.ensemble.members import load_members
 from src.paths import ROOT
+from src.submit import batch, pack, submission
+from src.submit.predictor import Predictor
 from tests.tiny_output import write_output
 
 
@@ -26,14 +30,14 @@ def packed(trained, tmp_path_factory):
 def expected(output):
     """The blend of the test predictions that the stages left."""
     ids = artifacts.load_table(output / paths.TEST_IMAGES)["id"].to_list()
-    members = ensemble.load_members(output, ids, "test")
-    return ids, ensemble.combine(members, artifacts.load_json(output / paths.BLEND)["weights"])
+    members = load_members(output, ids, "test")
+    return ids, combine(members, artifacts.load_json(output / paths.BLEND)["weights"])
 
 
-def test_new_pictures_get_what_the_test_pictures_got(trained):
+def test_new_images_get_what_the_test_images_got(trained):
     output = trained / "output"
     ids, blend = expected(output)
-    found = predict.Predictor(output, device="cpu")([trained / "test" / f"{i}.png" for i in ids])
+    found = Predictor(output, device="cpu")([trained / "test" / f"{i}.png" for i in ids])
     np.testing.assert_allclose(found.embedding, blend, atol=1e-5)
     assert (
         all(len(prompts) == 5 for prompts in found.prompts)
@@ -43,9 +47,9 @@ def test_new_pictures_get_what_the_test_pictures_got(trained):
 
 def test_in_batches_and_parts_of_any_size_the_prediction_is_the_same(trained, monkeypatch):
     files = sorted((trained / "test").glob("*.png"))
-    predictor = predict.Predictor(trained / "output", device="cpu")
+    predictor = Predictor(trained / "output", device="cpu")
     whole = predictor(files)
-    monkeypatch.setattr(predict, "PART", 7)
+    monkeypatch.setattr(batch, "PART", 7)
     parts = predictor(files, batch_size=3)
     np.testing.assert_allclose(parts.embedding, whole.embedding, atol=1e-5)
     np.testing.assert_allclose(parts.confidence, whole.confidence, atol=1e-5)
@@ -55,7 +59,7 @@ def test_in_batches_and_parts_of_any_size_the_prediction_is_the_same(trained, mo
 def test_the_command_line_gives_the_same(trained, tmp_path):
     output, out = trained / "output", tmp_path / "found.parquet"
     assert (
-        predict.main(
+        batch.main(
             [
                 "--images",
                 str(trained / "test"),
@@ -85,7 +89,7 @@ def test_a_member_of_weight_zero_is_not_loaded(trained, tmp_path):
     artifacts.save_json(
         output / paths.BLEND, {**blend, "weights": {**blend["weights"], "gone": 0.0}}
     )
-    found = predict.Predictor(output, device="cpu")([trained / "test" / "red_flag.png"])
+    found = Predictor(output, device="cpu")([trained / "test" / "red_flag.png"])
     ids, whole = expected(trained / "output")
     np.testing.assert_allclose(found.embedding[0], whole[ids.index("red_flag")], atol=1e-5)
 
@@ -108,9 +112,9 @@ def test_on_a_hosted_image_the_pack_writes_the_same_submission(trained, packed, 
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(ids)} pictures, checked" in done.stdout
+    assert f"{len(ids)} images, checked" in done.stdout
     table = pl.read_parquet(tmp_path / "submission.parquet")
-    places = artifacts.positions(ids, table["id"].to_list(), "ids")
+    places = artifacts.indices_of_ids(ids, table["id"].to_list(), "ids")
     np.testing.assert_allclose(table["embedding"].to_numpy(), blend[places], atol=1e-5)
     assert table["confidence"].is_between(0, 1).all()
 
@@ -122,7 +126,7 @@ def test_the_pack_says_what_it_is(packed):
 
 def test_a_pack_needs_an_empty_folder_and_a_local_clip(trained, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("x")
-    assert predict.main(["--pack", str(tmp_path), "--output", str(trained / "output")]) == 2
+    assert batch.main(["--pack", str(tmp_path), "--output", str(trained / "output")]) == 2
     assert "is not empty" in capsys.readouterr().err
     output = tmp_path / "output"
     shutil.copytree(trained / "output", output)
@@ -130,5 +134,5 @@ def test_a_pack_needs_an_empty_folder_and_a_local_clip(trained, tmp_path, capsys
     artifacts.save_json(
         output / paths.MEMBERS_A, {**members, "clip": {"model_a": "ViT-L-14/openai"}}
     )
-    assert predict.main(["--pack", str(tmp_path / "pack"), "--output", str(output)]) == 2
+    assert batch.main(["--pack", str(tmp_path / "pack"), "--output", str(output)]) == 2
     assert "'ViT-L-14/openai' is read from a hub" in capsys.readouterr().err

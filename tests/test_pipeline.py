@@ -13,8 +13,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from src import params, paths, pipeline
+from src import errors, paths
 from src.paths import ROOT, STAGES
+from src.runner import cli, execute, params, staleness
 
 BODY = """import sys
 sys.path.insert(0, {root!r})
@@ -71,7 +72,7 @@ def write_notebook(toy: Path, stage: str, body: str) -> None:
 
 
 def run(toy: Path, *arguments: str) -> int:
-    return pipeline.main(["--params", str(toy / "params.yaml"), *arguments], toy / "notebooks")
+    return cli.main(["--params", str(toy / "params.yaml"), *arguments], toy / "notebooks")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_the_command_line_wins_over_every_section_of_the_file(toy, changes, want
     ],
 )
 def test_chosen_stages(first, only, stages):
-    assert pipeline.chosen(first, only) == list(stages)
+    assert cli.chosen(first, only) == list(stages)
 
 
 def started(output: str) -> dict[str, str]:
@@ -239,7 +240,7 @@ def test_edited_artifact_of_the_same_length_is_noticed_and_a_copied_output_is_no
 
 
 def test_second_run_on_the_same_output_is_refused_with_who_holds_it(toy, capfd):
-    with pipeline.only_run(toy / "out"):
+    with execute.only_run(toy / "out"):
         assert run(toy) == 2
         assert f"in use by process {os.getpid()} on" in capfd.readouterr().err
         assert run(toy, "--status") == 0
@@ -265,10 +266,15 @@ def test_status_says_what_is_stale_and_what_failed_and_runs_nothing(toy, capfd):
 
 
 def test_only_modules_that_a_notebook_uses_make_it_stale():
-    used = {stage: pipeline.modules_of(ROOT / "notebooks" / f"{stage}.ipynb") for stage in STAGES}
-    assert "submission" in used["05_submit"] and "submission" not in used["02_train_model_a"]
-    assert "metrics" in used["03_cuml_knn_model_b"], "imported by way of another module"
-    assert all({"paths", "artifacts"} <= set(modules) for modules in used.values())
+    used = {}
+    for stage in STAGES:
+        files = staleness.source_files(ROOT / "notebooks" / f"{stage}.ipynb")
+        used[stage] = {file.relative_to(ROOT / "src").as_posix() for file in files}
+
+    assert "submit/submission.py" in used["05_submit"]
+    assert "submit/submission.py" not in used["02_train_model_a"]
+    assert "metrics.py" in used["03_cuml_knn_model_b"], "imported by way of another module"
+    assert all({"paths.py", "artifacts.py"} <= files for files in used.values())
 
 
 @pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
@@ -279,8 +285,8 @@ def test_stopped_run_says_how_to_go_on_and_leaves_no_kernel(toy, signal_name):
         "import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(60)",
     )
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from src import pipeline; "
-        f"sys.exit(pipeline.main(['--params', {str(toy / 'params.yaml')!r}], Path({str(toy / 'notebooks')!r})))"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from src.runner import cli; "
+        f"sys.exit(cli.main(['--params', {str(toy / 'params.yaml')!r}], Path({str(toy / 'notebooks')!r})))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -416,8 +422,8 @@ def test_offline_reaches_the_libraries_by_their_own_variables(toy, monkeypatch):
 
 def test_checks_that_fail_themselves_are_said(monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    with pytest.raises(params.Problem, match="the checks before the run failed themselves"):
-        pipeline.preflight({"01_dedup": {"output_dir": "output"}}, "params.yaml")
+    with pytest.raises(errors.UserError, match="the checks before the run failed themselves"):
+        cli.preflight({"01_dedup": {"output_dir": "output"}}, "params.yaml")
 
 
 @pytest.mark.parametrize(
@@ -436,7 +442,7 @@ def test_what_ends_a_run_outside_the_notebooks(toy, capsys, monkeypatch, error, 
     def ended(file, changes):
         raise error
 
-    monkeypatch.setattr(pipeline, "load_params", ended)
+    monkeypatch.setattr(params, "load_params", ended)
     assert run(toy) == status
     assert said in capsys.readouterr().err
 
@@ -445,6 +451,6 @@ def test_an_error_of_another_kind_keeps_its_traceback(toy, monkeypatch):
     def denied(file, changes):
         raise PermissionError(errno.EACCES, "denied")
 
-    monkeypatch.setattr(pipeline, "load_params", denied)
+    monkeypatch.setattr(params, "load_params", denied)
     with pytest.raises(PermissionError):
         run(toy)

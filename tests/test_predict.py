@@ -9,30 +9,33 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from src import artifacts, paths, predict, submission
+from src import artifacts, errors, paths
+from src.data import sample_submission
 from src.paths import ROOT
+from src.submit import batch, submission
+from src.submit import predictor as predictor_module
 from tests.tiny_output import write_output
-from tests.toy_predictor import Toy, write_pictures
+from tests.toy_predictor import Toy, write_images
 
 COUNT = 40
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder, COUNT)
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder, COUNT)
     return folder
 
 
-def predicted(pictures, out, **options):
-    return predict.run(Toy(out.parent), pictures, out, **{"batch_size": 4, "part": 8, **options})
+def predicted(images, out, **options):
+    return batch.run(Toy(out.parent), images, out, **{"batch_size": 4, "part": 8, **options})
 
 
-def test_every_picture_in_order_of_its_path_and_the_broken_ones_listed(pictures, tmp_path):
-    assert predicted(pictures, tmp_path / "found.parquet") == (COUNT - 1, 2)
+def test_every_image_in_order_of_its_path_and_the_broken_ones_listed(images, tmp_path):
+    assert predicted(images, tmp_path / "found.parquet") == (COUNT - 1, 2)
     table = pl.read_parquet(tmp_path / "found.parquet")
     assert table["id"].to_list() == sorted(
-        set(predict.pictures_in(pictures)) - {"a/0001.jpg", "a/=cmd.png"}
+        set(batch.images_in(images)) - {"a/0001.jpg", "a/=cmd.png"}
     )
     assert table.schema["embedding"] == pl.Array(pl.Float32, 384)
     np.testing.assert_allclose(np.linalg.norm(table["embedding"].to_numpy(), axis=1), 1, atol=1e-6)
@@ -40,28 +43,28 @@ def test_every_picture_in_order_of_its_path_and_the_broken_ones_listed(pictures,
     rejected = pl.read_csv(tmp_path / "found.parquet.rejected.csv")
     assert rejected["id"].to_list() == ["a/0001.jpg", "a/=cmd.png"]
     assert (
-        "UnidentifiedImageError: its 13 bytes are no picture in any of PNG, JPEG"
+        "UnidentifiedImageError: its 13 bytes are no image in any of PNG, JPEG"
         in rejected["reason"][0]
     )
-    assert not predict.parts_folder(tmp_path / "found.parquet").exists()
+    assert not batch.parts_folder(tmp_path / "found.parquet").exists()
 
 
-def test_batches_and_parts_change_nothing(pictures, tmp_path):
-    predicted(pictures, tmp_path / "small.parquet")
-    predicted(pictures, tmp_path / "large.parquet", batch_size=64, part=1000)
+def test_batches_and_parts_change_nothing(images, tmp_path):
+    predicted(images, tmp_path / "small.parquet")
+    predicted(images, tmp_path / "large.parquet", batch_size=64, part=1000)
     assert pl.read_parquet(tmp_path / "small.parquet").equals(
         pl.read_parquet(tmp_path / "large.parquet")
     )
     table = pl.read_parquet(tmp_path / "small.parquet")
-    again = Toy(tmp_path)([pictures / name for name in table["id"][:5]])
+    again = Toy(tmp_path)([images / name for name in table["id"][:5]])
     np.testing.assert_array_equal(again.embedding, table["embedding"][:5].to_numpy())
-    opened = Toy(tmp_path)([Image.open(pictures / table["id"][0])])
+    opened = Toy(tmp_path)([Image.open(images / table["id"][0])])
     np.testing.assert_array_equal(opened.embedding[0], again.embedding[0])
 
 
-def test_csv_and_npy_hold_the_same_numbers(pictures, tmp_path):
-    for suffix in predict.FORMATS:
-        predicted(pictures, tmp_path / f"found{suffix}")
+def test_csv_and_npy_hold_the_same_numbers(images, tmp_path):
+    for suffix in batch.FORMATS:
+        predicted(images, tmp_path / f"found{suffix}")
     x = pl.read_parquet(tmp_path / "found.parquet")["embedding"].to_numpy()
     np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), x)
     assert pl.read_parquet(tmp_path / "found.ids.parquet").columns == [
@@ -77,8 +80,8 @@ def test_csv_and_npy_hold_the_same_numbers(pictures, tmp_path):
 
 
 def test_no_cell_of_a_csv_is_a_formula(tmp_path):
-    folder = tmp_path / "pictures"
-    write_pictures(folder, COUNT)
+    folder = tmp_path / "images"
+    write_images(folder, COUNT)
     (folder / "@sum.png").write_bytes((folder / "a" / "0009.png").read_bytes())
     predicted(folder, tmp_path / "found.csv")
     for file in ("found.csv", "found.csv.rejected.csv"):
@@ -87,14 +90,14 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path):
     assert "'@sum.png" in pl.read_csv(tmp_path / "found.csv")["id"]
 
 
-def test_killed_half_way_it_ends_with_the_same_file(pictures, tmp_path):
-    predicted(pictures, tmp_path / "undisturbed.parquet")
+def test_killed_half_way_it_ends_with_the_same_file(images, tmp_path):
+    predicted(images, tmp_path / "undisturbed.parquet")
     out, command = (
         tmp_path / "found.parquet",
-        [sys.executable, "-m", "tests.toy_predictor", str(pictures)],
+        [sys.executable, "-m", "tests.toy_predictor", str(images)],
     )
     process = subprocess.Popen([*command, str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    parts, deadline = predict.parts_folder(out), time.monotonic() + 300
+    parts, deadline = batch.parts_folder(out), time.monotonic() + 300
     while len(list(parts.glob("[0-9]*[0-9].parquet"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
@@ -102,50 +105,50 @@ def test_killed_half_way_it_ends_with_the_same_file(pictures, tmp_path):
     kept = [pl.read_parquet(file).height for file in parts.glob("[0-9]*[0-9].parquet")]
     assert 2 <= len(kept) < 5 and not out.exists()
     predictor = Toy(tmp_path)
-    predict.run(predictor, pictures, out, batch_size=4, part=8)
+    batch.run(predictor, images, out, batch_size=4, part=8)
     assert predictor.count == COUNT - 1 - sum(kept), "finished parts were predicted again"
     assert out.read_bytes() == (tmp_path / "undisturbed.parquet").read_bytes()
 
 
-def test_parts_of_other_pictures_are_not_taken(pictures, tmp_path):
+def test_parts_of_other_images_are_not_taken(images, tmp_path):
     out = tmp_path / "found.parquet"
-    parts = predict.parts_folder(out)
-    predict._begin(parts, {"pictures": "others"})
-    (parts / "000000.parquet").write_bytes(b"of other pictures")
-    assert predicted(pictures, out) == (COUNT - 1, 2)
+    parts = batch.parts_folder(out)
+    batch._begin(parts, {"images": "others"})
+    (parts / "000000.parquet").write_bytes(b"of other images")
+    assert predicted(images, out) == (COUNT - 1, 2)
     parts.mkdir()
     (parts / "diary.txt").write_text("mine")
-    with pytest.raises(predict.Problem, match="not parts of a prediction"):
-        predicted(pictures, out)
+    with pytest.raises(errors.UserError, match="not parts of a prediction"):
+        predicted(images, out)
     assert (parts / "diary.txt").exists()
 
 
-def test_a_submission_in_the_samples_order_with_the_broken_picture_filled(pictures, tmp_path):
+def test_a_submission_in_the_samples_order_with_the_broken_image_filled(images, tmp_path):
     ids = ["0008", "0001", "0000"]
     submission.write(ids, np.eye(3, 384, dtype=np.float32) + 0.01, tmp_path / "any")
-    order = submission.sample_ids(tmp_path / "any.csv")
-    assert predict.submit(
-        Toy(tmp_path), pictures, tmp_path / "any.csv", tmp_path / "submission.csv", batch_size=4
+    order = sample_submission.sample_ids(tmp_path / "any.csv")
+    assert batch.submit(
+        Toy(tmp_path), images, tmp_path / "any.csv", tmp_path / "submission.csv", batch_size=4
     ) == (2, 1)
     table = pl.read_parquet(tmp_path / "submission.parquet")
     assert table["id"].to_list() == order and table.filter(pl.col("id") == "0001")[
         "confidence"
     ].to_list() == [0]
     submission.write([*ids, "9999"], np.eye(4, 384, dtype=np.float32) + 0.01, tmp_path / "more")
-    with pytest.raises(predict.Problem, match=r"1 of 4 ids have no picture in .*'9999'"):
-        predict.submit(Toy(tmp_path), pictures, tmp_path / "more.csv", tmp_path / "submission.csv")
+    with pytest.raises(errors.UserError, match=r"1 of 4 ids have no image in .*'9999'"):
+        batch.submit(Toy(tmp_path), images, tmp_path / "more.csv", tmp_path / "submission.csv")
 
 
-def test_two_pictures_of_one_id_are_refused(tmp_path):
+def test_two_images_of_one_id_are_refused(tmp_path):
     for file in ("fox.png", "fox.jpg"):
         Image.new("RGB", (20, 20)).save(tmp_path / file)
     submission.write(["fox"], np.ones((1, 384), np.float32), tmp_path / "any")
-    with pytest.raises(predict.Problem, match="1 ids have more than one picture, e.g. .'fox'"):
-        predict.submit(Toy(tmp_path), tmp_path, tmp_path / "any.csv", tmp_path / "submission.csv")
+    with pytest.raises(errors.UserError, match="1 ids have more than one image, e.g. .'fox'"):
+        batch.submit(Toy(tmp_path), tmp_path, tmp_path / "any.csv", tmp_path / "submission.csv")
 
 
 def test_odd_names_and_links_to_nowhere(tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     good = folder / "fox.png"
     Image.new("RGB", (20, 20)).save(good)
@@ -177,20 +180,18 @@ def test_odd_names_and_links_to_nowhere(tmp_path):
 )
 def test_wrong_arguments_are_refused(capsys, arguments, message):
     with pytest.raises(SystemExit):
-        predict.main(arguments)
+        batch.main(arguments)
     assert message in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(tmp_path, capsys):
-    assert predict.main(["--images", str(tmp_path / "nowhere"), "--out", "y.csv"]) == 2
+    assert batch.main(["--images", str(tmp_path / "nowhere"), "--out", "y.csv"]) == 2
     assert "nowhere is no folder" in capsys.readouterr().err
     (tmp_path / "a.txt").write_text("x")
-    assert predict.main(["--images", str(tmp_path), "--out", "y.csv"]) == 2
-    assert "no picture (.png" in capsys.readouterr().err
+    assert batch.main(["--images", str(tmp_path), "--out", "y.csv"]) == 2
+    assert "no image (.png" in capsys.readouterr().err
     Image.new("RGB", (4, 4)).save(tmp_path / "fox.png")
-    assert (
-        predict.main(["--images", str(tmp_path), "--out", "y.csv", "--output", str(tmp_path)]) == 2
-    )
+    assert batch.main(["--images", str(tmp_path), "--out", "y.csv", "--output", str(tmp_path)]) == 2
     assert "blend.json does not exist" in capsys.readouterr().err
 
 
@@ -205,7 +206,7 @@ def test_an_output_of_an_earlier_version_names_the_stage_to_run(tmp_path, capsys
         ["--images", str(folder / "test"), "--out", str(tmp_path / "found.npy")],
         ["--pack", str(tmp_path / "pack")],
     ):
-        assert predict.main([*wanted, *trained]) == 2
+        assert batch.main([*wanted, *trained]) == 2
         assert (
             "blend.json was written by an earlier version: run ./run_all.sh --from 04 first"
             in capsys.readouterr().err
@@ -221,43 +222,43 @@ def test_a_clip_that_cannot_be_loaded_is_a_problem_that_names_it(tmp_path, capsy
         ["--images", str(folder / "test"), "--out", str(tmp_path / "found.npy")],
         ["--pack", str(tmp_path / "pack")],
     ):
-        assert predict.main([*wanted, "--output", str(folder / "output")]) == 2
+        assert batch.main([*wanted, "--output", str(folder / "output")]) == 2
         said = capsys.readouterr().err
         assert f"clip: 'local-dir:{folder / 'clip'}' could not be loaded (SafetensorError" in said
         assert "copy its files there again" in said and "without internet" not in said
     assert not (tmp_path / "pack").exists()
 
 
-def test_only_broken_pictures_are_a_problem_that_names_the_list(tmp_path):
+def test_only_broken_images_are_a_problem_that_names_the_list(tmp_path):
     (tmp_path / "fox.png").write_bytes(b"")
-    with pytest.raises(predict.Problem, match="none of the 1 pictures.*found.parquet.rejected.csv"):
-        predict.run(Toy(tmp_path), tmp_path, tmp_path / "found.parquet")
+    with pytest.raises(errors.UserError, match="none of the 1 images.*found.parquet.rejected.csv"):
+        batch.run(Toy(tmp_path), tmp_path, tmp_path / "found.parquet")
 
 
 def test_the_command_writes_a_submission_and_says_how_many_were_filled(
-    pictures, tmp_path, capsys, monkeypatch
+    images, tmp_path, capsys, monkeypatch
 ):
     submission.write(["0000", "0001"], np.eye(2, 384, dtype=np.float32) + 0.01, tmp_path / "any")
-    monkeypatch.setattr(predict, "Predictor", lambda output, **_: Toy(tmp_path))
+    monkeypatch.setattr(predictor_module, "Predictor", lambda output, **_: Toy(tmp_path))
     command = [
         "--images",
-        str(pictures),
+        str(images),
         "--sample",
         str(tmp_path / "any.csv"),
         "--out",
         str(tmp_path / "submission.csv"),
     ]
-    assert predict.main(command) == 0
+    assert batch.main(command) == 0
     assert (
-        "submission.csv: 1 pictures, checked; 1 unreadable ones have the mean prediction"
+        "submission.csv: 1 images, checked; 1 unreadable ones have the mean prediction"
         in capsys.readouterr().out
     )
 
     def stopped(output, **_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "Predictor", stopped)
-    assert predict.main(command) == 130
+    monkeypatch.setattr(predictor_module, "Predictor", stopped)
+    assert batch.main(command) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
 
 
@@ -265,4 +266,4 @@ def test_a_member_without_folds_names_the_stage_to_run(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="no trained fold of model_a: run ./run_all.sh --only 02 first"
     ):
-        predict.fold_bases(tmp_path, "model_a")
+        predictor_module.fold_bases(tmp_path, "model_a")

@@ -11,14 +11,15 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from src import params, pipeline, preflight
+from src import errors
 from src.paths import ROOT
+from src.runner import cli, params, preflight
 from tests import toy
 
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory) -> Path:
-    """A small CLIP, six training pictures in a folder with metadata.csv, two test pictures, a text file."""
+    """A small CLIP, six training images in a folder with metadata.csv, two test images, a text file."""
     folder = tmp_path_factory.mktemp("preflight")
     toy.write_clip(folder / "clip")
     for part, n in (("train", 6), ("test/images", 2)):
@@ -42,7 +43,7 @@ def per_stage(disk, tmp_path) -> dict[str, dict]:
     common = {
         "train": str(disk / "train"),
         "test": str(disk / "test"),
-        "text": str(disk / "prompts.txt"),
+        "text_only": str(disk / "prompts.txt"),
         "clip": f"local-dir:{disk / 'clip'}",
         "output_dir": str(tmp_path / "out"),
         "device": "cpu",
@@ -56,20 +57,20 @@ def test_what_is_right_passes(per_stage):
 
 FAULTS = [
     ("01_dedup", "train", "src", "train: "),
-    ("01_dedup", "test", "src", "test: no pictures in src"),
+    ("01_dedup", "test", "src", "test: no images in src"),
     (
         "01_dedup",
         "keep",
         "shortest",
-        "keep must be one of first, longest, most_pictures, got 'shortest'",
+        "keep must be one of first, longest, most_images, got 'shortest'",
     ),
     ("01_dedup", "cosine_keep", "two", "cosine_keep must be one or none, got 'two'"),
-    ("01_dedup", "held_out", "src", "held_out: "),
+    ("01_dedup", "exclude_near", "src", "exclude_near: "),
     ("01_dedup", "fold_file", "README.md", "fold_file: "),
     ("01_dedup", "sentence_model", "no/such model", "sentence_model: "),
     (
         "02_train_model_a",
-        "backbones",
+        "extra_clips",
         ["ViT-B-99/none"],
         "clip: 'ViT-B-99/none' could not be loaded",
     ),
@@ -88,9 +89,9 @@ FAULTS = [
     ),
     (
         "02_train_model_a",
-        "blocks_clip",
+        "baseline_blocks",
         99,
-        "blocks_clip: trainable_blocks 99, but the tower has 3",
+        "baseline_blocks: trainable_blocks 99, but the tower has 3",
     ),
     (
         "02_train_model_a",
@@ -100,7 +101,7 @@ FAULTS = [
     ),
     (
         "02_train_model_a",
-        "start_from",
+        "head_init",
         "nothing",
         "02_train_model_a: start must be one of probe, random, got 'nothing'",
     ),
@@ -112,7 +113,7 @@ FAULTS = [
         "cluster: must be null, local or tcp://host:port, got 'many'",
     ),
     ("02_train_model_a", "device", "gpu", "device must be auto, cpu or cuda, got 'gpu'"),
-    ("03_cuml_knn_model_b", "text", "src", "text: "),
+    ("03_cuml_knn_model_b", "text_only", "src", "text_only: "),
     ("03_cuml_knn_model_b", "stores", ["src"], "stores: "),
     ("03_cuml_knn_model_b", "engine", "magic", "engine 'magic' is not one of"),
     (
@@ -129,7 +130,7 @@ FAULTS = [
         [{"name": "x", "clip": 2}],
         "routes: {'name': 'x', 'clip': 2} names a clip",
     ),
-    ("03_cuml_knn_model_b", "more_clips", ["local-dir:src"], "clip: src lacks"),
+    ("03_cuml_knn_model_b", "extra_clips", ["local-dir:src"], "clip: src lacks"),
     ("03_cuml_knn_model_b", "delta", 0.0, "delta, coef, distance: dim = 2, delta = 0.0"),
     (
         "03_cuml_knn_model_b",
@@ -165,7 +166,7 @@ FAULTS = [
         "routes: route x: hubs must be a number from 0",
     ),
     ("04_ensemble_oof", "worst", 0, "worst must be at least 1, got 0"),
-    ("04_ensemble_oof", "slice_by", ["image"], "slice_by: image is the picture's own column"),
+    ("04_ensemble_oof", "slice_by", ["image"], "slice_by: image is the image's own column"),
     ("04_ensemble_oof", "attributes", "src", "attributes: src is not a file"),
     ("05_submit", "test_truth", "src", "test_truth: src is not a file"),
 ]
@@ -178,7 +179,7 @@ def test_each_fault_is_one_line_that_names_its_parameter(per_stage, stage, name,
     assert len(found) == 1 and found[0].startswith(line), found
 
 
-def test_a_sample_without_a_picture_s_rows_and_a_truth_of_other_pictures_are_said(
+def test_a_sample_without_a_image_s_rows_and_a_truth_of_other_images_are_said(
     per_stage, disk, tmp_path
 ):
     (tmp_path / "test" / "images").mkdir(parents=True)
@@ -194,7 +195,7 @@ def test_a_sample_without_a_picture_s_rows_and_a_truth_of_other_pictures_are_sai
     assert (
         len(found) == 1
         and found[0].startswith("test: ")
-        and "1 of 2 pictures are not in it, e.g. ['p1']" in found[0]
+        and "1 of 2 images are not in it, e.g. ['p1']" in found[0]
     ), found
     pl.DataFrame({"imgId": ["p0", "else"], "prompt": ["a", "b"]}).write_csv(tmp_path / "truth.csv")
     found = preflight.problems(
@@ -208,7 +209,7 @@ def test_a_sample_without_a_picture_s_rows_and_a_truth_of_other_pictures_are_sai
 
 
 def test_what_a_notebook_needs_of_earlier_ones_is_said(per_stage):
-    lines = pipeline.not_run({"03_cuml_knn_model_b": per_stage["03_cuml_knn_model_b"]})
+    lines = cli.not_run({"03_cuml_knn_model_b": per_stage["03_cuml_knn_model_b"]})
     assert (
         len(lines) == 1
         and lines[0].startswith("01_dedup has not run to its end in ")
@@ -224,14 +225,14 @@ def test_what_a_notebook_needs_of_earlier_ones_is_said(per_stage):
             "01_dedup.train must be str or list of str or dict, got [None]",
         ),
         (
-            {"02_train_model_a": {"backbones": [{"name": "x"}]}},
-            "02_train_model_a.backbones must be list of str",
+            {"02_train_model_a": {"extra_clips": [{"name": "x"}]}},
+            "02_train_model_a.extra_clips must be list of str",
         ),
         (
             {"03_cuml_knn_model_b": {"tau_grid": [None]}},
             "03_cuml_knn_model_b.tau_grid must be list of float",
         ),
-        ({"common": {"text": ""}}, "03_cuml_knn_model_b.text must not be empty"),
+        ({"common": {"text_only": ""}}, "03_cuml_knn_model_b.text_only must not be empty"),
         (
             {"02_train_model_a": {"output_dir": "elsewhere"}},
             "output_dir must be one for all notebooks",
@@ -240,7 +241,7 @@ def test_what_a_notebook_needs_of_earlier_ones_is_said(per_stage):
     ],
 )
 def test_entries_of_lists_and_empty_names_are_refused(change, message):
-    with pytest.raises(params.Problem) as problem:
+    with pytest.raises(errors.UserError) as problem:
         params.stage_params(change, "test")
     assert message in str(problem.value)
 
@@ -256,7 +257,7 @@ def test_columns_are_looked_at(per_stage, disk):
     assert "has no column imgId; there are" in found[1]
 
 
-def test_attributes_of_other_pictures_are_refused(per_stage, disk, tmp_path):
+def test_attributes_of_other_images_are_refused(per_stage, disk, tmp_path):
     table = pl.DataFrame({"file_name": ["p0.png"], "subject": ["square"], "style": ["plain"]})
     for folder, wrong in ((tmp_path, 1), (disk / "train", 0)):
         table.write_csv(folder / "attributes.csv")
@@ -264,7 +265,7 @@ def test_attributes_of_other_pictures_are_refused(per_stage, disk, tmp_path):
         found = preflight.problems(per_stage)
         (folder / "attributes.csv").unlink()
         assert len(found) == wrong and all(
-            "describes none of the 6 training pictures; its first is" in line for line in found
+            "describes none of the 6 training images; its first is" in line for line in found
         )
 
 
@@ -308,7 +309,7 @@ def test_an_output_that_cannot_be_written_is_said(per_stage, tmp_path):
 
 
 def test_the_room_is_about_what_is_then_used(per_stage):
-    found = preflight.Found()
+    found = preflight.Findings()
     for stage, check in preflight.CHECKS.items():
         check(found, per_stage[stage])
     needed = preflight.room_needed(found, per_stage, Path("/no/output/yet"))
@@ -323,13 +324,13 @@ def test_the_room_is_about_what_is_then_used(per_stage):
 MISSING = [
     ("01_dedup", "train", ["input/none", {"path": "input/nothing"}]),
     ("01_dedup", "test", "input/none"),
-    ("01_dedup", "held_out", "input/none.txt"),
+    ("01_dedup", "exclude_near", "input/none.txt"),
     ("01_dedup", "fold_file", "input/none.csv"),
     ("02_train_model_a", "clip", "local-dir:input/none"),
-    ("02_train_model_a", "backbones", ["local-dir:input/none@64"]),
-    ("03_cuml_knn_model_b", "text", "input/none.txt"),
+    ("02_train_model_a", "extra_clips", ["local-dir:input/none@64"]),
+    ("03_cuml_knn_model_b", "text_only", "input/none.txt"),
     ("03_cuml_knn_model_b", "stores", ["input/none"]),
-    ("03_cuml_knn_model_b", "more_clips", ["local-dir:input/none"]),
+    ("03_cuml_knn_model_b", "extra_clips", ["local-dir:input/none"]),
     ("04_ensemble_oof", "attributes", "input/none.csv"),
     ("05_submit", "test", "input/none"),
     ("05_submit", "test_truth", "input/none.csv"),
@@ -355,11 +356,11 @@ def test_what_does_not_exist_is_one_line_and_does_not_stop_the_other_checks(
 
 
 def test_a_list_of_sources_is_checked_without_the_one_that_does_not_exist(per_stage, disk):
-    broken = disk / "train" / "p0.png"  # a picture is no table of prompts
+    broken = disk / "train" / "p0.png"  # an image is no table of prompts
     given = {
         "03_cuml_knn_model_b": {
             **per_stage["03_cuml_knn_model_b"],
-            "text": ["input/none.txt", str(broken)],
+            "text_only": ["input/none.txt", str(broken)],
         }
     }
     assert params.missing_inputs(given) == ["text[0]: input/none.txt does not exist"]
@@ -369,7 +370,7 @@ def test_a_list_of_sources_is_checked_without_the_one_that_does_not_exist(per_st
 
 def refused(tmp_path: Path, *changes: str) -> int:
     (tmp_path / "params.yaml").write_text("common:\n  seed: 1\n")
-    return pipeline.main(
+    return cli.main(
         [
             "--params",
             str(tmp_path / "params.yaml"),
@@ -384,7 +385,7 @@ def test_the_runner_lists_everything_and_runs_nothing(disk, tmp_path, capfd):
             tmp_path,
             f"train={disk / 'train'}",
             f"test={disk / 'gone'}",
-            "text=null",
+            "text_only=null",
             f"clip=local-dir:{disk / 'clip'}",
             f"output_dir={tmp_path / 'out'}",
             "02_train_model_a.head=tall",
@@ -422,7 +423,7 @@ def test_what_is_wrong_beside_a_demo_yet_to_be_written_is_listed_before_it_is_wr
             tmp_path,
             f"train={demo / 'train'}",
             f"test={demo / 'test'}",
-            f"text={tmp_path / 'gone.txt'}",
+            f"text_only={tmp_path / 'gone.txt'}",
             f"clip=local-dir:{demo / 'clip'}",
             f"output_dir={tmp_path / 'out'}",
             "03_cuml_knn_model_b.engine=magic",
@@ -432,7 +433,7 @@ def test_what_is_wrong_beside_a_demo_yet_to_be_written_is_listed_before_it_is_wr
     )
     error = capfd.readouterr().err
     assert (
-        f"text: {tmp_path / 'gone.txt'} does not exist" in error
+        f"text_only: {tmp_path / 'gone.txt'} does not exist" in error
         and "engine 'magic'" in error
         and str(demo) not in error
     )
@@ -475,11 +476,13 @@ def test_offline_lets_no_connection_leave_the_machine():
 
 
 def test_offline_is_a_switch_of_common_and_names_what_would_need_a_hub(per_stage):
-    with pytest.raises(params.Problem, match="common.offline must be bool, got 'yes'"):
+    with pytest.raises(errors.UserError, match="common.offline must be bool, got 'yes'"):
         params.stage_params({"common": {"offline": "yes"}}, "test")
     assert "offline" not in params.stage_params({"common": {"offline": True}}, "test")["01_dedup"]
     training = {"02_train_model_a": {**per_stage["02_train_model_a"], "clip": "ViT-B-32/openai"}}
-    said = fresh("-m", "src.preflight", text=json.dumps(training), OFFLINE="1", HF_HUB_OFFLINE="1")
+    said = fresh(
+        "-m", "src.runner.preflight", text=json.dumps(training), OFFLINE="1", HF_HUB_OFFLINE="1"
+    )
     found = json.loads(said.splitlines()[-1])
     assert (
         len(found) == 1

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from src import prompts
+from src.data import prompts
 
 WORDNET = {
     "data": "00000001 00 n 02 fox 0 reynard 0 000 | a clever animal\n",

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src import data, dedup, similarity, submission
-from src.metrics import unit
+from src.data import sources
+from src.dedup import filters, folds, similarity
+from src.metrics import l2_normalize
+from src.submit import submission
 
 SETTINGS = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -29,7 +31,7 @@ VALUES = st.recursive(
 
 @pytest.fixture(scope="module")
 def folder():
-    """One folder for all examples: names without a picture are rejected for that, so their texts are still seen."""
+    """One folder for all examples: names without an image are rejected for that, so their texts are still seen."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
 
@@ -40,11 +42,11 @@ def expected(text: str) -> str:
 
 def assert_rows(folder: Path, texts: list[str]) -> None:
     """Every text came back once, in order: kept, or rejected for being blank, and nothing besides."""
-    pairs, rejected = data.read_pairs(folder)
-    kept = [expected(text) for text in texts if not data.blank(pl.Series([expected(text)]))[0]]
+    pairs, rejected = sources.read_pairs(folder)
+    kept = [expected(text) for text in texts if not sources.blank(pl.Series([expected(text)]))[0]]
     assert pairs["prompt"].to_list() == kept
     assert rejected["reason"].to_list() == ["empty prompt"] * (len(texts) - len(kept))
-    assert data.tally(rejected)["rows"].sum() + len(pairs) == len(texts)
+    assert sources.reason_counts(rejected)["rows"].sum() + len(pairs) == len(texts)
 
 
 def replaced(folder: Path, name: str, content: bytes) -> Path:
@@ -58,7 +60,7 @@ def names(n: int) -> list[str]:
     return [f"{i}.png" for i in range(n)]
 
 
-def with_pictures(folder: Path, n: int) -> None:
+def with_images(folder: Path, n: int) -> None:
     for name in names(n):
         (folder / name).touch()
 
@@ -77,7 +79,7 @@ def test_any_text_in_a_csv_comes_back_or_is_rejected(folder, texts, delimiter, q
         [("file_name", "prompt"), *rows]
     )
     replaced(folder, "table.csv" if delimiter == "," else "table.tsv", stream.getvalue().encode())
-    with_pictures(folder, len(texts))
+    with_images(folder, len(texts))
     assert_rows(folder, texts)
 
 
@@ -89,8 +91,8 @@ def test_any_text_in_json_lines_comes_back_or_is_rejected(folder, texts, ascii_o
         for name, text in zip(names(len(texts)), texts, strict=True)
     ]
     replaced(folder, "metadata.jsonl", "\n".join(lines).encode("utf-8", "surrogatepass"))
-    with_pictures(folder, len(texts))
-    pairs, rejected = data.read_pairs(folder)
+    with_images(folder, len(texts))
+    pairs, rejected = sources.read_pairs(folder)
     assert len(pairs) + len(rejected) == len(texts)
     if not any("\ud800" <= c <= "\udfff" for text in texts for c in text):
         assert_rows(folder, texts)
@@ -103,7 +105,7 @@ def test_any_text_in_parquet_or_a_shard_comes_back_or_is_rejected(folder, texts)
     pl.DataFrame({"file_name": names(len(texts)), "prompt": texts}).write_parquet(
         folder / "metadata.parquet"
     )
-    with_pictures(folder, len(texts))
+    with_images(folder, len(texts))
     assert_rows(folder, texts)
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
@@ -128,7 +130,7 @@ def test_any_text_in_parquet_or_a_shard_comes_back_or_is_rejected(folder, texts)
 def test_any_json_values_are_counted_or_the_table_is_refused(folder, rows):
     replaced(folder, "metadata.jsonl", "\n".join(map(json.dumps, rows)).encode())
     try:
-        pairs, rejected = data.read_pairs(folder)
+        pairs, rejected = sources.read_pairs(folder)
     except ValueError as error:
         assert "metadata.jsonl" in str(error)
     else:
@@ -154,7 +156,7 @@ def test_any_json_values_are_counted_or_the_table_is_refused(folder, rows):
 )
 def test_any_bytes_as_a_source_are_read_or_refused(folder, content, name):
     try:
-        pairs, rejected = data.read_pairs(replaced(folder, name, content))
+        pairs, rejected = sources.read_pairs(replaced(folder, name, content))
     except ValueError:
         return
     assert pairs.is_empty() and rejected["reason"].null_count() == 0
@@ -165,10 +167,10 @@ def test_any_bytes_as_a_source_are_read_or_refused(folder, content, name):
 def test_any_lines_of_text_come_back(folder, texts):
     texts = [text.replace("\n", "").rstrip("\r") for text in texts]
     replaced(folder, "a.txt", "".join(text + "\n" for text in texts).encode())
-    found = data.read_text(str(folder / "a.txt"))["prompt"].to_list()
+    found = sources.read_text(str(folder / "a.txt"))["prompt"].to_list()
     texts = [text.removeprefix("\ufeff") if i == 0 else text for i, text in enumerate(texts)]
     assert found == [
-        expected(text) for text in texts if not data.blank(pl.Series([expected(text)]))[0]
+        expected(text) for text in texts if not sources.blank(pl.Series([expected(text)]))[0]
     ]
 
 
@@ -182,12 +184,12 @@ def test_rules_keep_one_of_equal_prompts_and_account_for_every_row(texts, min_wo
         pl.Series("prompt", texts, dtype=pl.String),
         np.array([len(text) for text in texts]),
     )
-    reason = dedup.rules(
+    reason = filters.rules(
         series, min_words=min_words, max_tokens=20, edge_characters=0, n_tokens=n_tokens
     )
     kept = reason.is_null()
-    assert len(reason) == len(texts) and dedup.normalised(series).filter(kept).is_unique().all()
-    again = dedup.rules(
+    assert len(reason) == len(texts) and filters.normalised(series).filter(kept).is_unique().all()
+    again = filters.rules(
         series.filter(kept),
         min_words=min_words,
         max_tokens=20,
@@ -195,8 +197,8 @@ def test_rules_keep_one_of_equal_prompts_and_account_for_every_row(texts, min_wo
         n_tokens=n_tokens[kept.to_numpy()],
     )
     assert again.null_count() == kept.sum(), "what stays, stays"
-    texts_of_kept = set(dedup.normalised(series).filter(kept))
-    for text, why in zip(dedup.normalised(series), reason, strict=True):
+    texts_of_kept = set(filters.normalised(series).filter(kept))
+    for text, why in zip(filters.normalised(series), reason, strict=True):
         assert why != "exact duplicate" or text in texts_of_kept or len(set(reason)) > 1
 
 
@@ -213,14 +215,14 @@ def rows(draw) -> np.ndarray:
     x = centres[rng.integers(len(centres), size=n)] + draw(
         st.sampled_from([0, 0.05, 0.3])
     ) * rng.standard_normal((n, dim))
-    return unit(x.astype(np.float32))
+    return l2_normalize(x.astype(np.float32))
 
 
 @SETTINGS
 @given(x=rows(), threshold=st.floats(0.1, 0.99), block=st.integers(1, 50), data_=st.data())
 def test_the_cosine_filter_keeps_its_promises(x, threshold, block, data_):
-    keeper, near = dedup.cosine_filter(x, threshold, block=block)
-    whole, near_whole = dedup.cosine_filter(x, threshold, block=len(x))
+    keeper, near = filters.cosine_filter(x, threshold, block=block)
+    whole, near_whole = filters.cosine_filter(x, threshold, block=len(x))
     assert (keeper == whole).all() and (near == near_whole).all(), "the block makes no difference"
     kept, removed = (
         np.flatnonzero(keeper == np.arange(len(x))),
@@ -234,7 +236,7 @@ def test_the_cosine_filter_keeps_its_promises(x, threshold, block, data_):
         near[removed] > np.float32(threshold)
     ).all()
     order = np.array(data_.draw(st.permutations(range(len(x)))))
-    found = similarity.one_pass(x, threshold, order=order, block=block)
+    found = similarity.scan_pairs(x, threshold, order=order, block=block)
     kept = np.flatnonzero(found.stays)
     assert (
         (cosine[np.ix_(kept, kept)] <= np.float32(threshold)).all()
@@ -246,11 +248,11 @@ def test_the_cosine_filter_keeps_its_promises(x, threshold, block, data_):
 @SETTINGS
 @given(x=rows(), level=st.floats(0.1, 0.95), n_folds=st.integers(2, 4))
 def test_no_pair_above_the_level_stands_in_two_groups_or_two_folds(x, level, n_folds):
-    label = dedup.groups(x, level)
+    label = folds.groups(x, level)
     cosine = (x.astype(np.float64) @ x.T.astype(np.float64)).astype(np.float32)
     assert (label[:, None] == label)[cosine > np.float32(level)].all()
     if label.max() + 1 >= n_folds:
-        fold = dedup.folds(label, n_folds)
+        fold = folds.folds(label, n_folds)
         assert set(fold) == set(range(n_folds)) and all(
             len(set(fold[label == g])) == 1 for g in set(label)
         )

@@ -9,8 +9,10 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from src import artifacts, ensemble, paths, report
+from src import artifacts, paths
+from src.ensemble import table1
 from src.paths import STAGES
+from src.runner import report
 
 NASTY = "<script>alert('fox')</script> & \"owl\" <img src=x onerror=alert(1)>"
 
@@ -23,10 +25,10 @@ def png(width: int) -> str:
 
 def write_output(output, *, ensemble_score=0.70, gain=0.02, seed=1, test=True):
     """Every artifact that the report reads, with the words of a stranger wherever a stranger's words can stand."""
-    scores = dict(zip(ensemble.PAPER, [0.61, 0.62, 0.63, 0.68, 0.65, ensemble_score], strict=True))
-    rows = [ensemble.Scored(name, 1000, np.full(50, score), 12.0) for name, score in scores.items()]
-    artifacts.save_table(output / paths.TABLE1, ensemble.table1(rows))
-    beyond = ensemble.table1([ensemble.Scored(NASTY, 10, np.full(50, 0.5), None)]).drop("paper")
+    scores = dict(zip(table1.PAPER, [0.61, 0.62, 0.63, 0.68, 0.65, ensemble_score], strict=True))
+    rows = [table1.Scored(name, 1000, np.full(50, score), 12.0) for name, score in scores.items()]
+    artifacts.save_table(output / paths.TABLE1, table1.table1(rows))
+    beyond = table1.table1([table1.Scored(NASTY, 10, np.full(50, 0.5), None)]).drop("paper")
     artifacts.save_table(output / paths.LADDER_TABLE, beyond)
     interval = {"mean": ensemble_score, "low": ensemble_score - 0.01, "high": ensemble_score + 0.01}
     artifacts.save_json(
@@ -44,13 +46,13 @@ def write_output(output, *, ensemble_score=0.70, gain=0.02, seed=1, test=True):
             output / stage, rows=1000, seconds=90.0, seed=seed, state={"parameter": {"text": NASTY}}
         )
     Image.new("RGB", (30, 20), "red").save(output / "fox.png")
-    picture, missing = str(output / "fox.png"), str(output / "gone.png")
+    image, missing = str(output / "fox.png"), str(output / "gone.png")
     artifacts.save_table(
         output / paths.GALLERY,
         pl.DataFrame(
             {
                 "id": ["a", "b"],
-                "image": [picture, missing],
+                "image": [image, missing],
                 "confidence": [0.7, 0.5],
                 "prompts": [[NASTY], []],
                 "truth": [NASTY, "owl"],
@@ -63,7 +65,7 @@ def write_output(output, *, ensemble_score=0.70, gain=0.02, seed=1, test=True):
         pl.DataFrame(
             {
                 "id": ["a"],
-                "image": [picture],
+                "image": [image],
                 "prompt": [NASTY],
                 "cosine": [0.1],
                 "confidence": [0.5],
@@ -164,7 +166,7 @@ def test_the_words_of_strangers_stay_words(page):
     assert NASTY not in page and "".join(Page(page).text).count(NASTY) >= 5
 
 
-def test_a_picture_that_is_gone_is_said_so(page):
+def test_a_image_that_is_gone_is_said_so(page):
     assert "FileNotFoundError" in page
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.sparse.csgraph import connected_components
 
-from src import similarity
+from src.dedup import similarity
 
 CURVE = np.arange(55, 99, 3) / 100
 
@@ -51,7 +51,7 @@ def test_one_pass_settles_every_threshold_as_the_naive_walk_does(block, precisio
     x = clustered(300)
     rng = np.random.default_rng(1)
     eligible, order = rng.random(300) > 0.1, rng.permutation(300)
-    found = similarity.one_pass(
+    found = similarity.scan_pairs(
         x, 0.85, curve=CURVE, order=order, eligible=eligible, block=block, precision=precision
     )
     keeper, similarity_to, _ = naive(x, 0.85, eligible, order)
@@ -71,7 +71,7 @@ def test_the_answer_does_not_depend_on_block_threads_or_precision(threads):
     torch.set_num_threads(threads)
     try:
         runs = [
-            similarity.one_pass(x, 0.85, curve=CURVE, link=0.6, block=block, precision=precision)
+            similarity.scan_pairs(x, 0.85, curve=CURVE, link=0.6, block=block, precision=precision)
             for block, precision in ((700, "float32"), (33, "float32"), (128, "bfloat16"))
         ]
     finally:
@@ -91,7 +91,7 @@ def test_similarities_at_the_threshold_are_told_apart_to_the_last_digit():
     s = true(rows)[np.arange(40), 40 + np.arange(40)]
     for threshold in s[:5]:  # a pair that is just at the threshold stays, one digit lower it goes
         at, below = (
-            similarity.one_pass(rows, float(t)).stays
+            similarity.scan_pairs(rows, float(t)).stays
             for t in (threshold, np.nextafter(threshold, np.float32(0)))
         )
         pair = int(np.flatnonzero(s == threshold)[0])
@@ -100,33 +100,33 @@ def test_similarities_at_the_threshold_are_told_apart_to_the_last_digit():
 
 def test_an_error_of_a_tile_within_the_margin_changes_nothing(monkeypatch):
     x = clustered(300)
-    expected = similarity.one_pass(x, 0.85, curve=CURVE, link=0.6, block=50, precision="tf32")
-    honest, rng = similarity._Search._tile, torch.Generator().manual_seed(0)
+    expected = similarity.scan_pairs(x, 0.85, curve=CURVE, link=0.6, block=50, precision="tf32")
+    honest, rng = similarity._PairScanner._tile, torch.Generator().manual_seed(0)
 
     def noisy(self, later, earlier):
         tile = honest(self, later, earlier)
         return tile + (2 * torch.rand(tile.shape, generator=rng) - 1) * self.margin * 0.99
 
-    monkeypatch.setattr(similarity._Search, "_tile", noisy)
-    found = similarity.one_pass(x, 0.85, curve=CURVE, link=0.6, block=50, precision="tf32")
+    monkeypatch.setattr(similarity._PairScanner, "_tile", noisy)
+    found = similarity.scan_pairs(x, 0.85, curve=CURVE, link=0.6, block=50, precision="tf32")
     assert (found.keeper == expected.keeper).all() and (found.kept == expected.kept).all()
     assert (found.forest.components(0.6) == expected.forest.components(0.6)).all()
     monkeypatch.setattr(similarity, "margin", lambda dim, precision: 1e-9)
     monkeypatch.setattr(
-        similarity._Search,
+        similarity._PairScanner,
         "_tile",
         lambda self, later, earlier: (
             honest(self, later, earlier) + 0.02 * torch.rand(1, generator=rng)
         ),
     )
-    wrong = similarity.one_pass(x, 0.85, curve=CURVE, block=50)
+    wrong = similarity.scan_pairs(x, 0.85, curve=CURVE, block=50)
     assert (wrong.kept != expected.kept).any(), "without the margin the error is seen"
 
 
 def test_groups_at_every_level_are_the_components_of_the_pairs_above_it(monkeypatch):
     monkeypatch.setattr(similarity, "PAIRS", 200)  # the forest is reduced on the way, many times
     x = clustered(400, dim=12)
-    found = similarity.one_pass(x, 0.85, link=0.5, block=64)
+    found = similarity.scan_pairs(x, 0.85, link=0.5, block=64)
     full = np.triu(true(x), 1)
     assert len(found.forest.i) < 400 + 5
     for level in found.forest.levels:
@@ -140,7 +140,9 @@ def test_groups_at_every_level_are_the_components_of_the_pairs_above_it(monkeypa
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "tf32"])
 def test_keep_none_drops_every_row_of_a_cluster(precision):
     x = clustered(300)
-    found = similarity.one_pass(x, 0.85, curve=CURVE, keep_one=False, block=40, precision=precision)
+    found = similarity.scan_pairs(
+        x, 0.85, curve=CURVE, keep_one=False, block=40, precision=precision
+    )
     s = true(x)
     np.fill_diagonal(s, -1)
     assert found.kept.tolist() == [int((s.max(axis=1) <= t).sum()) for t in found.thresholds]
@@ -155,14 +157,14 @@ def test_keep_none_drops_every_row_of_a_cluster(precision):
 
 def test_a_row_of_another_scope_removes_none_but_links():
     x = np.repeat(unit(np.eye(2)), 2, axis=0)
-    found = similarity.one_pass(x, 0.85, link=0.7, scope=np.array([0, 1, 0, 0]))
+    found = similarity.scan_pairs(x, 0.85, link=0.7, scope=np.array([0, 1, 0, 0]))
     assert found.stays.tolist() == [True, True, True, False]
     assert found.forest.components(0.7).tolist() == [0, 0, 1, 1]
 
 
 def test_kept_rows_are_at_or_below_the_threshold_by_brute_force_on_5000_rows():
     x = clustered(5000, dim=48)
-    found = similarity.one_pass(x, 0.85)
+    found = similarity.scan_pairs(x, 0.85)
     s = true(x)
     kept, removed = np.flatnonzero(found.stays), np.flatnonzero(~found.stays)
     assert (s[np.ix_(kept, kept)] - 2 * np.eye(len(kept), dtype=np.float32)).max() <= np.float32(
@@ -187,10 +189,10 @@ def test_nearest_in_and_nearest_across():
 
 def test_what_is_no_unit_row_or_no_cosine_is_refused():
     with pytest.raises(ValueError, match="1 of 2 rows are not of unit length, e.g. row 1"):
-        similarity.one_pass(np.array([[1, 0], [2, 0]], np.float32), 0.85)
+        similarity.scan_pairs(np.array([[1, 0], [2, 0]], np.float32), 0.85)
     with pytest.raises(ValueError, match="float64"):
-        similarity.one_pass(np.eye(2), 0.85)
+        similarity.scan_pairs(np.eye(2), 0.85)
     with pytest.raises(ValueError, match="got 85"):
-        similarity.one_pass(np.eye(2, dtype=np.float32), 85)
+        similarity.scan_pairs(np.eye(2, dtype=np.float32), 85)
     with pytest.raises(ValueError, match="81 thresholds"):
-        similarity.one_pass(np.eye(2, dtype=np.float32), 0.1, curve=np.arange(1, 82) / 100)
+        similarity.scan_pairs(np.eye(2, dtype=np.float32), 0.1, curve=np.arange(1, 82) / 100)

@@ -4,11 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from src import submission
-from src.metrics import unit
+from src.data import sample_submission
+from src.metrics import l2_normalize
+from src.submit import submission
 
 IDS = ["227ef0887", "20057f34d", "f27_owl", "92e911621"]
-X = unit(np.random.default_rng(0).standard_normal((4, 384)).astype(np.float32))
+X = l2_normalize(np.random.default_rng(0).standard_normal((4, 384)).astype(np.float32))
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_values_survive_the_disk_in_sorted_order(written):
     submission.check(written)
 
 
-def test_confidence_goes_with_its_picture(tmp_path):
+def test_confidence_goes_with_its_image(tmp_path):
     submission.write(
         IDS, X, tmp_path / "submission", confidence=np.array([0.1, 0.2, 0.3, 0.4], np.float32)
     )
@@ -76,7 +77,7 @@ def test_a_wrong_confidence_is_refused_before_anything_is_written(tmp_path, conf
 
 def test_the_order_of_the_sample(tmp_path):
     sample = write_sample(tmp_path / "sample_submission.csv", cells(IDS))
-    assert submission.sample_ids(sample) == IDS
+    assert sample_submission.sample_ids(sample) == IDS
     submission.write(IDS[::-1], X[::-1], tmp_path / "submission", sample)
     assert pl.read_csv(tmp_path / "submission.csv")["imgId_eId"].to_list() == cells(IDS)
     np.testing.assert_array_equal(np.load(tmp_path / "submission.npy"), X)
@@ -189,7 +190,7 @@ def test_check_compares_with_the_sample(written, tmp_path):
 )
 def test_a_sample_of_another_form_is_refused(tmp_path, names, header, message):
     with pytest.raises(ValueError, match=message):
-        submission.sample_ids(write_sample(tmp_path / "sample.csv", names, header))
+        sample_submission.sample_ids(write_sample(tmp_path / "sample.csv", names, header))
 
 
 def test_names_with_dots_keep_them_and_a_suffix_is_as_good_as_none(tmp_path):
@@ -224,10 +225,10 @@ def test_three_of_many_are_shown(tmp_path):
         match=r"sample.csv: 4 ids doubled, e.g. \['000', '001', '002'\]; "
         r"5 vectors are not 384 long, e.g. \['004: 10', '005: 10', '006: 10'\]$",
     ):
-        submission.sample_ids(sample)
+        sample_submission.sample_ids(sample)
     write_sample(tmp_path / "sample.csv", [])
     with pytest.raises(ValueError, match="sample.csv: no rows below the header"):
-        submission.sample_ids(sample)
+        sample_submission.sample_ids(sample)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +329,7 @@ def test_a_confidence_may_be_one(tmp_path):
 
 def test_a_sample_that_opens_with_a_byte_order_mark_is_read(tmp_path):
     sample = write_sample(tmp_path / "sample.csv", cells(IDS), "\ufeffimgId_eId,val")
-    assert submission.sample_ids(sample) == IDS
+    assert sample_submission.sample_ids(sample) == IDS
 
 
 def test_missing_files_are_named(tmp_path):

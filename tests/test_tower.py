@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import torch
 
-from src.tower import Tower, blocks_of, chain, strided_depthwise_in_float32
+from src.model_a.tower import Tower, blocks_of, chain, strided_depthwise_in_float32
 
 CONFIGS = {
     "openai_vit": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 3, "head_width": 32},
@@ -67,7 +67,7 @@ def visual(family):
     return _build_vision_tower(16, CLIPVisionCfg(**CONFIGS[family])).eval()
 
 
-def pictures(tower):
+def images(tower):
     size = tower.image_size if isinstance(tower.image_size, int) else tower.image_size[0]
     return torch.randn(2, 3, size, size)
 
@@ -79,7 +79,7 @@ def family(request):
 
 def test_the_two_parts_give_what_the_whole_gives_and_only_the_end_trains(family):
     name, whole = family
-    x = pictures(whole)
+    x = images(whole)
     expected = torch.nn.functional.normalize(whole(x), dim=-1)
     tower = Tower(copy.deepcopy(whole), 1)
     assert tower.splits == (name in CUT)
@@ -103,7 +103,7 @@ def test_depth_counts_blocks_from_the_end(family):
 def test_a_frozen_tower_gives_unit_embeddings_and_trains_nothing(family):
     _, whole = family
     tower = Tower(copy.deepcopy(whole), 0)
-    x = pictures(whole)
+    x = images(whole)
     torch.testing.assert_close(
         tower(tower.frozen(x)),
         torch.nn.functional.normalize(whole(x), dim=-1),
@@ -119,7 +119,7 @@ def test_checkpointing_changes_no_gradient(name):
     for checkpointing in (False, True):
         tower = Tower(visual(name), 2, checkpointing=checkpointing)
         torch.manual_seed(1)
-        tower(tower.frozen(pictures(tower.visual))).square().cumsum(-1).sum().backward()
+        tower(tower.frozen(images(tower.visual))).square().cumsum(-1).sum().backward()
         gradients.append({n: p.grad for n, p in tower.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 10
     for n, gradient in gradients[0].items():
@@ -129,7 +129,7 @@ def test_checkpointing_changes_no_gradient(name):
 @pytest.mark.parametrize("name", ["openai_vit", "convnext", "siglip", "eva", "efficientnet"])
 def test_adapters_start_without_effect_and_train_on_the_frozen_blocks(name):
     whole = visual(name)
-    x = pictures(whole)
+    x = images(whole)
     expected = torch.nn.functional.normalize(whole(x), dim=-1)
     tower = Tower(whole, 1, lora_rank=2)
     torch.testing.assert_close(tower(tower.frozen(x)), expected, atol=1e-4, rtol=1e-3)
@@ -144,7 +144,7 @@ def test_adapters_start_without_effect_and_train_on_the_frozen_blocks(name):
 @pytest.mark.parametrize("name", ["openai_vit", "efficientnet"])
 def test_adapters_on_the_last_frozen_blocks_alone_let_the_others_be_kept(name):
     whole = visual(name)
-    x = pictures(whole)
+    x = images(whole)
     expected = torch.nn.functional.normalize(whole(x), dim=-1)
     n = len(blocks_of(whole))
     tower = Tower(whole, 1, lora_rank=2, lora_blocks=1)
@@ -163,7 +163,7 @@ def test_strided_depthwise_convolutions_that_pass_a_gradient_run_in_float32():
                 lambda module, args, out, name=name: found.update({name: (module, out.dtype)})
             )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        tower(tower.frozen(pictures(tower.visual)))
+        tower(tower.frozen(images(tower.visual)))
     behind = tuple(f"visual.trunk.blocks.{i}." for i in range(tower.cut, tower.n_blocks))
     strided = {
         name

@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from src import encoder, head, images, model_a, training
+from src import encoder
+from src.data import images
+from src.model_a import fit as fit_module
+from src.model_a import head, training
+from src.model_a.recipe import Recipe
 from tests import toy
 
-FAST = training.Recipe(epochs=3, batch_size=16, lr_vision=1e-3, patience=9)
+FAST = Recipe(epochs=3, batch_size=16, lr_vision=1e-3, patience=9)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def data(clip):
 
 
 def fit(clip, data, recipe, **options):
-    return model_a.fit(clip, data, np.arange(len(data.ids)), recipe=recipe, seed=3, **options)
+    return fit_module.fit(clip, data, np.arange(len(data.ids)), recipe=recipe, seed=3, **options)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,7 @@ def test_groups_have_two_rates_layer_decay_and_no_decay_on_norms(clip):
         trainable_blocks=2,
         weight_decay=0.1,
     )
-    groups = training.parameter_groups(model_a.make_tower(clip, recipe), head.Head(24), recipe)
+    groups = training.parameter_groups(fit_module.make_tower(clip, recipe), head.Head(24), recipe)
     assert {(g["name"], g["lr"]) for g in groups} == {
         ("tower", 1.0),
         ("tower", 0.5),
@@ -89,20 +93,20 @@ def test_losses_by_hand():
     assert contrastive[0].item() == pytest.approx(np.log(1 + np.exp(-20)), abs=1e-6)
 
 
-def test_several_pictures_of_a_prompt_take_turns(data):
+def test_several_images_of_a_prompt_take_turns(data):
     stands_for = np.arange(60)
     stands_for[50:] = 7
     several = replace(data, stands_for=stands_for)
-    recipe = replace(FAST, several_pictures=True)
+    recipe = replace(FAST, sample_duplicates=True)
     drawn = [
-        set(training.plan(several, np.arange(50), recipe, seed=1, epoch=e).pictures)
+        set(training.epoch_plan(several, np.arange(50), recipe, seed=1, epoch=e).images)
         for e in range(40)
     ]
     assert all(len(d) == 50 and len(d & {7, *range(50, 60)}) == 1 for d in drawn)
-    assert len(set.union(*drawn)) == 60, "every picture has its turn"
-    plain = training.plan(several, np.arange(50), FAST, seed=1, epoch=1)
+    assert len(set.union(*drawn)) == 60, "every image has its turn"
+    plain = training.epoch_plan(several, np.arange(50), FAST, seed=1, epoch=1)
     assert (
-        sorted(plain.pictures) == list(range(50))
+        sorted(plain.images) == list(range(50))
         and np.diff(plain.bounds).max() - np.diff(plain.bounds).min() <= 1
     )
 
@@ -134,7 +138,7 @@ def test_accumulated_batches_are_one_large_batch(clip, data):
 
 
 def test_kept_activations_train_the_same_model(clip, data):
-    tower = model_a.make_tower(clip, FAST)
+    tower = fit_module.make_tower(clip, FAST)
     with encoder.autocast(clip.device):
         kept = replace(data, activations=tower.frozen(clip.normalise(data.pixels)).numpy())
     assert fit(clip, kept, FAST).history[-1]["score"] == pytest.approx(
@@ -154,7 +158,7 @@ OPTIONS = [
     {"activation": "gelu"},
     {"start": "random"},
     {"grad_checkpointing": True},
-    {"weigh_by_agreement": True},
+    {"weight_by_clip_score": True},
     {"trainable_blocks": -1},
 ]
 
@@ -185,17 +189,17 @@ def test_the_average_lags_behind_and_between_is_linear():
         {"a": torch.zeros(2), "n": torch.tensor(0)},
         {"a": torch.ones(2), "n": torch.tensor(5)},
     )
-    middle = training.between(start, end, 0.25)
+    middle = training.interpolate(start, end, 0.25)
     assert middle["a"].tolist() == [0.25, 0.25] and middle["n"] == 5
 
 
 def test_a_loss_that_is_nan_stops_with_epoch_rate_and_ids(clip, data):
     broken = data.targets.copy()
     broken[0, 5] = np.nan
-    inner, _ = model_a.inner_split(data.group, np.arange(60), 3)
+    inner, _ = fit_module.inner_split(data.group, np.arange(60), 3)
     broken[0, [i for i in range(60) if i not in inner]] = data.targets[0, 0]
-    fitted, _ = model_a.begin(clip, data, inner, inner[:5], FAST, 3)
-    run = training.Run(
+    fitted, _ = fit_module.init_model(clip, data, inner, inner[:5], FAST, 3)
+    run = training.Trainer(
         fitted, clip, replace(data, targets=broken), inner, recipe=FAST, seed=3, label="fold 0"
     )
     with pytest.raises(
@@ -222,15 +226,15 @@ def test_stopped_inside_an_epoch_and_resumed_it_ends_with_the_same_weights(
 ):
     recipe = replace(FAST, ema=ema, augment_images=True)
     undisturbed = training.snapshot(fit(clip, data, recipe))
-    monkeypatch.setattr(model_a, "CHECKPOINT_STEPS", 1)
+    monkeypatch.setattr(fit_module, "CHECKPOINT_STEPS", 1)
     batches = iter(range(100))
 
-    def stop(self, rows, versions, go_on=training.Run._batch):
+    def stop(self, rows, versions, go_on=training.Trainer._batch):
         if next(batches) in (2, 6):
             raise KeyboardInterrupt
         return go_on(self, rows, versions)
 
-    monkeypatch.setattr(training.Run, "_batch", stop)
+    monkeypatch.setattr(training.Trainer, "_batch", stop)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             fit(clip, data, recipe, checkpoint=tmp_path / "run")
@@ -243,14 +247,16 @@ SCRIPT = """
 import sys, numpy as np, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from src import encoder, model_a, training
+from src import encoder
+from src.model_a import fit, training
+from src.model_a.recipe import Recipe
 from tests import toy
-model_a.CHECKPOINT_STEPS = 1
+fit.CHECKPOINT_STEPS = 1
 clip = encoder.load(sys.argv[1], device="cpu")
 data, folder = toy.data_for(clip), Path(sys.argv[2])
-recipe = training.Recipe(epochs=6, batch_size=8, lr_vision=1e-3, patience=9, ema=0.9, augment_images=True)
+recipe = Recipe(epochs=6, batch_size=8, lr_vision=1e-3, patience=9, ema=0.9, augment_images=True)
 print("ready", flush=True)
-model_a.train_fold(clip, data, data, rows=np.arange(50), scored=np.arange(50, 60), recipe=recipe, seed=0, base=folder / "fold")
+fit.train_fold(clip, data, data, rows=np.arange(50), scored=np.arange(50, 60), recipe=recipe, seed=0, base=folder / "fold")
 """
 
 

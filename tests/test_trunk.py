@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from src import encoder, model_a
-from src.metrics import unit
-from src.trunk import Trunk
+from src import encoder
+from src.metrics import l2_normalize
+from src.model_a import fit, training
+from src.model_a.fold_ensemble import FoldEnsemble
+from src.model_a.head import Head
+from src.model_a.recipe import Recipe
 from tests.tiny_clip import write_clip
 
 rng = np.random.default_rng(0)
@@ -23,9 +26,9 @@ def clip(tmp_path_factory):
 def fold(clip, seed, **recipe):
     """A fold whose trained weights are moved at random, as training would."""
     torch.manual_seed(seed)
-    recipe = model_a.Recipe(**recipe)
-    head = model_a.Head(clip.model.visual.head.proj.out_features)
-    found = model_a.Fitted(model_a.make_tower(clip, recipe), head)
+    recipe = Recipe(**recipe)
+    head = Head(clip.model.visual.head.proj.out_features)
+    found = training.FittedModel(fit.make_tower(clip, recipe), head)
     with torch.no_grad():
         for parameter in found.tower.parameters():
             if parameter.requires_grad:
@@ -34,25 +37,25 @@ def fold(clip, seed, **recipe):
 
 
 def whole(clip, folds):
-    return unit(np.sum([model_a.predict_pixels(f, clip, PIXELS) for f in folds], axis=0))
+    return l2_normalize(np.sum([fit.predict_pixels(f, clip, PIXELS) for f in folds], axis=0))
 
 
 def test_shared_blocks_change_no_prediction(clip):
     members = {"model_a": [fold(clip, seed, trainable_blocks=2) for seed in (1, 2)]}
-    trunk = Trunk(clip, members)
+    trunk = FoldEnsemble(clip, members)
     assert trunk.shared == {"model_a"}
     embedding, found = trunk(PIXELS)
     np.testing.assert_allclose(embedding, encoder.embed_images(clip, PIXELS), atol=1e-5)
     np.testing.assert_allclose(found["model_a"], whole(clip, members["model_a"]), atol=1e-5)
     assert (
-        np.abs(model_a.predict_pixels(members["model_a"][0], clip, PIXELS) - found["model_a"]).max()
+        np.abs(fit.predict_pixels(members["model_a"][0], clip, PIXELS) - found["model_a"]).max()
         > 1e-3
     )
 
 
 def test_the_frozen_blocks_run_once(clip):
     folds = [fold(clip, seed, trainable_blocks=2) for seed in (1, 2)]
-    trunk = Trunk(clip, {"model_a": folds})
+    trunk = FoldEnsemble(clip, {"model_a": folds})
     stems = [
         tower.visual.trunk.conv_stem
         for tower in (trunk.plain, clip.model, *(f.tower for f in folds))
@@ -74,7 +77,7 @@ def test_a_member_of_another_cut_or_with_other_frozen_blocks_runs_whole(clip):
         "deeper": [fold(clip, 2, trainable_blocks=4)],
         "changed": [changed],
     }
-    trunk = Trunk(clip, members)
+    trunk = FoldEnsemble(clip, members)
     assert trunk.shared == {"model_a"}
     found = trunk(PIXELS)[1]
     for name, folds in members.items():
@@ -89,7 +92,7 @@ def test_in_front_of_adapters_the_blocks_are_shared(clip, lora_blocks):
             for seed in (1, 2)
         ]
     }
-    trunk = Trunk(clip, members)
+    trunk = FoldEnsemble(clip, members)
     assert trunk.shared == {"lora"} and trunk.plain.cut == members["lora"][0].tower.cut
     embedding, found = trunk(PIXELS)
     np.testing.assert_allclose(embedding, encoder.embed_images(clip, PIXELS), atol=1e-5)
@@ -97,6 +100,6 @@ def test_in_front_of_adapters_the_blocks_are_shared(clip, lora_blocks):
 
 
 def test_without_a_member_it_is_the_clip(clip):
-    embedding, found = Trunk(clip, {})(PIXELS)
+    embedding, found = FoldEnsemble(clip, {})(PIXELS)
     np.testing.assert_allclose(embedding, encoder.embed_images(clip, PIXELS), atol=1e-6)
     assert not found and deepcopy(embedding).dtype == np.float32

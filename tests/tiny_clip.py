@@ -11,7 +11,7 @@ from src import demo
 
 
 def write_clip(folder: Path, size: int = 64) -> None:
-    """Write it for pictures of `size` pixels."""
+    """Write it for images of `size` pixels."""
     model, config = demo.build_clip(size)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (

@@ -1,4 +1,4 @@
-"""A trained output in seconds: real models, small and hardly trained, on pictures of plain colours."""
+"""A trained output in seconds: real models, small and hardly trained, on images of plain colours."""
 
 from pathlib import Path
 
@@ -6,8 +6,15 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from src import artifacts, datastore, encoder, ensemble, model_a, model_b, paths, prompts
+from src import artifacts, encoder, paths
+from src.data import prompts
+from src.ensemble import confidence
+from src.ensemble.blending import combine
+from src.ensemble.members import load_members
 from src.metrics import cosines
+from src.model_a import fit
+from src.model_a.recipe import Recipe
+from src.model_b import datastore, routes, weighting
 from tests.tiny_clip import write_clip
 
 COLOURS = {
@@ -26,17 +33,15 @@ def write_output(folder: Path) -> Path:
     clip_name, output = f"local-dir:{folder / 'clip'}", folder / "output"
     write_clip(folder / "clip")
     clip = encoder.load(clip_name, device="cpu")
-    train, test = (_pictures(folder / part, seed) for seed, part in enumerate(("train", "test")))
+    train, test = (_images(folder / part, seed) for seed, part in enumerate(("train", "test")))
     targets = prompts.encode(train["prompt"].to_list())
-    recipe = model_a.Recipe(epochs=1, batch_size=8)
-    data = model_a.training_set(
-        clip, train, output, name="pairs", recipe=recipe, targets=targets[None]
-    )
-    blind = model_a.training_set(clip, test, output, name="test", recipe=recipe)
+    recipe = Recipe(epochs=1, batch_size=8)
+    data = fit.training_set(clip, train, output, name="pairs", recipe=recipe, targets=targets[None])
+    blind = fit.training_set(clip, test, output, name="test", recipe=recipe)
     fold = np.arange(len(train)) % 2
     bases = [output / paths.FOLD.format(row="model_a", fold=f) for f in (0, 1)]
     for f, base in enumerate(bases):
-        model_a.train_fold(
+        fit.train_fold(
             clip,
             data,
             blind,
@@ -47,7 +52,9 @@ def write_output(folder: Path) -> Path:
             base=base,
         )
     for what, name in (("oof", paths.OOF), ("test", paths.TEST)):
-        artifacts.save_embeddings(output / name.format(row="model_a"), *model_a.gather(bases, what))
+        artifacts.save_embeddings(
+            output / name.format(row="model_a"), *fit.collect_fold_predictions(bases, what)
+        )
     artifacts.save_json(
         output / paths.MEMBERS_A, {"members": ["model_a"], "clip": {"model_a": clip_name}}
     )
@@ -57,7 +64,7 @@ def write_output(folder: Path) -> Path:
     return folder
 
 
-def _pictures(folder: Path, seed: int) -> pl.DataFrame:
+def _images(folder: Path, seed: int) -> pl.DataFrame:
     folder.mkdir()
     random, rows = np.random.default_rng(seed), []
     for colour, rgb in COLOURS.items():
@@ -92,13 +99,13 @@ def _write_b(
     texts, values = (
         datastore.Selection(disk.column(name), rows) for name in ("clip", datastore.VALUES)
     )
-    library = model_b.Library(texts, values, queries)
+    library = routes.Library(texts, values, queries)
     store = train.select("id", "prompt", source=pl.lit("tiny"), row=pl.Series(rows))
     artifacts.save_table(output / paths.STORE, store)
-    artifacts.save_embeddings(output / paths.STORE_PICTURES.format(clip="clip"), ids, queries)
-    fitted = model_b.fit_route(model_b.Route("text"), library, rows, rows)
-    part = model_b.Part(fitted, 5, model_b.Weighting(dim=4), 1.0)
-    model = model_b.ModelB(store.drop("row"), {"clip": library}, (part,), "faiss")
+    artifacts.save_embeddings(output / paths.STORE_IMAGES.format(clip="clip"), ids, queries)
+    fitted = routes.fit_route(routes.Route("text"), library, rows, rows)
+    part = routes.WeightedRoute(fitted, 5, weighting.Weighting(dim=4), 1.0)
+    model = routes.ModelB(store.drop("row"), {"clip": library}, (part,), "faiss")
     model.save(output, 0.0)
     for name, wanted, x in (
         (paths.OOF_B, ids, queries),
@@ -110,11 +117,11 @@ def _write_b(
 
 
 def _write_blend(output: Path, clip_name: str, ids: list[str], targets: np.ndarray) -> None:
-    members, sides = ensemble.load_members(output, ids, "oof"), (["model_a"], ["model_b"])
+    members, sides = load_members(output, ids, "oof"), (["model_a"], ["model_b"])
     weights = {"model_a": 0.7, "model_b": 0.3}
-    blend = ensemble.combine(members, weights)
-    expected = ensemble.fit_confidence(
-        blend, ensemble.agreement(members, weights, sides), cosines(targets, blend)
+    blend = combine(members, weights)
+    expected = confidence.fit_confidence(
+        blend, confidence.agreement(members, weights, sides), cosines(targets, blend)
     )
     artifacts.save_json(
         output / paths.BLEND, {"weights": weights, "clip": clip_name, "confidence": vars(expected)}

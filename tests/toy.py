@@ -1,4 +1,4 @@
-"""A toy for Model A's tests: a small CLIP with random weights in a local-dir, and sixty pictures whose targets follow them."""
+"""A toy for Model A's tests: a small CLIP with random weights in a local-dir, and sixty images whose targets follow them."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,8 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from src import encoder, model_a
+from src import encoder
+from src.model_a import training
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 3, "head_width": 32}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -38,7 +39,7 @@ def write_clip(folder: Path, vision: dict = VISION, **model_options: object) -> 
     return f"local-dir:{folder}"
 
 
-def data_for(clip, n: int = 60) -> model_a.TrainingSet:
+def data_for(clip, n: int = 60) -> training.TrainingSet:
     rng = np.random.default_rng(0)
     size = clip.geometry.size
     pixels = rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
@@ -52,6 +53,6 @@ def data_for(clip, n: int = 60) -> model_a.TrainingSet:
         + 0.3
     )
     targets = (targets / np.linalg.norm(targets, axis=1, keepdims=True)).astype(np.float32)
-    return model_a.TrainingSet(
+    return training.TrainingSet(
         [f"p{i}" for i in range(n)], pixels, embeddings, targets[None], np.arange(n)
     )

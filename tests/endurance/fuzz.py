@@ -1,6 +1,6 @@
-"""A fuzzer on the readers: pictures, tables, shards and captions of any bytes are read or refused, without crash, hang or growth.
+"""A fuzzer on the readers: images, tables, shards and captions of any bytes are read or refused, without crash, hang or growth.
 
-    python tests/endurance/fuzz.py --minutes 10 [--only pictures|tables] [--keep FOLDER]
+    python tests/endurance/fuzz.py --minutes 10 [--only images|tables] [--keep FOLDER]
 
 FOLDER keeps what it learns, and the input that broke something. Fails on any exception but the documented ones, on a fatal
 signal, on an input that takes longer than 20 seconds, and on memory that grows. The first byte of an input chooses its reader.
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 SECONDS = 20  # for one input
 GROWTH = 400  # MiB from the first look at the memory to any later one
 LOOK = 5_000  # executions between two looks at the memory
-PICTURE = "picture"
+IMAGE = "image"
 FILES = (
     "metadata.csv",
     "table.tsv",
@@ -37,11 +37,11 @@ FILES = (
     "part-000001.json",
     "a.txt",
 )
-READERS = {"all": (PICTURE, *FILES), "pictures": (PICTURE,), "tables": FILES}
+READERS = {"all": (IMAGE, *FILES), "images": (IMAGE,), "tables": FILES}
 
 
 def pictures() -> list[bytes]:
-    """A small picture in each format and some odd modes."""
+    """A small image in each format and some odd modes."""
     from PIL import Image
 
     colour, exif, found = Image.linear_gradient("L").resize((9, 7)).convert("RGB"), Image.Exif(), []
@@ -100,19 +100,19 @@ def seeds(only: str) -> list[bytes]:
     good = {name: [text.encode()] for name, text in zip(FILES, texts, strict=True)} | {
         "0.tar": [shard()]
     }
-    if PICTURE in READERS[only]:
-        good[PICTURE] = pictures()
+    if IMAGE in READERS[only]:
+        good[IMAGE] = pictures()
     return [bytes([n]) + content for n, name in enumerate(READERS[only]) for content in good[name]]
 
 
 def reader(folder: Path, only: str) -> Callable[[bytes], None]:
     """What is done with each input. Its files are written into `folder`."""
-    from src import data, images
+    from src.data import images, sources
 
     (folder / "fox.png").touch()
-    geometry, names = images.Geometry(32), READERS[only]
+    geometry, names = images.ImagePreprocess(32), READERS[only]
 
-    def picture(content: bytes) -> None:
+    def image(content: bytes) -> None:
         try:
             pixels = images.from_bytes(content, geometry)
         except (
@@ -125,10 +125,10 @@ def reader(folder: Path, only: str) -> Callable[[bytes], None]:
         (folder / name).write_bytes(content)
         try:
             if name == "a.txt":
-                assert not data.blank(data.read_text(str(folder / name))["prompt"]).any()
+                assert not sources.blank(sources.read_text(str(folder / name))["prompt"]).any()
                 return
-            pairs, rejected = data.read_pairs(folder)
-            assert rejected["reason"].null_count() == 0 and not data.blank(pairs["prompt"]).any()
+            pairs, rejected = sources.read_pairs(folder)
+            assert rejected["reason"].null_count() == 0 and not sources.blank(pairs["prompt"]).any()
             pairs.write_ipc(io.BytesIO())  # what polars took as text is text
         except ValueError:
             pass
@@ -137,7 +137,7 @@ def reader(folder: Path, only: str) -> Callable[[bytes], None]:
 
     def one(content: bytes) -> None:
         name = names[content[0] % len(names)] if content else names[0]
-        picture(content[1:]) if name == PICTURE else table(name, content[1:])
+        image(content[1:]) if name == IMAGE else table(name, content[1:])
 
     return one
 

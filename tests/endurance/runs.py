@@ -26,7 +26,7 @@ def smoke(folder: Path, output: Path | None = None, **sizes: int) -> list[str]:
         demo.write(Path(settings.pop("folder")), **{**settings, **sizes})
     file = folder / f"{(output or folder / 'output').name}.yaml"
     file.write_text(yaml.safe_dump(given), encoding="utf-8")
-    return [sys.executable, "-m", "src.pipeline", "--params", str(file)]
+    return [sys.executable, "-m", "src.runner.cli", "--params", str(file)]
 
 
 def begin(command: list[str], log: Path) -> subprocess.Popen:

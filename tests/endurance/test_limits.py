@@ -1,4 +1,4 @@
-"""The whole pipeline in little memory, and on a large set of which one picture in twenty is bad.
+"""The whole pipeline in little memory, and on a large set of which one image in twenty is bad.
 
 What counts is resident memory. A limit on what is mapped (RLIMIT_AS, RLIMIT_DATA) would count what CUDA's libraries, OpenBLAS and
 polars' allocator reserve and never touch: 4.1 GB beside 1.8 GB in use.
@@ -9,8 +9,8 @@ import time
 
 import polars as pl
 
-from src import submission
 from src.paths import ROOT
+from src.submit import submission
 from tests.endurance import runs
 
 GIB = 2**30
@@ -31,7 +31,7 @@ def test_no_process_of_the_smoke_run_uses_three_gib(tmp_path, capsys):
         print(f"\n{most / GIB:.2f} GiB in the largest process")
 
 
-def test_eight_thousand_pictures_of_which_one_in_twenty_is_bad(tmp_path, capsys):
+def test_eight_thousand_images_of_which_one_in_twenty_is_bad(tmp_path, capsys):
     command = runs.smoke(tmp_path, train_scenes=8000, train_size=96)
     train = tmp_path / "input" / "train"
     files = sorted((train / "images").iterdir())

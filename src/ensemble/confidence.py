@@ -1,0 +1,93 @@
+"""Confidence: the cosine with the truth to expect, a ridge on out-of-fold rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from src import artifacts, paths
+from src.ensemble.blending import combine
+from src.ensemble.members import Members
+from src.metrics import cosines
+
+PENALTIES = np.logspace(
+    0, 6, 13
+)  # of the ridge behind the confidence; standardised columns, so some of the number of rows
+
+
+# --- confidence: how far to trust one prediction ---
+
+
+def agreement(
+    members: Members, weights: Mapping[str, float], sides: tuple[Sequence[str], Sequence[str]]
+) -> np.ndarray:
+    """(n,) float32: the cosine of the blend of Model A's members with that of Model B's, each by its weights (equal if all 0)."""
+    blends = []
+    for side in sides:
+        total = sum(weights[name] for name in side)
+        share = {name: weights[name] / total if total > 0 else 1 / len(side) for name in side}
+        blends.append(combine({name: members[name] for name in side}, share))
+    return cosines(*blends)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """The cosine with the truth that a prediction is expected to have: linear in the prediction itself, since what is depicted
+    tells how well it can be told, and in the agreement of A and B; within what it was for the rows that it was fitted on.
+    """
+
+    weight: list[float]  # (d,), of the prediction
+    agreement: float
+    intercept: float
+    low: float
+    high: float
+
+    def __call__(self, prediction: np.ndarray, agreement: np.ndarray) -> np.ndarray:
+        """(n, d) unit rows and their (n,) agreement -> (n,) float32."""
+        expected = prediction @ np.array(self.weight) + self.agreement * agreement + self.intercept
+        return np.clip(expected, self.low, self.high).astype(np.float32)
+
+
+def load_confidence(output: Path) -> Confidence:
+    """What stage 04 fitted. Raises ValueError naming the stage to run when `blend.json` holds none: an earlier version wrote it."""
+    blend = artifacts.load_json(output / paths.BLEND)
+    if "confidence" not in blend:
+        raise ValueError(
+            f"{paths.display_path(output / paths.BLEND)} was written by an earlier version: run ./run_all.sh --from 04 first"
+        )
+    return Confidence(**blend["confidence"])
+
+
+def fit_confidence(prediction: np.ndarray, agreement: np.ndarray, cosine: np.ndarray) -> Confidence:
+    """Ridge regression of the true cosine (n,) on out-of-fold predictions (n, d) and their agreement (n,).
+
+    The penalty is chosen by leaving one row out.
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.preprocessing import StandardScaler
+
+    x = np.column_stack([prediction, agreement]).astype(np.float64)
+    scaler = StandardScaler().fit(x)
+    ridge = RidgeCV(PENALTIES).fit(scaler.transform(x), cosine)
+    slope, fitted = ridge.coef_ / scaler.scale_, np.clip(ridge.predict(scaler.transform(x)), -1, 1)
+    return Confidence(
+        slope[:-1].tolist(),
+        float(slope[-1]),
+        float(ridge.intercept_ - slope @ scaler.mean_),
+        float(fitted.min()),
+        float(fitted.max()),
+    )
+
+
+def cross_fit_confidence(
+    prediction: np.ndarray, agreement: np.ndarray, cosine: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
+    """(n,) float32 confidence of each fold's rows as fitted on the other folds: what judges the confidence."""
+    confidence = np.empty(len(cosine), dtype=np.float32)
+    for f in np.unique(fold):
+        mine = fold == f
+        confidence[mine] = fit_confidence(prediction[~mine], agreement[~mine], cosine[~mine])(
+            prediction[mine], agreement[mine]
+        )
+    return confidence

@@ -1,0 +1,1 @@
+"""The runner behind run_all.sh."""

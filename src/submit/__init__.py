@@ -1,0 +1,5 @@
+"""Notebook 05: the submission, and what one does with a trained output."""
+
+from src.submit.predictor import Predictor
+
+__all__ = ["Predictor"]

@@ -1,0 +1,174 @@
+"""The submission's files, and a check that reads them back from disk before anybody uploads them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from src import artifacts
+from src.data.sample_submission import (
+    HEADER,
+    WIDTH,
+    _cell_names,
+    _lengths,
+    _raise,
+    _read_csv,
+    _whole_ids,
+    sample_ids,
+)
+from src.paths import display_path
+
+
+def write(
+    ids: Sequence[str],
+    embeddings: np.ndarray,
+    path: Path,
+    sample: Path | None = None,
+    confidence: np.ndarray | None = None,
+) -> None:
+    """Write `<path>.csv` (imgId_eId,val), `<path>.parquet` (id, embedding, confidence if given), `<path>.npy` with its ids.
+
+    Rows stand in the order of `sample` (a sample_submission.csv), else of sorted ids. Raises ValueError, and writes
+    nothing, when `embeddings` is not (n, 384) finite float32, the ids are not exactly those of `sample`, or `confidence` is
+    not (n,) within -1..1.
+    """
+    path = _stem(path)
+    artifacts.check_embeddings(ids, embeddings, display_path(path))
+    if embeddings.shape[1] != WIDTH:
+        raise ValueError(
+            f"{display_path(path)}: vectors are {embeddings.shape[1]} long, must be {WIDTH}"
+        )
+    order = sorted(ids) if sample is None else sample_ids(sample)
+    against = (
+        f"{display_path(path)} against {display_path(Path(sample))}"
+        if sample
+        else display_path(path)
+    )
+    _raise(
+        against, _compare_ids(pl.Series(order, dtype=pl.String), pl.Series(ids, dtype=pl.String))
+    )
+    if confidence is not None:
+        _raise(display_path(path), _confidence(ids, confidence))
+    places = artifacts.indices_of_ids(ids, order, display_path(path))
+    x = np.ascontiguousarray(embeddings[places])
+    artifacts.save_table(
+        _file(path, ".csv"), pl.DataFrame({HEADER[0]: _cell_names(order), HEADER[1]: x.reshape(-1)})
+    )
+    vectors = pl.Series("embedding", x, dtype=pl.Array(pl.Float32, WIDTH))
+    columns = {"id": pl.Series(order, dtype=pl.String), "embedding": vectors}
+    if confidence is not None:
+        columns["confidence"] = pl.Series(confidence[places], dtype=pl.Float32)
+    artifacts.save_table(_file(path, ".parquet"), pl.DataFrame(columns))
+    artifacts.save_embeddings(path, order, x)
+
+
+def check(path: Path, sample: Path | None = None) -> None:
+    """Read the files of `write` back and raise a ValueError that counts and shows everything wrong with them.
+
+    Wrong is: another header; an id missing, extra or doubled (against `sample`, else against the Parquet file); a vector
+    not 384 long; a value not finite; rows in another order; values that differ between the files; a confidence beyond -1..1.
+    """
+    path = _stem(path)
+    csv, parquet = _read_csv(_file(path, ".csv")), _read_parquet(_file(path, ".parquet"))
+    order = pl.Series(
+        parquet["id"].to_list() if sample is None else sample_ids(sample), dtype=pl.String
+    )
+    file = display_path(_file(path, ".csv"))
+    if (
+        _whole_ids(csv[HEADER[0]]) != order.to_list()
+        or not csv["val"].is_finite().fill_null(False).all()
+    ):
+        _diagnose(
+            csv, order, file, f"{file} against {display_path(Path(sample))}" if sample else file
+        )
+    x = csv["val"].to_numpy().reshape(-1, WIDTH)
+    _check_copies(path, order, parquet, x)
+    if "confidence" in parquet.columns:
+        _raise(
+            display_path(_file(path, ".parquet")),
+            _confidence(parquet["id"].to_list(), parquet["confidence"].to_numpy()),
+        )
+
+
+def _diagnose(csv: pl.DataFrame, order: pl.Series, file: str, against: str) -> None:
+    """Say what is wrong with a file whose names or values are not those of `order`."""
+    cells = csv.select(pl.col(HEADER[0]).str.extract(r"^(.*)_\d+$", 1).alias("id"), pl.col("val"))
+    lengths = cells.group_by("id", maintain_order=True).len()
+    _raise(against, _compare_ids(order, lengths["id"]) + _lengths(lengths) + _values(cells))
+    where = int((csv[HEADER[0]] != _cell_names(order.to_list())).arg_max())
+    raise ValueError(
+        f"{file}: rows are out of order from line {where + 2} ({csv[HEADER[0]][where]!r})"
+    )
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    table = artifacts.load_table(path)
+    found = {name: table.schema.get(name) for name in ("id", "embedding")}
+    if found["id"] != pl.String or not isinstance(found["embedding"], pl.Array):
+        raise ValueError(
+            f"{display_path(path)}: columns are {dict(table.schema)}, must be id (text) and embedding (arrays of {WIDTH})"
+        )
+    return table
+
+
+def _compare_ids(wanted: pl.Series, have: pl.Series) -> list[str]:
+    doubled = have.filter(have.is_duplicated()).unique(maintain_order=True)
+    differences = {
+        "missing": wanted.filter(~wanted.is_in(have.implode())),
+        "extra": have.filter(~have.is_in(wanted.implode())).unique(maintain_order=True),
+        "doubled": doubled,
+    }
+    return [
+        f"{len(ids)} ids {what}, e.g. {ids[:3].to_list()}"
+        for what, ids in differences.items()
+        if len(ids)
+    ]
+
+
+def _values(cells: pl.DataFrame) -> list[str]:
+    bad = cells.filter(~pl.col("val").is_finite().fill_null(False))
+    examples = bad["id"].unique(maintain_order=True)[:3].to_list()
+    return [f"{len(bad)} values are not finite, e.g. of ids {examples}"] if len(bad) else []
+
+
+def _confidence(ids: Sequence[str], confidence: np.ndarray) -> list[str]:
+    if confidence.shape != (len(ids),):
+        return [f"confidence of shape {confidence.shape} for {len(ids)} ids"]
+    bad = np.flatnonzero(~(np.abs(confidence) <= 1))
+    examples = {ids[i]: round(float(confidence[i]), 3) for i in bad[:3]}
+    return [f"{len(bad)} confidences are not within -1..1, e.g. {examples}"] if len(bad) else []
+
+
+def _check_copies(path: Path, order: pl.Series, parquet: pl.DataFrame, x: np.ndarray) -> None:
+    ids, array = artifacts.load_embeddings(path)
+    copies = {
+        ".parquet": (parquet["id"].to_list(), parquet["embedding"].to_numpy()),
+        ".npy": (ids, array),
+    }
+    for suffix, (names, values) in copies.items():
+        file = _file(path, suffix)
+        if values.ndim != 2 or values.shape[1] != WIDTH:
+            raise ValueError(
+                f"{display_path(file)}: vectors of shape {values.shape}, must be (n, {WIDTH})"
+            )
+        _raise(display_path(file), _compare_ids(order, pl.Series(names, dtype=pl.String)))
+        if names != order.to_list():
+            raise ValueError(
+                f"{display_path(file)}: ids are not in the order of {display_path(_file(path, '.csv'))}"
+            )
+        differ = np.flatnonzero((values != x).any(axis=1))
+        if len(differ):
+            example = names[differ[0]]
+            raise ValueError(
+                f"{display_path(file)}: {len(differ)} vectors differ from {display_path(_file(path, '.csv'))}, e.g. {example!r}"
+            )
+
+
+def _file(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _stem(path: Path) -> Path:
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in (".csv", ".parquet", ".npy") else path
