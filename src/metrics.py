@@ -28,6 +28,23 @@ def avg_cos(truth: np.ndarray, prediction: np.ndarray) -> float:
     return float(cosines(truth, prediction).mean(dtype=np.float64))
 
 
+def mean_predictor(truth: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """(n, d) float32 unit rows: for each row the mean of the other folds' `truth` (n, d), blind to the image.
+
+    The baseline that every model must beat. ValueError when fewer than two of `fold` (n,) differ.
+    """
+    if len(fold) != len(truth):
+        raise ValueError(f"{len(fold)} folds for {len(truth)} rows")
+    folds, fold_number = np.unique(fold, return_inverse=True)
+    if len(folds) < 2:
+        raise ValueError(
+            f"the mean of the other folds needs at least 2 folds, got {folds.tolist()}"
+        )
+
+    means = np.stack([truth[fold != f].mean(axis=0) for f in folds])
+    return l2_normalize(means)[fold_number]
+
+
 def _refuse(bad: np.ndarray, why: str) -> None:
     if bad.any():
         raise ValueError(f"{bad.sum()} of {len(bad)} rows {why}, e.g. row {np.flatnonzero(bad)[0]}")

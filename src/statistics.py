@@ -67,3 +67,12 @@ def paired_bootstrap(
     return bootstrap(
         first.astype(np.float64) - second, groups=groups, n_bootstrap=n_bootstrap, seed=seed
     )
+
+
+def verdict(difference: Interval) -> str:
+    """`helps` where the whole interval of a difference lies above 0, `hurts` below it, else `unclear`."""
+    if difference.low > 0:
+        return "helps"
+    if difference.high < 0:
+        return "hurts"
+    return "unclear"

@@ -453,3 +453,11 @@ def test_the_paper_s_table_stands_beside():
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.001, 0.2, "helps"), (-0.2, -0.001, "hurts"), (-0.1, 0.1, "unclear"), (0, 0, "unclear")],
+)
+def test_a_verdict_needs_the_whole_interval_on_one_side(low, high, said):
+    assert statistics.verdict(statistics.Interval((low + high) / 2, low, high)) == said
