@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 ENDURANCE = Path(__file__).parent / "endurance"
 
 
@@ -16,3 +19,9 @@ def pytest_ignore_collect(collection_path, config):
     if collection_path.suffix == ".py" and enduring != config.getoption("--endurance"):
         return True
     return None
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A random generator of the test's own: no test changes what another one draws."""
+    return np.random.default_rng(0)

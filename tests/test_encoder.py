@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src import artifacts, encoder
-from tests import toy
+from tests.helpers import toy_training
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_bf16_is_used_only_where_the_cpu_multiplies_it(
 
 
 def test_a_copy_is_the_same_clip_and_a_changed_file_makes_another(tmp_path):
-    name, copy = toy.write_clip(tmp_path / "clip"), tmp_path / "copy"
+    name, copy = toy_training.write_clip(tmp_path / "clip"), tmp_path / "copy"
     shutil.copytree(
         tmp_path / "clip", copy, copy_function=shutil.copyfile
     )  # the files' times are lost

@@ -11,10 +11,10 @@ from src.ensemble.members import check_pairing, load_members, member_names
 from src.ensemble.table1 import Scored
 from src.metrics import avg_cos, cosines, l2_normalize
 
-rng = np.random.default_rng(0)
-TRUTH = l2_normalize(rng.standard_normal((400, 8)).astype(np.float32))
-A = l2_normalize(TRUTH + 0.25 * rng.standard_normal((400, 8)).astype(np.float32))
-B = l2_normalize(TRUTH + 0.5 * rng.standard_normal((400, 8)).astype(np.float32))
+_constants = np.random.default_rng(0)
+TRUTH = l2_normalize(_constants.standard_normal((400, 8)).astype(np.float32))
+A = l2_normalize(TRUTH + 0.25 * _constants.standard_normal((400, 8)).astype(np.float32))
+B = l2_normalize(TRUTH + 0.5 * _constants.standard_normal((400, 8)).astype(np.float32))
 FOLD = np.arange(400) % 4
 
 
@@ -336,7 +336,7 @@ def test_slices():
     ]
 
 
-def test_the_standard_error_counts_a_group_once():
+def test_the_standard_error_counts_a_group_once(rng):
     values = rng.normal(0.5, 0.1, 300)
     assert statistics.standard_error(values) == pytest.approx(values.std() / np.sqrt(300))
     copies, groups = np.repeat(values, 5), np.repeat(np.arange(300), 5)
@@ -345,7 +345,7 @@ def test_the_standard_error_counts_a_group_once():
     )
 
 
-def test_the_interval_is_that_of_the_normal_distribution():
+def test_the_interval_is_that_of_the_normal_distribution(rng):
     values = rng.normal(0.5, 0.1, 2000)
     found = statistics.bootstrap(values, seed=1)
     half = 1.96 * values.std() / np.sqrt(2000)
@@ -355,7 +355,7 @@ def test_the_interval_is_that_of_the_normal_distribution():
     )
 
 
-def test_copies_in_a_group_do_not_narrow_the_interval():
+def test_copies_in_a_group_do_not_narrow_the_interval(rng):
     values, groups = np.repeat(rng.normal(0.5, 0.1, 200), 10), np.repeat(np.arange(200), 10)
     rows, clustered = statistics.bootstrap(values), statistics.bootstrap(values, groups=groups)
     alone = statistics.bootstrap(values[::10])
@@ -370,7 +370,7 @@ def test_groups_of_unequal_size_weigh_by_their_rows():
     assert (found.mean, found.low, found.high) == (0.25, 0, 1)
 
 
-def test_the_interval_is_of_2000_resamples_drawn_in_parts():
+def test_the_interval_is_of_2000_resamples_drawn_in_parts(rng):
     values = rng.normal(0.5, 0.1, 3000)  # 1333 resamples fit into a part
     drawn = np.random.default_rng(4).integers(3000, size=(2000, 3000))
     expected = values[drawn].mean(axis=1)
@@ -382,7 +382,7 @@ def test_the_interval_is_of_2000_resamples_drawn_in_parts():
     assert statistics.bootstrap(values) == statistics.bootstrap(values, seed=0, n_bootstrap=2000)
 
 
-def test_the_paired_interval_is_narrower_than_the_models_are_apart():
+def test_the_paired_interval_is_narrower_than_the_models_are_apart(rng):
     base = rng.normal(0.5, 0.2, 500)
     found = statistics.paired_bootstrap(base + 0.01 + rng.normal(0, 0.01, 500), base)
     assert 0.008 < found.low < 0.01 < found.high < 0.012

@@ -13,15 +13,16 @@ from src.model_a import fit
 from src.model_a.recipe import Recipe
 from src.model_b import text_pool
 from src.submit.predictor import Predictor
-from tests import tiny_output, toy
+from tests.helpers import toy_training, trained_output
 
 cupy = pytest.importorskip("cupy")  # not on every platform
 pytestmark = pytest.mark.skipif(not cupy.cuda.is_available(), reason="no GPU that CUDA can use")
-rng = np.random.default_rng(0)
+_constants = np.random.default_rng(0)
 
 
 def near_duplicates(n: int, dim: int, spread: float = 0.3) -> np.ndarray:
     """Unit rows around a third as many centres, so that many pairs are near, and a few the same."""
+    rng = np.random.default_rng([n, dim])
     x = l2_normalize(
         (
             rng.standard_normal((n // 3, dim))[rng.integers(n // 3, size=n)]
@@ -65,7 +66,7 @@ def test_cuml_gives_what_faiss_gives(spread, k, store_rows, query_rows):
     assert (found[0][:20, 0] > 1 - 2e-6).all() and found[0].max() <= 1
 
 
-def test_shards_of_half_precision_rows_left_out_and_a_centre(tmp_path):
+def test_shards_of_half_precision_rows_left_out_and_a_centre(tmp_path, rng):
     half = near_duplicates(4000, 256).astype(np.float16)
     np.save(tmp_path / "shard.npy", half[:2500])
     shards, rows = (
@@ -139,7 +140,7 @@ def test_nearest_rows_on_a_gpu_are_those_on_the_cpu():
 # --- cuDF ---
 
 
-def test_cudf_and_polars_write_the_same_text_store(tmp_path):
+def test_cudf_and_polars_write_the_same_text_store(tmp_path, rng):
     odd = [
         "",
         " ",
@@ -187,8 +188,8 @@ def test_cudf_and_polars_write_the_same_text_store(tmp_path):
 # --- towers, training, new images ---
 
 
-def test_embeddings_of_both_kinds_are_near_those_of_the_cpu(tmp_path):
-    name = toy.write_clip(tmp_path / "clip")
+def test_embeddings_of_both_kinds_are_near_those_of_the_cpu(tmp_path, rng):
+    name = toy_training.write_clip(tmp_path / "clip")
     pixels = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     texts = [f"an image of {n} things" for n in range(40)]
     on_gpu, on_cpu = (encoder.load(name, device=device) for device in ("cuda", "cpu"))
@@ -210,9 +211,9 @@ def test_embeddings_of_both_kinds_are_near_those_of_the_cpu(tmp_path):
     "change", [{}, {"trainable_blocks": -1}, {"compile": True, "trainable_blocks": -1}]
 )
 def test_a_model_trained_on_a_gpu_predicts_alike_on_the_cpu(tmp_path, change):
-    name = toy.write_clip(tmp_path / "clip")
+    name = toy_training.write_clip(tmp_path / "clip")
     clip = encoder.load(name, device="cuda")
-    data, rows, scored = toy.data_for(clip), np.arange(40), np.arange(40, 60)
+    data, rows, scored = toy_training.data_for(clip), np.arange(40), np.arange(40, 60)
     recipe = Recipe(epochs=4, batch_size=16, **change)
     fit.train_fold(
         clip, data, data, rows=rows, scored=scored, recipe=recipe, seed=0, base=tmp_path / "fold"
@@ -230,7 +231,7 @@ def test_a_model_trained_on_a_gpu_predicts_alike_on_the_cpu(tmp_path, change):
 
 
 def test_new_images_get_the_same_embeddings_and_prompts_on_a_gpu(tmp_path):
-    folder = tiny_output.write_output(tmp_path)
+    folder = trained_output.write_output(tmp_path)
     images = sorted((folder / "test").glob("*.png"))
     on_gpu, on_cpu = (
         Predictor(folder / "output", device=device, engine=engine)(images)

@@ -9,12 +9,12 @@ from src.ensemble import members
 from src.metrics import l2_normalize
 from src.submit import submission
 
-rng = np.random.default_rng(0)
-PROMPTS = l2_normalize(rng.standard_normal((300, 384)).astype(np.float32))
+_constants = np.random.default_rng(0)
+PROMPTS = l2_normalize(_constants.standard_normal((300, 384)).astype(np.float32))
 IDS = [f"{i:09x}" for i in range(300)]
 
 
-def test_near_duplicates_across_folds_show_in_the_leak_check():
+def test_near_duplicates_across_folds_show_in_the_leak_check(rng):
     doubles = l2_normalize(PROMPTS[:30] + 0.01 * rng.standard_normal((30, 384)).astype(np.float32))
     prompts = np.concatenate([PROMPTS, doubles])
     group = folds.groups(prompts, 0.7)
@@ -30,7 +30,7 @@ def test_near_duplicates_across_folds_show_in_the_leak_check():
     )
 
 
-def test_ids_shuffled_between_two_artifacts_are_caught_before_the_blend(tmp_path):
+def test_ids_shuffled_between_two_artifacts_are_caught_before_the_blend(tmp_path, rng):
     a = l2_normalize(PROMPTS + 0.08 * rng.standard_normal((300, 384)).astype(np.float32))
     artifacts.save_embeddings(tmp_path / "good", IDS, a)
     artifacts.save_embeddings(

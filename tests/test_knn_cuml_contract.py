@@ -15,9 +15,9 @@ import cuml.neighbors  # noqa: E402
 import cupy  # noqa: E402
 
 RealNearestNeighbors = cuml.neighbors.NearestNeighbors
-rng = np.random.default_rng(0)
-STORE = l2_normalize(rng.standard_normal((300, 16)).astype(np.float32))
-QUERIES = l2_normalize(rng.standard_normal((50, 16)).astype(np.float32))
+_constants = np.random.default_rng(0)
+STORE = l2_normalize(_constants.standard_normal((300, 16)).astype(np.float32))
+QUERIES = l2_normalize(_constants.standard_normal((50, 16)).astype(np.float32))
 
 
 @pytest.fixture

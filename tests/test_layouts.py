@@ -669,7 +669,7 @@ def test_a_caption_that_is_no_json_is_an_empty_prompt(tmp_path):
     )
 
 
-def test_a_shard_that_ends_inside_a_image(tmp_path):
+def test_a_shard_that_ends_inside_an_image(tmp_path):
     (tmp_path / "cut.tar").write_bytes(b"0123456789")
     with pytest.raises(OSError, match="the shard ends after 4 of the image's 9 bytes"):
         locators.read(locators.in_tar(tmp_path / "cut.tar", "a.png", offset=6, size=9))

@@ -13,7 +13,7 @@ from src.artifacts import load_embeddings
 from src.data import images
 from src.model_a import fit
 from src.model_a.recipe import Recipe
-from tests import toy
+from tests.helpers import toy_training
 
 RECIPE = Recipe(epochs=2, batch_size=16, lr_vision=1e-3)
 CONVNEXT = {
@@ -59,7 +59,7 @@ def tasks(folder):
 
 
 TOWERS = {
-    "vit": (toy.VISION, {}),
+    "vit": (toy_training.VISION, {}),
     "convnext": (CONVNEXT, {}),
     "timm_vit": (TIMM, {}),
     "ViT-B-32": (VIT_B_32, {"quick_gelu": True}),
@@ -69,8 +69,8 @@ TOWERS = {
 
 @pytest.mark.parametrize(("vision", "options"), TOWERS.values(), ids=TOWERS)
 def test_a_tower_is_trained_kept_loaded_and_predicts_the_same(tmp_path, vision, options):
-    clip = encoder.load(toy.write_clip(tmp_path / "clip", vision, **options), device="cpu")
-    data = toy.data_for(clip, 12)
+    clip = encoder.load(toy_training.write_clip(tmp_path / "clip", vision, **options), device="cpu")
+    data = toy_training.data_for(clip, 12)
     rows, recipe = np.arange(12), replace(RECIPE, head="paper", epochs=1, batch_size=4)
     found = fit.train_fold(
         clip, data, data, rows=rows, scored=rows[:6], recipe=recipe, seed=0, base=tmp_path / "fold"
@@ -86,8 +86,8 @@ def test_a_tower_is_trained_kept_loaded_and_predicts_the_same(tmp_path, vision, 
 
 
 def test_a_fold_is_not_trained_twice_and_not_loaded_with_another_clip(tmp_path, monkeypatch):
-    clip = encoder.load(toy.write_clip(tmp_path / "clip"), device="cpu")
-    data = toy.data_for(clip)
+    clip = encoder.load(toy_training.write_clip(tmp_path / "clip"), device="cpu")
+    data = toy_training.data_for(clip)
     first = fit.train_fold(clip, data, data, **tasks(tmp_path)[0])
     monkeypatch.setattr(fit, "fit", None)
     assert fit.train_fold(clip, data, data, **tasks(tmp_path)[0]) == first
@@ -96,9 +96,9 @@ def test_a_fold_is_not_trained_twice_and_not_loaded_with_another_clip(tmp_path, 
 
 
 def test_two_dask_workers_give_what_one_process_gives(tmp_path):
-    name = toy.write_clip(tmp_path / "clip")
+    name = toy_training.write_clip(tmp_path / "clip")
     clip = encoder.load(name, device="cpu")
-    data = toy.data_for(clip)
+    data = toy_training.data_for(clip)
     np.save(tmp_path / "pixels.npy", data.pixels)
     data = replace(
         data, pixels=np.load(tmp_path / "pixels.npy", mmap_mode="r")
@@ -132,8 +132,8 @@ def test_an_unknown_cluster_is_refused():
 
 
 def test_frozen_activations_are_kept_for_the_same_images_alone(tmp_path, monkeypatch):
-    clip = encoder.load(toy.write_clip(tmp_path / "clip"), device="cpu")
-    data, tower = toy.data_for(clip), fit.make_tower(clip, RECIPE)
+    clip = encoder.load(toy_training.write_clip(tmp_path / "clip"), device="cpu")
+    data, tower = toy_training.data_for(clip), fit.make_tower(clip, RECIPE)
     pixels = images.Pixels(data.ids, data.pixels, "key", content=data.ids)
     kept = fit.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy")
     with encoder.autocast(clip.device):
@@ -149,8 +149,8 @@ def test_frozen_activations_are_kept_for_the_same_images_alone(tmp_path, monkeyp
 
 
 def test_embeddings_by_way_of_kept_activations_are_the_encoder_s_own(tmp_path):
-    clip = encoder.load(toy.write_clip(tmp_path / "clip"), device="cpu")
-    data, tower = toy.data_for(clip), fit.make_tower(clip, RECIPE)
+    clip = encoder.load(toy_training.write_clip(tmp_path / "clip"), device="cpu")
+    data, tower = toy_training.data_for(clip), fit.make_tower(clip, RECIPE)
     pixels = images.Pixels(data.ids, data.pixels, "key", content=data.ids)
     kept = fit.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy")
     rounding = (
@@ -164,7 +164,7 @@ def test_embeddings_by_way_of_kept_activations_are_the_encoder_s_own(tmp_path):
 
 
 def test_another_size_interpolates_position_embeddings(tmp_path):
-    name = toy.write_clip(tmp_path / "clip")
+    name = toy_training.write_clip(tmp_path / "clip")
     small, large = encoder.load(name, device="cpu"), encoder.load(f"{name}@64", device="cpu")
     assert large.geometry.size == 64 and small.fingerprint != large.fingerprint
     assert (
@@ -177,7 +177,7 @@ def test_another_size_interpolates_position_embeddings(tmp_path):
 
 
 def test_agreement_ranks_images_by_their_own_prompt(tmp_path):
-    clip = encoder.load(toy.write_clip(tmp_path / "clip"), device="cpu")
+    clip = encoder.load(toy_training.write_clip(tmp_path / "clip"), device="cpu")
     texts = ["a fox", "two boats", "a red house"]
     own = encoder.embed_texts(clip, texts)
     embeddings = np.stack([own[0], -own[1], np.ones(24) / np.sqrt(24)]).astype(np.float32)
@@ -200,8 +200,8 @@ def test_gather_joins_folds_and_averages_test_rows(tmp_path):
 
 
 def test_activations_too_large_to_keep_are_not_kept(tmp_path, monkeypatch):
-    clip = encoder.load(toy.write_clip(tmp_path / "clip"), device="cpu")
-    raw = toy.data_for(clip, 12)
+    clip = encoder.load(toy_training.write_clip(tmp_path / "clip"), device="cpu")
+    raw = toy_training.data_for(clip, 12)
     pixels = images.Pixels(raw.ids, raw.pixels, "some images", raw.ids)
     whole = fit.make_tower(clip, replace(RECIPE, trainable_blocks=-1))
     assert fit.frozen_activations(whole, clip, pixels, tmp_path / "kept.npy") is None, (

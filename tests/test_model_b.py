@@ -34,8 +34,8 @@ from src.model_b.weighting import (
     weights,
 )
 
-rng = np.random.default_rng(0)
-VALUES = l2_normalize(rng.standard_normal((40, 6)).astype(np.float32))
+_constants = np.random.default_rng(0)
+VALUES = l2_normalize(_constants.standard_normal((40, 6)).astype(np.float32))
 OUTSIDE = Weighting(dim=4, delta=1e-4, coef=1e-3)
 take = VALUES.__getitem__
 

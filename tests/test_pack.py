@@ -14,7 +14,7 @@ from src.ensemble.members import load_members
 from src.paths import ROOT
 from src.submit import batch, pack, submission
 from src.submit.predictor import Predictor
-from tests.tiny_output import write_output
+from tests.helpers.trained_output import write_output
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_on_a_hosted_image_the_pack_writes_the_same_submission(trained, packed, 
     submission.write(ids, blend, tmp_path / "sample_submission")
     command = [
         sys.executable,
-        str(ROOT / "tests" / "hosted_image.py"),
+        str(ROOT / "tests" / "helpers" / "hosted_image.py"),
         str(packed),
         "--images",
         str(trained / "test"),

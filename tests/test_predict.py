@@ -14,8 +14,8 @@ from src.data import sample_submission
 from src.paths import ROOT
 from src.submit import batch, submission
 from src.submit import predictor as predictor_module
-from tests.tiny_output import write_output
-from tests.toy_predictor import Toy, write_images
+from tests.helpers.arithmetic_predictor import Toy, write_images
+from tests.helpers.trained_output import write_output
 
 COUNT = 40
 
@@ -43,7 +43,7 @@ def test_every_image_in_order_of_its_path_and_the_broken_ones_listed(images, tmp
     rejected = pl.read_csv(tmp_path / "found.parquet.rejected.csv")
     assert rejected["id"].to_list() == ["a/0001.jpg", "a/=cmd.png"]
     assert (
-        "UnidentifiedImageError: its 13 bytes are no image in any of PNG, JPEG"
+        "UnidentifiedImageError: its 12 bytes are no image in any of PNG, JPEG"
         in rejected["reason"][0]
     )
     assert not batch.parts_folder(tmp_path / "found.parquet").exists()
@@ -94,7 +94,7 @@ def test_killed_half_way_it_ends_with_the_same_file(images, tmp_path):
     predicted(images, tmp_path / "undisturbed.parquet")
     out, command = (
         tmp_path / "found.parquet",
-        [sys.executable, "-m", "tests.toy_predictor", str(images)],
+        [sys.executable, "-m", "tests.helpers.arithmetic_predictor", str(images)],
     )
     process = subprocess.Popen([*command, str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
     parts, deadline = batch.parts_folder(out), time.monotonic() + 300
@@ -239,7 +239,7 @@ def test_the_command_writes_a_submission_and_says_how_many_were_filled(
     images, tmp_path, capsys, monkeypatch
 ):
     submission.write(["0000", "0001"], np.eye(2, 384, dtype=np.float32) + 0.01, tmp_path / "any")
-    monkeypatch.setattr(predictor_module, "Predictor", lambda output, **_: Toy(tmp_path))
+    monkeypatch.setattr(batch, "Predictor", lambda output, **_: Toy(tmp_path))
     command = [
         "--images",
         str(images),
@@ -257,7 +257,7 @@ def test_the_command_writes_a_submission_and_says_how_many_were_filled(
     def stopped(output, **_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predictor_module, "Predictor", stopped)
+    monkeypatch.setattr(batch, "Predictor", stopped)
     assert batch.main(command) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
 

@@ -14,14 +14,14 @@ from PIL import Image
 from src import errors
 from src.paths import ROOT
 from src.runner import cli, params, preflight
-from tests import toy
+from tests.helpers import toy_training
 
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory) -> Path:
     """A small CLIP, six training images in a folder with metadata.csv, two test images, a text file."""
     folder = tmp_path_factory.mktemp("preflight")
-    toy.write_clip(folder / "clip")
+    toy_training.write_clip(folder / "clip")
     for part, n in (("train", 6), ("test/images", 2)):
         (folder / part).mkdir(parents=True)
         for i in range(n):
@@ -179,7 +179,7 @@ def test_each_fault_is_one_line_that_names_its_parameter(per_stage, stage, name,
     assert len(found) == 1 and found[0].startswith(line), found
 
 
-def test_a_sample_without_a_image_s_rows_and_a_truth_of_other_images_are_said(
+def test_a_sample_without_an_image_s_rows_and_a_truth_of_other_images_are_said(
     per_stage, disk, tmp_path
 ):
     (tmp_path / "test" / "images").mkdir(parents=True)

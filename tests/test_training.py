@@ -17,19 +17,21 @@ from src.data import images
 from src.model_a import fit as fit_module
 from src.model_a import head, training
 from src.model_a.recipe import Recipe
-from tests import toy
+from tests.helpers import toy_training
 
 FAST = Recipe(epochs=3, batch_size=16, lr_vision=1e-3, patience=9)
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return encoder.load(toy.write_clip(tmp_path_factory.mktemp("clip") / "vit"), device="cpu")
+    return encoder.load(
+        toy_training.write_clip(tmp_path_factory.mktemp("clip") / "vit"), device="cpu"
+    )
 
 
 @pytest.fixture(scope="module")
 def data(clip):
-    return toy.data_for(clip)
+    return toy_training.data_for(clip)
 
 
 def fit(clip, data, recipe, **options):
@@ -250,10 +252,10 @@ from pathlib import Path
 from src import encoder
 from src.model_a import fit, training
 from src.model_a.recipe import Recipe
-from tests import toy
+from tests.helpers import toy_training
 fit.CHECKPOINT_STEPS = 1
 clip = encoder.load(sys.argv[1], device="cpu")
-data, folder = toy.data_for(clip), Path(sys.argv[2])
+data, folder = toy_training.data_for(clip), Path(sys.argv[2])
 recipe = Recipe(epochs=6, batch_size=8, lr_vision=1e-3, patience=9, ema=0.9, augment_images=True)
 print("ready", flush=True)
 fit.train_fold(clip, data, data, rows=np.arange(50), scored=np.arange(50, 60), recipe=recipe, seed=0, base=folder / "fold")
@@ -261,7 +263,7 @@ fit.train_fold(clip, data, data, rows=np.arange(50), scored=np.arange(50, 60), r
 
 
 def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path):
-    name = toy.write_clip(tmp_path / "clip")
+    name = toy_training.write_clip(tmp_path / "clip")
     kills, rng = (
         int(os.environ.get("KILLS", 2)),
         np.random.default_rng(int(os.environ.get("KILL_SEED", 0))),

@@ -10,10 +10,10 @@ from src.model_a import fit, training
 from src.model_a.fold_ensemble import FoldEnsemble
 from src.model_a.head import Head
 from src.model_a.recipe import Recipe
-from tests.tiny_clip import write_clip
+from tests.helpers.tiny_clip import write_clip
 
-rng = np.random.default_rng(0)
-PIXELS = rng.integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+_constants = np.random.default_rng(0)
+PIXELS = _constants.integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """How many planted faults the tests notice: one small change of a module's code at a time (mutation testing).
 
     pip install --target /tmp/mutmut --no-deps mutmut==3.8.1 libcst==1.9.0
-    OMP_NUM_THREADS=1 PYTHONPATH=/tmp/mutmut python tests/endurance/mutants.py [--sample N] [--seed N] [MODULE ...]
+    OMP_NUM_THREADS=1 PYTHONPATH=/tmp/mutmut python tools/mutate_and_test.py [--sample N] [--seed N] [MODULE ...]
 
 Prints each change that no test notices and, of each module, its mutants, how many were killed, how many survived, and the share
 killed; --sample takes so many of a module's mutants by chance. The changes are mutmut's. Its runner is not used: it passes over
@@ -36,8 +36,15 @@ from mutmut.mutation.file_mutation import Mutation, MutationVisitor
 from mutmut.mutation.mutators import mutation_operators
 from mutmut.mutation.pragma_handling import IgnoredCode
 
-ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("dedup", "model_b", "ensemble", "submission")
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = (
+    "dedup.filters",
+    "dedup.folds",
+    "model_b.weighting",
+    "model_b.routes",
+    "ensemble.blending",
+    "submit.submission",
+)
 TESTS = [
     f"tests/test_{name}.py" for name in ("dedup", "model_b", "ensemble", "submission", "guards")
 ]
@@ -113,6 +120,11 @@ def _ended_badly(child: int) -> bool:
     return True
 
 
+def file_of(module: str) -> Path:
+    """Where a module of src lies: `dedup.filters` in src/dedup/filters.py."""
+    return Path("src", *module.split(".")).with_suffix(".py")
+
+
 def reached() -> dict[str, dict[int, list[str]]]:
     """For each module the tests that run each of its lines, by one run of them all, which must pass."""
     if failed(
@@ -127,9 +139,7 @@ def reached() -> dict[str, dict[int, list[str]]]:
         sys.exit("the tests fail without any change")
     data = coverage.CoverageData()
     data.read()
-    return {
-        name: data.contexts_by_lineno(str(Path(f"src/{name}.py").resolve())) for name in MODULES
-    }
+    return {name: data.contexts_by_lineno(str(file_of(name).resolve())) for name in MODULES}
 
 
 def tests_of(lines: range, contexts: dict[int, list[str]]) -> list[str]:
@@ -150,7 +160,7 @@ def tests_of(lines: range, contexts: dict[int, list[str]]) -> list[str]:
 
 
 def judge(name: str, contexts: dict[int, list[str]], sample: int | None, seed: int) -> None:
-    file = Path(f"src/{name}.py")
+    file = file_of(name)
     code = file.read_text(encoding="utf-8")
     every = list(enumerate(mutants(code)))
     chosen = every if sample is None else random.Random(seed).sample(every, min(sample, len(every)))

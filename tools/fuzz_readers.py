@@ -1,6 +1,6 @@
 """A fuzzer on the readers: images, tables, shards and captions of any bytes are read or refused, without crash, hang or growth.
 
-    python tests/endurance/fuzz.py --minutes 10 [--only images|tables] [--keep FOLDER]
+    python tools/fuzz_readers.py --minutes 10 [--only images|tables] [--keep FOLDER]
 
 FOLDER keeps what it learns, and the input that broke something. Fails on any exception but the documented ones, on a fatal
 signal, on an input that takes longer than 20 seconds, and on memory that grows. The first byte of an input chooses its reader.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 SECONDS = 20  # for one input
 GROWTH = 400  # MiB from the first look at the memory to any later one

@@ -1,6 +1,6 @@
 """Runs a packed run.py as a hosted image would: the repository is not on the path, and packages it may lack cannot be imported.
 
-python tests/hosted_image.py PACK [arguments of run.py]
+python tests/helpers/hosted_image.py PACK [arguments of run.py]
 """
 
 import runpy

@@ -15,7 +15,7 @@ from src.metrics import cosines
 from src.model_a import fit
 from src.model_a.recipe import Recipe
 from src.model_b import datastore, routes, weighting
-from tests.tiny_clip import write_clip
+from tests.helpers.tiny_clip import write_clip
 
 COLOURS = {
     "red": (220, 30, 30),

@@ -1,0 +1,430 @@
+"""Tables, text sources, samples and fold files: every row accounted for, or the file refused."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from src.data import sources
+from src.dedup import folds
+from tests.helpers.bad_files import BOTH, EMPTY, ONE, RED, deep, encoded, outcome, parquet, row
+
+FOX = b"fox.png,a red fox\n"
+HEADER = b"file_name,prompt\n"
+
+
+def lines(*rows: object) -> bytes:
+    return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows).encode()
+
+
+TABLES: dict[str, tuple[str, bytes, list | str]] = {
+    "csv": ("metadata.csv", HEADER + FOX, ONE),
+    "csv_of_windows": (
+        "metadata.csv",
+        b"\xef\xbb\xbf" + (HEADER + FOX).replace(b"\n", b"\r\n"),
+        ONE,
+    ),
+    "csv_of_an_old_mac": ("metadata.csv", (HEADER + FOX).replace(b"\n", b"\r"), ONE),
+    "csv_utf16": (
+        "metadata.csv",
+        "file_name,prompt\nfox.png,рыжая лиса\n".encode("utf-16"),
+        [("рыжая лиса", None)],
+    ),
+    "csv_utf16_big_endian": (
+        "metadata.csv",
+        b"\xfe\xff" + "file_name,prompt\nfox.png,狐\n".encode("utf-16-be"),
+        [("狐", None)],
+    ),
+    "csv_latin1": (
+        "metadata.csv",
+        HEADER + "fox.png,café fox\n".encode("latin-1"),
+        [("caf\ufffd fox", None)],
+    ),
+    "csv_utf16_without_mark": (
+        "t.csv",
+        "prompt,file_name\na red fox,fox.png\n".encode("utf-16-le"),
+        ONE,
+    ),
+    "csv_empty": ("metadata.csv", b"", "no rows below the header"),
+    "csv_blank_lines_only": ("metadata.csv", b"\n\n\n", "no rows below the header"),
+    "csv_header_only": ("metadata.csv", HEADER, "no rows below the header"),
+    "csv_without_a_prompt_column": (
+        "metadata.csv",
+        b"file_name,words\nfox.png,a fox\n",
+        "no text column among ..file_name', 'words'",
+    ),
+    "csv_without_an_image_column": (
+        "metadata.csv",
+        b"drawing,prompt\nfox.png,a fox\n",
+        "no image column among ..drawing', 'prompt'",
+    ),
+    "csv_without_a_header": ("metadata.csv", FOX + FOX, "no image column"),
+    "csv_by_semicolons": (
+        "metadata.csv",
+        b"file_name;prompt\nfox.png;a fox\n",
+        "no image column among ..file_name;prompt'",
+    ),
+    "csv_by_tabs": ("metadata.csv", b"file_name\tprompt\nfox.png\ta fox\n", "no image column"),
+    "csv_with_a_column_twice": (
+        "metadata.csv",
+        b"file_name,prompt,prompt\nfox.png,a,b\n",
+        "columns are there twice: ..prompt'",
+    ),
+    "csv_with_unnamed_columns": (
+        "metadata.csv",
+        b",,file_name,prompt\n1,2,fox.png,a red fox\n",
+        ONE,
+    ),
+    "csv_short_row": ("metadata.csv", HEADER + b"fox.png\n" + FOX, [EMPTY, *ONE]),
+    "csv_comma_without_quotes": (
+        "metadata.csv",
+        HEADER + b"owl.png,an owl, at night\n" + FOX,
+        [EMPTY, *ONE],
+    ),
+    "csv_trailing_commas": ("metadata.csv", HEADER + b"fox.png,a red fox,,\n", ONE),
+    "csv_blank_rows": ("metadata.csv", HEADER + b"\n\n" + FOX + b"\n", ONE),
+    "csv_spaces_in_the_header": ("metadata.csv", b"file_name, prompt\n" + FOX, "no text column"),
+    "csv_quote_never_closed": (
+        "metadata.csv",
+        HEADER + b'fox.png,"a red fox\n',
+        [("a red fox\n", None)],
+    ),
+    "csv_quotes_doubled": (
+        "metadata.csv",
+        HEADER + b'fox.png,"a ""red"" fox"\n',
+        [('a "red" fox', None)],
+    ),
+    "csv_quote_in_the_middle": (
+        "metadata.csv",
+        HEADER + b'fox.png,a 5" fox\n',
+        [('a 5" fox', None)],
+    ),
+    "csv_nuls": ("metadata.csv", HEADER + b"fox.png,a\0 red\0 fox\n", ONE),
+    "csv_binary": ("metadata.csv", bytes(range(256)) * 20, "no image column"),
+    "csv_name_of_300_characters": (
+        "metadata.csv",
+        HEADER + b"a" * 300 + b",a fox\n" + FOX,
+        [("a fox", "no such image"), *ONE],
+    ),
+    "csv_name_with_nul": (
+        "metadata.jsonl",
+        lines(row("a\0b.png"), row()),
+        [("a red fox", "no such image"), *ONE],
+    ),
+    "csv_name_of_nobody_s_home": (
+        "metadata.csv",
+        HEADER + b"~nobody:1/gone.png,a fox\n" + FOX,
+        [("a fox", "no such image"), *ONE],
+    ),
+    "csv_name_outside": (
+        "metadata.csv",
+        HEADER + b"../../none/passwd,a fox\n/none/shadow,a fox\n" + FOX,
+        [("a fox", "no such image")] * 2 + ONE,
+    ),
+    "csv_name_is_a_folder": (
+        "metadata.csv",
+        HEADER + b".,a fox\n" + FOX,
+        [("a fox", "no such image"), *ONE],
+    ),
+    "csv_name_empty": (
+        "metadata.csv",
+        HEADER + b",a fox\n" + FOX,
+        [("a fox", "no such image"), *ONE],
+    ),
+    "csv_name_like_a_shard": (
+        "metadata.csv",
+        HEADER + b"x.tar::a.png@0+9999999999,a fox\n" + FOX,
+        [("a fox", "no such image"), *ONE],
+    ),
+    "csv_name_on_another_machine": ("metadata.csv", HEADER + b"C:\\sets\\fox.png,a red fox\n", ONE),
+    "csv_the_same_name_twice": (
+        "metadata.csv",
+        HEADER + FOX + FOX,
+        [*ONE, ("a red fox", "id occurs twice")],
+    ),
+    "tsv": ("table.tsv", b"file_name\tprompt\nfox.png\ta red fox\n", ONE),
+    "tsv_by_commas": ("table.tsv", HEADER + FOX, "neither prompts.csv"),
+    "jsonl": ("metadata.jsonl", lines(row()), ONE),
+    "jsonl_with_mark": ("metadata.jsonl", b"\xef\xbb\xbf" + lines(row()), ONE),
+    "jsonl_empty": ("metadata.jsonl", b"", "none of its 0 lines is a JSON object"),
+    "jsonl_no_json": ("metadata.jsonl", b"a fox\nan owl\n", "none of its 2 lines is a JSON object"),
+    "jsonl_broken_first_line": (
+        "rows.jsonl",
+        lines("{cut", row()),
+        [("[none]", "empty prompt"), *ONE],
+    ),
+    "jsonl_broken_line": (
+        "metadata.jsonl",
+        lines(row(), '{"file_name": "owl', row("owl.png", "an owl")),
+        [ONE[0], EMPTY, BOTH[1]],
+    ),
+    "jsonl_arrays_and_numbers": (
+        "metadata.jsonl",
+        lines([1, 2], 3, None, row()),
+        [EMPTY, EMPTY, EMPTY, *ONE],
+    ),
+    "jsonl_single_array": (
+        "metadata.jsonl",
+        json.dumps([row()]).encode(),
+        "none of its 1 lines is a JSON object",
+    ),
+    "jsonl_nested_too_deep": ("metadata.jsonl", lines(deep(100_000), row()), [EMPTY, *ONE]),
+    "jsonl_number_of_5000_digits": (
+        "metadata.jsonl",
+        lines('{"file_name": "fox.png", "prompt": ' + "9" * 5000 + "}", row()),
+        [EMPTY, *ONE],
+    ),
+    "jsonl_half_a_surrogate_pair": (
+        "metadata.jsonl",
+        lines(row(prompt="a red \ud83e fox")),
+        [("a red \ufffd fox", None)],
+    ),
+    "jsonl_half_a_pair_in_a_name": ("metadata.jsonl", lines({**row(), "\udc00": 1}), ONE),
+    "jsonl_whole_surrogate_pair": ("metadata.jsonl", lines(row(prompt="a 🦊")), [("a 🦊", None)]),
+    "jsonl_escaped_backslash_before_u": (
+        "metadata.jsonl",
+        lines(row(prompt="C:\\ud800 fox")),
+        [("C:\\ud800 fox", None)],
+    ),
+    "jsonl_prompt_is_a_list": (
+        "metadata.jsonl",
+        lines(row(prompt=["a", "b"])),
+        [('["a", "b"]', None)],
+    ),
+    "jsonl_prompt_is_a_number": ("metadata.jsonl", lines(row(prompt=7)), [("7", None)]),
+    "jsonl_prompt_is_null": (
+        "metadata.jsonl",
+        lines(row(prompt=None), row("owl.png", "an owl")),
+        [EMPTY, BOTH[1]],
+    ),
+    "jsonl_key_twice": (
+        "metadata.jsonl",
+        b'{"file_name": "fox.png", "prompt": "x", "prompt": "a red fox"}',
+        ONE,
+    ),
+    "jsonl_names_are_numbers": (
+        "metadata.jsonl",
+        lines(row(7), row()),
+        [("a red fox", "no such image"), *ONE],
+    ),
+    "parquet": ("metadata.parquet", parquet(file_name=["fox.png"], prompt=["a red fox"]), ONE),
+    "parquet_empty_file": ("metadata.parquet", b"", r"metadata.parquet cannot be read: "),
+    "parquet_that_is_a_csv": (
+        "metadata.parquet",
+        HEADER + FOX,
+        r"metadata.parquet cannot be read: ",
+    ),
+    "parquet_cut": (
+        "metadata.parquet",
+        parquet(file_name=["fox.png"], prompt=["a red fox"])[:-30],
+        r"metadata.parquet cannot be read: ",
+    ),
+    "parquet_head_and_foot_only": (
+        "metadata.parquet",
+        b"PAR1" + bytes(40) + b"PAR1",
+        r"metadata.parquet cannot be read: ",
+    ),
+    "parquet_huge_footer": (
+        "metadata.parquet",
+        b"PAR1" + b"\xff" * 36 + b"\xff\xff\xff\x7fPAR1",
+        r"metadata.parquet cannot be read: ",
+    ),
+    "parquet_without_rows": (
+        "metadata.parquet",
+        parquet(file_name=pa.array([], pa.string()), prompt=pa.array([], pa.string())),
+        [],
+    ),
+    "parquet_without_columns": ("metadata.parquet", parquet(), "no image column"),
+    "parquet_prompts_are_numbers": (
+        "metadata.parquet",
+        parquet(file_name=["fox.png"], prompt=[7]),
+        [("7", None)],
+    ),
+    "parquet_prompts_are_bytes": (
+        "metadata.parquet",
+        parquet(file_name=["fox.png", "owl.png"], prompt=[b"a red fox", b"\xff\xfe"]),
+        [*ONE, ("\ufffd\ufffd", None)],
+    ),
+    "parquet_prompts_are_lists": (
+        "metadata.parquet",
+        parquet(file_name=["fox.png"], prompt=[["a", "b"]]),
+        "prompt holds List",
+    ),
+    "parquet_prompts_are_structs": (
+        "metadata.parquet",
+        parquet(file_name=["fox.png"], prompt=[{"a": 1}]),
+        "prompt holds Struct",
+    ),
+    "parquet_prompts_are_null": (
+        "metadata.parquet",
+        parquet(file_name=["fox.png"], prompt=pa.nulls(1)),
+        [EMPTY],
+    ),
+    "parquet_names_are_numbers": (
+        "metadata.parquet",
+        parquet(file_name=[7], prompt=["a fox"]),
+        [("a fox", "no such image")],
+    ),
+    "parquet_names_are_lists": (
+        "metadata.parquet",
+        parquet(file_name=[["fox.png"]], prompt=["a fox"]),
+        "file_name holds List",
+    ),
+    "parquet_images_are_broken": (
+        "data.parquet",
+        parquet(image=[b"x", None], prompt=["a", "b"]),
+        [("a", None), ("b", None)],
+    ),
+    "parquet_images_without_prompts": (
+        "data.parquet",
+        parquet(image=[b"x"], words=["a"]),
+        "no text column",
+    ),
+    "coco_broken": ("captions_x.json", b"{cut", r"captions_x.json cannot be read: "),
+    "coco_without_images": (
+        "captions_x.json",
+        b'{"annotations": []}',
+        r"captions_x.json cannot be read: ",
+    ),
+    "coco_of_other_types": (
+        "captions_x.json",
+        b'{"images": [{"id": [], "file_name": 3}], "annotations": []}',
+        "not every entry of its images",
+    ),
+    "coco_is_a_list": ("captions_x.json", b"[1]", r"captions_x.json cannot be read: "),
+    "diffusiondb_broken": ("part-000001.json", b"{cut", [(None, "part is no JSON")]),
+    "diffusiondb_is_a_list": (
+        "part-000001.json",
+        b'["ab"]',
+        [(None, "part is no JSON: it holds a list")],
+    ),
+    "diffusiondb_of_other_types": (
+        "part-000001.json",
+        b'{"fox.png": 3, "owl.png": {"p": [1]}, "x\\u0000.png": {"p": "a"}}',
+        [EMPTY, ("[1]", None), ("a", "no such image")],
+    ),
+    "journeydb_broken_cell": (
+        "a.jsonl",
+        lines({"img_path": "fox.png", "prompt": "a red fox", "Task2": "{"}),
+        ONE,
+    ),
+}
+
+
+@pytest.fixture
+def menagerie(tmp_path) -> Path:
+    """A folder with two images and no table yet."""
+    for name in ("fox", "owl"):
+        (tmp_path / f"{name}.png").write_bytes(encoded(Image.new("RGB", (8, 8), RED), "png"))
+    return tmp_path
+
+
+def assert_outcome(folder: Path, expected: list | str) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            sources.read_pairs(folder)
+        return
+    found = outcome(folder)
+    assert [p for p, reason in found if reason is None] == [
+        p for p, reason in expected if reason is None
+    ], found
+    reasons = (
+        sorted(reason for _, reason in found if reason),
+        sorted(reason for _, reason in expected if reason),
+    )
+    assert len(reasons[0]) == len(reasons[1]) and all(
+        a.startswith(b) for a, b in zip(*reasons, strict=True)
+    ), found
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_read_with_every_row_accounted_for_or_refused(menagerie, name):
+    file, content, expected = TABLES[name]
+    (menagerie / file).write_bytes(content)
+    assert_outcome(menagerie, expected)
+
+
+TEXT_SOURCES: dict[str, tuple[str, bytes, list[str] | str]] = {
+    "txt_with_mark": ("a.txt", b"\xef\xbb\xbfa fox\r\nan owl\r\n", ["a fox", "an owl"]),
+    "txt_utf16": ("a.txt", "狐\nan owl\n".encode("utf-16"), ["狐", "an owl"]),
+    "txt_empty": ("a.txt", b"", []),
+    "txt_blank": ("a.txt", "\n \n\u3000\n\u200b\n".encode(), []),
+    "txt_nuls": ("a.txt", b"\0\0\na\0 fox\n", ["a fox"]),
+    "txt_other_line_ends": ("a.txt", "a\u2028b\x0bc\x85d\n".encode(), ["a\u2028b\x0bc\x85d"]),
+    "txt_latin1": ("a.txt", "café\n".encode("latin-1"), ["caf\ufffd"]),
+    "csv_comma_without_quotes": ("a.csv", b"prompt,n\na fox, red,1\nan owl,2\n", ["an owl"]),
+    "csv_column_twice": ("a.csv", b"prompt,prompt\na,b\n", "columns are there twice"),
+    "csv_empty": ("a.csv", b"", "no text column among"),
+    "csv_without_the_column": ("a.csv", b"x,y\n1,2\n", "no text column among"),
+    "jsonl_half_a_pair": ("a.jsonl", lines({"text": "a \ud83e fox"}), ["a \ufffd fox"]),
+    "jsonl_broken_first_line": ("a.jsonl", lines("{cut", {"text": "a fox"}), ["a fox"]),
+    "jsonl_nested_too_deep": ("a.jsonl", lines({"text": "a fox"}, deep(100_000)), ["a fox"]),
+    "parquet_broken": ("a.parquet", b"PAR1 no", r"a.parquet cannot be read: "),
+    "parquet_of_lists": ("a.parquet", parquet(prompt=[["a"]]), "prompt holds List"),
+    "parquet_of_numbers_and_nulls": ("a.parquet", parquet(prompt=[1, None]), ["1"]),
+}
+
+
+@pytest.mark.parametrize("name", TEXT_SOURCES)
+def test_a_text_source_is_read_or_refused(tmp_path, name):
+    file, content, expected = TEXT_SOURCES[name]
+    (tmp_path / file).write_bytes(content)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            sources.read_text(str(tmp_path / file))
+    else:
+        assert sources.read_text(str(tmp_path / file))["prompt"].to_list() == expected
+
+
+def test_a_file_whose_name_is_no_utf8_is_set_aside_and_shown(menagerie):
+    name = os.fsdecode(b"caf\xe9.png")
+    (menagerie / name).write_bytes((menagerie / "fox.png").read_bytes())
+    (menagerie / (name[:-4] + ".txt")).write_text("a fox")
+    (menagerie / "metadata.csv").write_bytes(HEADER + FOX)
+    rejected = sources.read_pairs(menagerie)[1]
+    assert any(image.endswith("caf\\udce9.png") for image in rejected["image"])
+    pairs, rejected = sources.read_pairs(menagerie, "files")
+    assert rejected["reason"].to_list()[0] == "no such image"
+    assert "caf\\udce9" in sources.read_test(menagerie)[0]["id"].to_list()
+
+
+BEAR = b"imgId_eId,val\n" + b"".join(b"bear_%d,1\n" % i for i in range(384))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the header is '', must be 'imgId_eId,val'"),
+        (b"id,val\n", "the header is 'id,val', must be 'imgId_eId,val'"),
+        (b"PK\x03\x04\xff\xfe", "the header is 'PK.*, must be 'imgId_eId,val'"),
+        (b"imgId_eId,val\n", "no rows below the header"),
+        (b"imgId_eId,val\nbear_0,1\n", "1 vectors are not 384 long, e.g. .'bear: 1'"),
+        (BEAR, "1 of 1 ids have no image"),
+    ],
+)
+def test_a_bad_sample_beside_the_test_images_is_refused(menagerie, content, message):
+    (menagerie / "sample_submission.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        sources.read_test(menagerie)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "folds.csv cannot be read"),
+        (b"id,fold\na,x\n", "fold"),
+        (b"id\na\n", "wanted id and fold"),
+        (b"id,fold\na,0\na,1\n", "each id named once"),
+        (b"id,fold\na,1\n", "folds must be 0, 1"),
+        (b"id,fold\na,-1\n", "folds must be 0, 1"),
+        (b"id,fold\na,0,9\nb,1,9\n", "folds.csv cannot be read"),
+    ],
+)
+def test_a_bad_fold_file_is_refused(tmp_path, content, message):
+    (tmp_path / "folds.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        folds.given_folds(tmp_path / "folds.csv", ["a", "b"], np.array([0, 1]))

@@ -1,0 +1,82 @@
+"""Files made for the tests of bad inputs: images, tables and arrays as bytes."""
+
+import io
+import os
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from src.data import sources
+
+RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+FORMATS = {
+    "jpeg": {"quality": 95, "subsampling": 0},
+    "png": {},
+    "webp": {"lossless": True},
+    "gif": {},
+    "bmp": {},
+    "tiff": {},
+}
+
+
+def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **{**FORMATS.get(kind, {}), **options})
+    return stream.getvalue()
+
+
+def flipped(content: bytes, *places: int) -> bytes:
+    changed = bytearray(content)
+    for place in places:
+        changed[place] ^= 0xFF
+    return bytes(changed)
+
+
+def parquet(**columns) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pa.table(columns), stream)
+    return stream.getvalue()
+
+
+def deep(n: int) -> str:
+    return '{"file_name": "fox.png", "prompt": ' + "[" * n + "]" * n + "}"
+
+
+def row(name="fox.png", prompt: object = "a red fox") -> dict:
+    return {"file_name": name, "prompt": prompt}
+
+
+ONE = [
+    ("a red fox", None)
+]  # (prompt, reason): what must be there; an image without a row is not counted
+BOTH = [("a red fox", None), ("an owl", None)]
+EMPTY, GONE = (None, "empty prompt"), (None, "no such image")
+
+
+def outcome(folder: Path) -> list[tuple[str | None, str | None]]:
+    """(prompt, reason) of every row, sorted; without the images that have no row."""
+    pairs, rejected = sources.read_pairs(folder)
+    assert sources.reason_counts(rejected)["rows"].sum() == len(rejected)
+    rejected = rejected.filter(pl.col("reason") != sources.UNLISTED)
+    return [
+        *((prompt, None) for prompt in pairs["prompt"]),
+        *rejected.select("prompt", "reason").rows(),
+    ]
+
+
+class Hostile:
+    """A pickle that makes a folder where it is loaded."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.makedirs, (str(self.mark),)
+
+
+def shorten(file: Path, share: float) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
