@@ -72,7 +72,7 @@ def filter2(arguments: argparse.Namespace) -> None:
         functions = {"product": lambda x=x: product(x)}
         functions |= {
             precision: lambda p=precision, f=one_pass: f("cuda", p)
-            for precision in ("float32", "tf32", "bfloat16")
+            for precision in ("float32", "tf32")
         }
         if n < 100_000:
             functions["float32 on the CPU"] = lambda f=one_pass: f("cpu", "float32")

@@ -91,7 +91,7 @@ def test_rules_let_pass_what_is_just_at_a_limit():
 
 
 def test_a_missing_prompt_stays_missing_when_normalised():
-    assert filters.normalised(pl.Series(["ÉCOLE", None, "A  Fox "])).to_list() == [
+    assert filters.normalize_prompts(pl.Series(["ÉCOLE", None, "A  Fox "])).to_list() == [
         "école",
         None,
         "a fox",

@@ -9,7 +9,7 @@ import narwhals as nw
 import polars as pl
 
 from src.artifacts import atomic
-from src.dedup.filters import normalised
+from src.dedup.filters import normalize_prompts
 
 BUCKETS = 64  # files that a text store is divided into while it is made distinct: one of them is in memory at a time
 
@@ -36,7 +36,9 @@ def judge_prompts(batch, *, min_words: int, max_characters: int):
     """A table `prompt, ...` (polars or cuDF) with its normalised `text` and the `reason` to drop a row, by the row alone."""
     frame = nw.from_native(batch, eager_only=True)
     frame = frame.with_columns(
-        nw.from_native(normalised(frame["prompt"].to_native()), series_only=True).alias("text")
+        nw.from_native(normalize_prompts(frame["prompt"].to_native()), series_only=True).alias(
+            "text"
+        )
     )
     words = (
         nw.col("text").str.len_chars()
@@ -70,7 +72,7 @@ def write_text_pool(
     counts rows by reason, and those `kept`.
     """
     tally, engine = Counter(), frame_engine(engine)
-    known = normalised(known).unique() if known is not None else pl.Series(dtype=pl.String)
+    known = normalize_prompts(known).unique() if known is not None else pl.Series(dtype=pl.String)
     file.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=file.parent) as folder:
         tally.update(
