@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from src import demo
-from src.demo import clip, grammar, population, renderer
+from src.demo import alignment as clip
+from src.demo import choice as population
+from src.demo import grammar, renderer
 from src.demo.folder import save_scene
 from src.paths import ROOT
 

@@ -6,10 +6,10 @@ subjects over a painted setting, in the named light and style). Heavy packages a
 functions: the workers that render, and the runner, stay light.
 """
 
-from src.demo.clip import build_clip, write_clip
+from src.demo.alignment import build_clip, write_clip
+from src.demo.choice import choose, extra_prompts
 from src.demo.folder import STAMP, is_current, write
 from src.demo.grammar import prompt
-from src.demo.population import choose, extra_prompts
 from src.demo.renderer import drawing, render
 
 __all__ = [

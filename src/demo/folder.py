@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.demo.clip import EMBED_DIM, write_clip
+from src.demo.alignment import EMBED_DIM, write_clip
+from src.demo.choice import choose, prompts_of
 from src.demo.grammar import PACKAGE, Scene, prompt
-from src.demo.population import choose, prompts_of
 from src.demo.renderer import render
 
 STAMP = "demo.json"

