@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from src.data.normalize import normalize_prompts
 from src.dedup import filters, folds, similarity
 from src.model_b import text_pool
 from src.paths import ROOT
@@ -91,7 +92,7 @@ def test_rules_let_pass_what_is_just_at_a_limit():
 
 
 def test_a_missing_prompt_stays_missing_when_normalised():
-    assert filters.normalize_prompts(pl.Series(["ÉCOLE", None, "A  Fox "])).to_list() == [
+    assert normalize_prompts(pl.Series(["ÉCOLE", None, "A  Fox "])).to_list() == [
         "école",
         None,
         "a fox",

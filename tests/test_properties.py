@@ -188,10 +188,7 @@ def test_rules_keep_one_of_equal_prompts_and_account_for_every_row(texts, min_wo
         series, min_words=min_words, max_tokens=20, edge_characters=0, n_tokens=n_tokens
     )
     kept = reason.is_null()
-    assert (
-        len(reason) == len(texts)
-        and filters.normalize_prompts(series).filter(kept).is_unique().all()
-    )
+    assert len(reason) == len(texts) and normalize_prompts(series).filter(kept).is_unique().all()
     again = filters.rules(
         series.filter(kept),
         min_words=min_words,
@@ -200,8 +197,8 @@ def test_rules_keep_one_of_equal_prompts_and_account_for_every_row(texts, min_wo
         n_tokens=n_tokens[kept.to_numpy()],
     )
     assert again.null_count() == kept.sum(), "what stays, stays"
-    texts_of_kept = set(filters.normalize_prompts(series).filter(kept))
-    for text, why in zip(filters.normalize_prompts(series), reason, strict=True):
+    texts_of_kept = set(normalize_prompts(series).filter(kept))
+    for text, why in zip(normalize_prompts(series), reason, strict=True):
         assert why != "exact duplicate" or text in texts_of_kept or len(set(reason)) > 1
 
 

@@ -68,7 +68,9 @@ def main() -> int:
             outputs.append(run(commit, Path(folder, name), options.params, options.data))
         different = differences(*outputs)
 
-    print("\n".join(different) or "submission.csv equal to the byte, table1.csv equal but for seconds")
+    print(
+        "\n".join(different) or "submission.csv equal to the byte, table1.csv equal but for seconds"
+    )
     return bool(different)
 
 

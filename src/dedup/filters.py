@@ -1,11 +1,9 @@
 """Data filters 1 and 2: the rules, and the cosine filter (equation 7)."""
 
-import unicodedata
-
-import narwhals as nw
 import numpy as np
 import polars as pl
 
+from src.data.normalize import normalize_prompts
 from src.dedup import similarity
 
 # the thresholds at which notebook 01 shows how many rows would stay
@@ -13,28 +11,6 @@ CURVE = np.arange(55, 99) / 100
 KEEP = ("first", "longest", "most_images")
 
 # --- data filter 1: rules ---
-
-
-def normalize_prompts(prompts):
-    """Prompts (a polars or cuDF series) in NFKC, lower case, single spaces; a missing one stays so.
-
-    Prompts that are equal afterwards are exact duplicates.
-    """
-    series = nw.from_native(prompts, series_only=True)
-
-    # NFKC changes nothing in ASCII, so only the other prompts leave the frame library
-    not_ascii = series.str.contains(r"[^\x00-\x7F]").fill_null(False)
-    folded = [
-        " ".join(unicodedata.normalize("NFKC", prompt).lower().split())
-        for prompt in series.filter(not_ascii).to_list()
-    ]
-
-    # white space is listed, since cuDF and pandas take more control characters for it than polars
-    ascii_only = series.str.to_lowercase().str.replace_all("[ \t\n\v\f\r]+", " ")
-    ascii_only = ascii_only.str.strip_chars(" ")
-    if not folded:
-        return ascii_only.to_native()
-    return ascii_only.scatter(not_ascii.arg_true(), folded).to_native()
 
 
 def rules(

@@ -9,7 +9,7 @@ import narwhals as nw
 import polars as pl
 
 from src.artifacts import atomic
-from src.dedup.filters import normalize_prompts
+from src.data.normalize import normalize_prompts
 
 BUCKETS = 64  # files that a text store is divided into while it is made distinct: one of them is in memory at a time
 
