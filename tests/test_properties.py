@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from src.data import sources
+from src.data.normalize import normalize_prompts
 from src.dedup import filters, folds, similarity
 from src.metrics import l2_normalize
 from src.submit import submission
