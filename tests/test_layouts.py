@@ -70,7 +70,7 @@ def test_diffusiondb_with_its_parts_and_blurred_images(tmp_path):
             "image_nsfw": [0.1, 0.2, 2.0],
         }
     ).write_parquet(tmp_path / "metadata.parquet")
-    assert layouts.recognise(tmp_path) == "diffusiondb"
+    assert layouts.recognize(tmp_path) == "diffusiondb"
     pairs, rejected = sources.read_pairs(tmp_path)
     assert seen(pairs) == [("a fox", "red"), ("an owl", "lime")]
     assert rejected.select("prompt", "reason").rows() == [("nude", layouts.BLURRED)]
@@ -111,7 +111,7 @@ def test_images_named_by_row_number(tmp_path, first):
     (tmp_path / "hardcoded.csv").write_text("prompt\na fox\nan owl\n")
     for row, colour in enumerate(("red", "lime")):
         picture(tmp_path / "images" / f"{row + first}.png", colour)
-    assert layouts.recognise(tmp_path) == "numbered"
+    assert layouts.recognize(tmp_path) == "numbered"
     assert seen(sources.read_pairs(tmp_path)[0]) == [("a fox", "red"), ("an owl", "lime")]
     assert seen(sources.read_pairs(tmp_path / "hardcoded.csv", "numbered")[0]) == [
         ("a fox", "red"),
@@ -146,7 +146,7 @@ def test_webdataset_shards_with_img2datasets_table(tmp_path):
             "caption": ["a fox", "lost"],
         }
     ).write_parquet(tmp_path / "00000.parquet")
-    assert layouts.recognise(tmp_path) == "webdataset"
+    assert layouts.recognize(tmp_path) == "webdataset"
     pairs, rejected = sources.read_pairs(tmp_path)
     assert seen(pairs) == [("a fox", "red"), ("an owl", "lime")]
     assert pairs["id"].to_list() == [f"{tmp_path.name}/00000/00000000{n}" for n in (0, 2)]
@@ -208,7 +208,7 @@ def test_images_inside_parquet(tmp_path):
     (tmp_path / "data").mkdir()
     pq.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet", row_group_size=2)
     pq.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet")
-    assert layouts.recognise(tmp_path) == "parquet"
+    assert layouts.recognize(tmp_path) == "parquet"
     pairs, rejected = sources.read_pairs(tmp_path)
     assert (
         seen(pairs[:3]) == [("a fox", "red"), ("an owl", "lime"), ("the sea", "blue")]
@@ -257,7 +257,7 @@ def test_journeydb(tmp_path):
         },
     ]
     (tmp_path / "train_anno.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{cut\n")
-    assert layouts.recognise(tmp_path) == "journeydb"
+    assert layouts.recognize(tmp_path) == "journeydb"
     pairs, rejected = sources.read_pairs(tmp_path)
     assert (
         seen(pairs) == [("a fox", "red")] and rejected["reason"].to_list() == ["empty prompt"] * 2

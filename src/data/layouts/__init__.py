@@ -1,0 +1,30 @@
+"""Every layout that training images come in, recognized by what is on disk: one reader each.
+
+A reader takes (path, text_column) and returns a table `id, image, prompt, source, reason`. `image`
+is a locator as `src/data/locators.py` defines it; `reason` is set where the layout itself says that
+a row is no good.
+"""
+
+from src.data.layouts.journeydb import without_flags
+from src.data.layouts.names import IMAGE_SUFFIXES, TABLES, TEXT_COLUMNS, column_of
+from src.data.layouts.registry import LAYOUTS, read, recognize
+from src.data.layouts.rows import BLURRED, NO_IMAGE, NOT_DELIVERED
+from src.data.layouts.tables import text_cells, texts_of
+from src.data.layouts.text import open_text
+
+__all__ = [
+    "BLURRED",
+    "IMAGE_SUFFIXES",
+    "LAYOUTS",
+    "NOT_DELIVERED",
+    "NO_IMAGE",
+    "TABLES",
+    "TEXT_COLUMNS",
+    "column_of",
+    "open_text",
+    "read",
+    "recognize",
+    "text_cells",
+    "texts_of",
+    "without_flags",
+]
