@@ -1,7 +1,7 @@
 """The only door to the files between notebooks: aligned, checked, and whole.
 
-Two artifacts meet by id, never by position; a file is written under a temporary name and then renamed, so a file that
-exists is whole.
+Two artifacts meet by id, never by position; a file is written under a temporary name and then
+renamed, so a file that exists is whole.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,7 +35,10 @@ VERSIONS = (
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
+    """Yield a temporary name beside `path`, which becomes `path` when the block ends well.
+
+    When it does not, the temporary file is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -48,7 +51,8 @@ def atomic(path: Path) -> Iterator[Path]:
 def reserved(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.memmap:
     """A new .npy file mapped for writing, with its room on the disk taken at once.
 
-    On a full disk that is an OSError here; a page that finds no room later would kill the process (SIGBUS).
+    On a full disk that is an OSError here; a page that finds no room later would kill the process
+    (SIGBUS).
     """
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     reserve(path, path.stat().st_size)
@@ -56,9 +60,13 @@ def reserved(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.m
 
 
 def reserve(path: Path, size: int, *, offset: int = 0) -> None:
-    """Take room for `size` bytes of a file from `offset` on; OSError naming it on a full disk. Nothing where a system cannot."""
+    """Take room for `size` bytes of a file from `offset` on; OSError naming it on a full disk.
+
+    Nothing happens on a system that cannot reserve room.
+    """
     if not hasattr(os, "posix_fallocate"):
         return
+
     with open(path, "r+b") as file:
         try:
             os.posix_fallocate(file.fileno(), offset, size)
@@ -67,21 +75,27 @@ def reserve(path: Path, size: int, *, offset: int = 0) -> None:
 
 
 def check_embeddings(ids: Sequence[str], x: np.ndarray, what: str) -> None:
-    """Raise ValueError unless `x` is (n, d) float32, finite, with n unique ids; the message says the offending numbers."""
+    """Raise ValueError with the offending numbers unless `x` is (n, d) float32, n the unique ids.
+
+    Every value must be finite.
+    """
     if x.ndim != 2 or x.dtype != np.float32:
         raise ValueError(
             f"{what}: embeddings must be 2-D float32, got {x.ndim}-D {x.dtype} of shape {x.shape}"
         )
     if len(ids) != len(x):
         raise ValueError(f"{what}: {len(ids)} ids for {len(x)} embeddings")
+
     series = pl.Series(ids, dtype=pl.String)
     if series.null_count():
         raise ValueError(f"{what}: {series.null_count()} ids are null")
+
     doubled = series.filter(series.is_duplicated()).unique(maintain_order=True)
     if len(doubled):
         raise ValueError(
             f"{what}: {len(doubled)} ids occur more than once, e.g. {doubled[:3].to_list()}"
         )
+
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
         raise ValueError(
@@ -94,12 +108,12 @@ def _embedding_files(path: Path) -> tuple[Path, Path]:
 
 
 def save_embeddings(path: Path, ids: Sequence[str], x: np.ndarray) -> None:
-    """Write `<path>.npy`, (n, d) float32 C order, and `<path>.ids.parquet` with the same n, row i beside row i."""
+    """Write `<path>.npy`, (n, d) float32 C order, and `<path>.ids.parquet`, row i beside row i."""
     check_embeddings(ids, x, display_path(path))
     array_file, ids_file = _embedding_files(path)
-    ids_file.unlink(
-        missing_ok=True
-    )  # stopped between the two files, new rows would meet the old ids
+
+    # stopped between the two files, new rows would meet the old ids
+    ids_file.unlink(missing_ok=True)
     with atomic(array_file) as temporary:
         np.save(temporary, np.ascontiguousarray(x))
     save_table(ids_file, pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}))
@@ -108,124 +122,138 @@ def save_embeddings(path: Path, ids: Sequence[str], x: np.ndarray) -> None:
 def load_embeddings(path: Path, ids: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:
     """Ids and (n, d) float32 rows of `path`; with `ids`, exactly those rows in that order.
 
-    Raises FileNotFoundError naming the stage to run, ValueError when the two files disagree or an id is missing.
+    Raises FileNotFoundError naming the stage to run, ValueError when the two files disagree or an
+    id is missing.
     """
     array_file, ids_file = _embedding_files(path)
     column = load_table(ids_file, ["id"])["id"]
     if column.dtype != pl.String:
         raise ValueError(f"{display_path(ids_file)}: ids are {column.dtype}, must be text")
+
     have = column.to_list()
     x = load_array(_existing(array_file))
     check_embeddings(have, x, display_path(path))
+
     if ids is None:
         return have, x
     return list(ids), x[indices_of_ids(have, ids, display_path(path))]
 
 
 def indices_of_ids(have: Sequence[str], wanted: Sequence[str], what: str) -> np.ndarray:
-    """(len(wanted),) int64: where each wanted id stands in `have`. ValueError counts and shows the missing ones."""
+    """(len(wanted),) int64: where each wanted id stands in `have`.
+
+    ValueError counts and shows the missing ones.
+    """
     where = {identifier: i for i, identifier in enumerate(have)}
     missing = [identifier for identifier in wanted if identifier not in where]
     if missing:
         raise ValueError(
             f"{what}: {len(missing)} of {len(wanted)} ids are not there, e.g. {missing[:3]}"
         )
-    return np.fromiter(
-        (where[identifier] for identifier in wanted), dtype=np.int64, count=len(wanted)
-    )
+
+    indices = (where[identifier] for identifier in wanted)
+    return np.fromiter(indices, dtype=np.int64, count=len(wanted))
 
 
 def save_table(path: Path, frame: pl.DataFrame) -> None:
     """Write `frame` as Parquet, or as CSV when `path` ends in .csv."""
     with atomic(path) as temporary:
-        frame.write_csv(temporary) if path.suffix == ".csv" else frame.write_parquet(temporary)
+        if path.suffix == ".csv":
+            frame.write_csv(temporary)
+        else:
+            frame.write_parquet(temporary)
 
 
 def load_table(path: Path, columns: Sequence[str] = (), *, as_text: bool = False) -> pl.DataFrame:
-    """The table at `path` (.parquet or .csv), or `columns` of it; with `as_text` a CSV's 007 is no 7.
+    """The table at `path` (.parquet or .csv), or `columns` of it; `as_text`: a CSV's 007 is no 7.
 
-    Raises FileNotFoundError naming the stage that writes it, IsADirectoryError, ValueError naming a file that is broken or lacks
-    a column.
+    Raises FileNotFoundError naming the stage that writes it, IsADirectoryError, ValueError naming a
+    file that is broken or lacks a column.
     """
     if _existing(path).is_dir():
         raise IsADirectoryError(f"{display_path(path)} is not a file")
+
     with readable(path):
-        csv = path.suffix == ".csv"
-        there = (
-            (pl.scan_csv if csv else pl.scan_parquet)(path, glob=False).collect_schema().names()
-            if columns
-            else []
-        )
+        if path.suffix == ".csv":
+            lazy = pl.scan_csv(path, glob=False, infer_schema=not as_text)
+        else:
+            lazy = pl.scan_parquet(path, glob=False)
+        if not columns:
+            return lazy.collect()
+
+        there = lazy.collect_schema().names()
         missing = [name for name in columns if name not in there]
         if not missing:
-            options = {"infer_schema": not as_text} if csv else {}
-            return (pl.read_csv if csv else pl.read_parquet)(
-                path, columns=list(columns) or None, **options
-            )
+            return lazy.select(columns).collect()
+
     raise ValueError(f"{display_path(path)} has no column {', '.join(missing)}; there are {there}")
 
 
 def load_array(path: Path, mmap_mode: str | None = None) -> np.ndarray:
-    """The .npy array at `path`, never a pickled one. Raises ValueError naming a file that is broken or something else."""
+    """The .npy array at `path`, never a pickled one.
+
+    Raises ValueError naming a file that is broken or something else.
+    """
     with readable(path):
-        found = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-        if not isinstance(found, np.ndarray):
+        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
             raise ValueError("it is an archive, not one array")
-        return found
+        return array
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What goes wrong inside, whatever a library calls it, becomes a ValueError that names the file; OSError stays what it is."""
+    """Any error inside becomes a ValueError that names the file; an OSError stays what it is."""
     try:
         yield
     except OSError:
         raise
     except (Exception, pl.exceptions.PanicException) as error:  # a panic of polars is no Exception
-        said = str(error).strip().split("\n")[0][:300]
-        raise ValueError(
-            f"{display_path(path)} cannot be read: {said or type(error).__name__}"
-        ) from error
+        reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
+        raise ValueError(f"{display_path(path)} cannot be read: {reason}") from error
 
 
 def save_json(path: Path, content: dict) -> None:
     """Write `content` as indented JSON."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with atomic(path) as temporary:
-        temporary.write_text(
-            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(text, encoding="utf-8")
 
 
 def load_json(path: Path) -> dict:
-    """The JSON object at `path`. Raises FileNotFoundError naming the stage that writes it, ValueError when it is none."""
+    """The JSON object at `path`.
+
+    Raises FileNotFoundError naming the stage that writes it, ValueError when it is none.
+    """
     text = _existing(path).read_bytes()
     with readable(path):
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}, wanted a JSON object")
-        return found
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, wanted a JSON object")
+        return content
 
 
 def _existing(path: Path) -> Path:
-    if not path.exists():
-        stage = path.parent.name if path.parent.name[:2].isdigit() else path.parent.parent.name
-        hint = (
-            f"run ./run_all.sh --only {stage[:2]} first"
-            if stage[:2].isdigit()
-            else "run ./run_all.sh first"
-        )
-        raise FileNotFoundError(f"{display_path(path)} does not exist: {hint}")
-    return path
+    """`path`; FileNotFoundError naming the stage that writes it where it does not exist."""
+    if path.exists():
+        return path
+
+    folders = (path.parent.name, path.parent.parent.name)
+    stage = next((name for name in folders if name[:2].isdigit()), None)
+    only = f" --only {stage[:2]}" if stage else ""
+    raise FileNotFoundError(f"{display_path(path)} does not exist: run ./run_all.sh{only} first")
 
 
 def fingerprint(*parts: object) -> str:
-    """Hex digest of JSON-able values, arrays and paths (a file by size and time of change, a folder by its listing)."""
+    """Hex digest of JSON-able values, arrays and paths.
+
+    A file counts by size and time of change, a folder by its listing.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, np.ndarray):
-            digest.update(
-                f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes()
-            )
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
         elif isinstance(part, Path):
             digest.update(_listing(part).encode())
         else:
@@ -235,29 +263,32 @@ def fingerprint(*parts: object) -> str:
 
 
 def _listing(path: Path) -> str:
-    files = (
-        sorted(p for p in path.rglob("*") if p.is_file())
-        if path.is_dir()
-        else [path]
-        if path.exists()
-        else []
-    )
-    stats = ((f.relative_to(path).as_posix(), f.stat()) for f in files)
+    """Name, size and time of change of each file at or below `path`, a line each."""
+    files = []
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    elif path.exists():
+        files = [path]
+
+    stats = ((file.relative_to(path).as_posix(), file.stat()) for file in files)
     return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
 
 
 def cached_embeddings(
     path: Path, ids: Sequence[str], key: dict, compute: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """The (n, d) float32 rows of `ids` at `path` when they were written for the same ids and `key`, else `compute()`.
+    """The (n, d) float32 rows of `ids` at `path`, if written for this `key`, else computed.
 
-    `key` is everything that the rows depend on (texts, weights, sizes), JSON-able; it is kept in `<path>.json`.
+    `key` is everything that the rows depend on (texts, weights, sizes), JSON-able; it is kept in
+    `<path>.json`.
     """
     key_file = path.with_name(path.name + ".json")
     wanted = fingerprint(list(ids), key)
     whole = all(file.exists() for file in (key_file, *_embedding_files(path)))
     if whole and load_json(key_file)["fingerprint"] == wanted:
         return load_embeddings(path, ids)[1]
+
+    # without its key nothing is taken from the cache, should the run be stopped while writing
     key_file.unlink(missing_ok=True)
     x = compute()
     save_embeddings(path, ids, x)
@@ -266,29 +297,26 @@ def cached_embeddings(
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that the numbers depend on; a package that is not installed is left out."""
-    found = {"python": platform.python_version()}
+    """Versions of the installed packages that the numbers depend on."""
+    installed = {"python": platform.python_version()}
     for package in VERSIONS:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed
 
 
 def git_commit() -> str | None:
-    """The repository's commit, with `+` when the tree has changes; None outside a checkout or without git."""
+    """The repository's commit, `+` for a changed tree; None outside a checkout or without git."""
     if shutil.which("git") is None:
         return None
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True
-    )
-    return run.stdout.strip() or None
+
+    command = ["git", "describe", "--always", "--dirty=+"]
+    described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return described.stdout.strip() or None
 
 
 def write_meta(folder: Path, **facts: object) -> None:
-    """Write `meta.json` into a stage's folder: the given facts, versions, commit and time of writing."""
+    """Write `meta.json` into a stage's folder: the given facts, versions, commit and time."""
     written = datetime.now(UTC).isoformat(timespec="seconds")
-    save_json(
-        folder / META, {**facts, "written": written, "commit": git_commit(), "versions": versions()}
-    )
+    machine = {"written": written, "commit": git_commit(), "versions": versions()}
+    save_json(folder / META, {**facts, **machine})

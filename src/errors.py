@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Something the user can put right: shown without a traceback."""
+    """A setting, file or folder that the user can put right; its message says how."""

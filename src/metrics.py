@@ -1,25 +1,34 @@
-"""The score of the task (equation 8) and unit length, on which every model and the blend rely."""
+"""The score of the task (equation 8), and unit length, which every model and the blend need."""
 
 import numpy as np
 
 
 def l2_normalize(x: np.ndarray) -> np.ndarray:
-    """Rows of `x` at length 1, (n, d) float32, in order. ValueError counts rows that are zero or not finite."""
+    """Rows of `x` at length 1, (n, d) float32, in order.
+
+    ValueError counts rows that are zero or not finite.
+    """
     if x.ndim != 2:
         raise ValueError(f"unit length needs (n, d) rows, got shape {x.shape}")
+
     x = np.ascontiguousarray(x, dtype=np.float32)
     length = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
     _refuse(~np.isfinite(length), "hold NaN or infinity")
     _refuse(length == 0, "are zero and have no direction")
+
     return (x / length[:, None]).astype(np.float32)
 
 
 def cosines(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """(n,) float32: the cosine of each row of `truth` with the same row of `prediction`, of any length but zero."""
+    """(n,) float32: the cosine of each row of `truth` with the same row of `prediction`.
+
+    Rows may have any length but zero; ValueError names two shapes that differ.
+    """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth has shape {truth.shape}, prediction {prediction.shape}")
     if len(truth) == 0:
         raise ValueError("no rows to score")
+
     return np.einsum("nd,nd->n", l2_normalize(truth), l2_normalize(prediction))
 
 

@@ -1,74 +1,129 @@
 """Every artifact's name, once, so that no notebook and no module types a file name of another.
 
-Names are relative to `output_dir`: `resolve(output_dir) / paths.PAIRS`. Embeddings are named without a suffix, since
-`artifacts.save_embeddings` writes two files (`.npy` and `.ids.parquet`).
+Names are relative to `output_dir`: `resolve(output_dir) / paths.PAIRS`. Embeddings are named
+without a suffix, since `artifacts.save_embeddings` writes two files (`.npy`, `.ids.parquet`).
 """
 
 import os
+from enum import StrEnum
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("01_dedup", "02_train_model_a", "03_cuml_knn_model_b", "04_ensemble_oof", "05_submit")
+
+
+class Stage(StrEnum):
+    """The stages in the order they run; each is a notebook and a folder of `output_dir`."""
+
+    DEDUP = "01_dedup"
+    MODEL_A = "02_train_model_a"
+    MODEL_B = "03_cuml_knn_model_b"
+    ENSEMBLE = "04_ensemble_oof"
+    SUBMIT = "05_submit"
+
+
+STAGES = tuple(Stage)
 
 # shared by stages: decoded images and embeddings that only depend on their input
 CACHE = "cache"
 
-# 01_dedup
-PAIRS = "01_dedup/pairs.parquet"  # id, image, prompt, source, reason, filter1, filter2, keeper, similarity, group, fold
-REJECTED = "01_dedup/rejected.parquet"  # id, image, prompt, source, reason
-TARGETS = "01_dedup/targets"  # sentence embeddings of pairs' prompts
-TEST_IMAGES = "01_dedup/test.parquet"  # id, image
+# --- 01_dedup ---
 
-# 02_train_model_a; {row} is one of LADDER
+# id, image, prompt, source, reason, filter1, filter2, keeper, similarity, group, fold
+PAIRS = f"{Stage.DEDUP}/pairs.parquet"
+
+# id, image, prompt, source, reason
+REJECTED = f"{Stage.DEDUP}/rejected.parquet"
+
+# sentence embeddings of pairs' prompts
+TARGETS = f"{Stage.DEDUP}/targets"
+
+# id, image
+TEST_IMAGES = f"{Stage.DEDUP}/test.parquet"
+
+# --- 02_train_model_a; {row} is one of LADDER ---
+
 LADDER = ("clip", "clip_filter1", "clip_filter2", "model_a")
-OOF = "02_train_model_a/oof_{row}"
-TEST = "02_train_model_a/test_{row}"
-FOLD = "02_train_model_a/folds/{row}_fold{fold}"  # + .safetensors, .json, _oof and _test embeddings
-TRAINED = "02_train_model_a/trained.parquet"  # row, fold, rows_trained, seconds, score
-MEMBERS_A = "02_train_model_a/members.json"  # members: the rows that are predictions of Model A; clip: what each was trained from
+OOF = f"{Stage.MODEL_A}/oof_{{row}}"
+TEST = f"{Stage.MODEL_A}/test_{{row}}"
 
-# 03_cuml_knn_model_b
-STORE = "03_cuml_knn_model_b/store.parquet"  # id, prompt, source, row: the row of STORE_SHARDS that holds the prompt
-TEXT_STORE = "03_cuml_knn_model_b/text.parquet"  # row, prompt, source: the text-only prompts that the rules leave
-STORE_SHARDS = "03_cuml_knn_model_b/store"  # the prompts' keys and values, appended to and never encoded twice (src/datastore.py)
-STORE_IMAGES = (
-    "03_cuml_knn_model_b/images_{clip}"  # embeddings of the training images: the image keys
-)
-ROUTE_B = (
-    "03_cuml_knn_model_b/route_{n}.npz"  # what a route of CHOICE_B learnt from the training rows
-)
-OOF_B = "03_cuml_knn_model_b/oof_{member}"
-TEST_B = "03_cuml_knn_model_b/test_{member}"
-MEMBERS_B = "03_cuml_knn_model_b/members.json"  # members: the predictions of Model B; clip: the CLIP of each column of keys
-NEIGHBOURS = "03_cuml_knn_model_b/neighbours.parquet"  # query, rank, neighbour, prompt, similarity, weight (test queries)
-CHOICE_B = "03_cuml_knn_model_b/choice.json"  # the routes with their K, weights and shares
+# with .safetensors, .json, _oof and _test embeddings
+FOLD = f"{Stage.MODEL_A}/folds/{{row}}_fold{{fold}}"
 
-# 04_ensemble_oof
-OOF_ENSEMBLE = "04_ensemble_oof/oof_ensemble"
-BLEND = "04_ensemble_oof/blend.json"  # alpha and how it was found
+# row, fold, rows_trained, seconds, score
+TRAINED = f"{Stage.MODEL_A}/trained.parquet"
+
+# members: the rows that are predictions of Model A; clip: what each was trained from
+MEMBERS_A = f"{Stage.MODEL_A}/members.json"
+
+# --- 03_cuml_knn_model_b ---
+
+# id, prompt, source, row: the row of STORE_SHARDS that holds the prompt
+STORE = f"{Stage.MODEL_B}/store.parquet"
+
+# row, prompt, source: the text-only prompts that the rules leave
+TEXT_STORE = f"{Stage.MODEL_B}/text.parquet"
+
+# the prompts' keys and values, appended to and never encoded twice (model_b/datastore.py)
+STORE_SHARDS = f"{Stage.MODEL_B}/store"
+
+# embeddings of the training images: the image keys
+STORE_IMAGES = f"{Stage.MODEL_B}/images_{{clip}}"
+
+# what a route of CHOICE_B learned from the training rows
+ROUTE_B = f"{Stage.MODEL_B}/route_{{n}}.npz"
+
+OOF_B = f"{Stage.MODEL_B}/oof_{{member}}"
+TEST_B = f"{Stage.MODEL_B}/test_{{member}}"
+
+# members: the predictions of Model B; clip: the CLIP of each column of keys
+MEMBERS_B = f"{Stage.MODEL_B}/members.json"
+
+# query, rank, neighbour, prompt, similarity, weight (test queries)
+NEIGHBOURS = f"{Stage.MODEL_B}/neighbours.parquet"
+
+# the routes with their K, weights and shares
+CHOICE_B = f"{Stage.MODEL_B}/choice.json"
+
+# --- 04_ensemble_oof ---
+
+OOF_ENSEMBLE = f"{Stage.ENSEMBLE}/oof_ensemble"
+
+# alpha and how it was found
+BLEND = f"{Stage.ENSEMBLE}/blend.json"
 TABLE1 = "table1.csv"
-LADDER_TABLE = "ladder.csv"  # the rows beyond Table 1's six: knowing nothing, probes, single members, all members together
-SLICES = "04_ensemble_oof/slices.parquet"  # by, label, rows, avg_cos, low, high
-FAILURES = "04_ensemble_oof/failures.parquet"  # the worst out-of-fold rows: id, image, prompt, cosine, confidence, nearest
+
+# what is beyond Table 1's six: knowing nothing, probes, single members, all members together
+LADDER_TABLE = "ladder.csv"
+
+# by, label, rows, avg_cos, low, high
+SLICES = f"{Stage.ENSEMBLE}/slices.parquet"
+
+# the worst out-of-fold rows: id, image, prompt, cosine, confidence, nearest
+FAILURES = f"{Stage.ENSEMBLE}/failures.parquet"
 REPORT = "report.html"
 
-# 05_submit
-SUBMISSION = "submission"  # .csv, .parquet, .npy + .ids.parquet
-TEST_SCORES = "05_submit/test_scores.csv"  # model, avg_cos, low, high on the test images, where their truth is known
-GALLERY = (
-    "05_submit/gallery.parquet"  # id, image, confidence, prompts, and where known: truth, cosine
-)
+# --- 05_submit ---
 
-# the runner
+# with .csv, .parquet, .npy and .ids.parquet
+SUBMISSION = "submission"
+
+# model, avg_cos, low, high on the test images, where their truth is known
+TEST_SCORES = f"{Stage.SUBMIT}/test_scores.csv"
+
+# id, image, confidence, prompts, and where known: truth, cosine
+GALLERY = f"{Stage.SUBMIT}/gallery.parquet"
+
+# --- the runner ---
+
 EXECUTED = "executed"  # the notebooks as they ran, .ipynb and .html
 LOGS = "logs"  # one file a run: a line for each step
 META = "meta.json"  # in each stage's folder
 FAILED = "failed.txt"  # in a stage's folder after it failed: when and where
-LOCK = ".lock"  # held while a run is at work
+LOCK = ".lock"  # held during a run
 
 
 def resolve(path: str | Path) -> Path:
-    """`path` as an absolute path; a relative one is relative to the repository's root, wherever the caller runs."""
+    """`path` as an absolute path; a relative one is relative to the repository's root."""
     path = Path(os.path.expanduser(path))  # Path.expanduser fails on a user that is not there
     return path if path.is_absolute() else ROOT / path
 
@@ -76,9 +131,11 @@ def resolve(path: str | Path) -> Path:
 def display_path(path: str | Path) -> str:
     """`path` as a reader would type it from the repository's root."""
     path = Path(path)
-    return as_text(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
+    if path.is_relative_to(ROOT):
+        path = path.relative_to(ROOT)
+    return as_text(str(path))
 
 
 def as_text(name: str) -> str:
-    """A file's name as text that can be stored: bytes that are no UTF-8 are spelt out."""
+    """A file's name as text that can be stored: bytes that are no UTF-8 are spelled out."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")

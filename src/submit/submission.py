@@ -10,12 +10,12 @@ from src import artifacts
 from src.data.sample_submission import (
     HEADER,
     WIDTH,
-    _cell_names,
-    _lengths,
-    _raise,
-    _read_csv,
-    _whole_ids,
+    cell_names,
+    length_problems,
+    read_cells,
+    refuse,
     sample_ids,
+    whole_ids,
 )
 from src.paths import display_path
 
@@ -45,15 +45,15 @@ def write(
         if sample
         else display_path(path)
     )
-    _raise(
+    refuse(
         against, _compare_ids(pl.Series(order, dtype=pl.String), pl.Series(ids, dtype=pl.String))
     )
     if confidence is not None:
-        _raise(display_path(path), _confidence(ids, confidence))
+        refuse(display_path(path), _confidence(ids, confidence))
     places = artifacts.indices_of_ids(ids, order, display_path(path))
     x = np.ascontiguousarray(embeddings[places])
     artifacts.save_table(
-        _file(path, ".csv"), pl.DataFrame({HEADER[0]: _cell_names(order), HEADER[1]: x.reshape(-1)})
+        _file(path, ".csv"), pl.DataFrame({HEADER[0]: cell_names(order), HEADER[1]: x.reshape(-1)})
     )
     vectors = pl.Series("embedding", x, dtype=pl.Array(pl.Float32, WIDTH))
     columns = {"id": pl.Series(order, dtype=pl.String), "embedding": vectors}
@@ -70,13 +70,13 @@ def check(path: Path, sample: Path | None = None) -> None:
     not 384 long; a value not finite; rows in another order; values that differ between the files; a confidence beyond -1..1.
     """
     path = _stem(path)
-    csv, parquet = _read_csv(_file(path, ".csv")), _read_parquet(_file(path, ".parquet"))
+    csv, parquet = read_cells(_file(path, ".csv")), _read_parquet(_file(path, ".parquet"))
     order = pl.Series(
         parquet["id"].to_list() if sample is None else sample_ids(sample), dtype=pl.String
     )
     file = display_path(_file(path, ".csv"))
     if (
-        _whole_ids(csv[HEADER[0]]) != order.to_list()
+        whole_ids(csv[HEADER[0]]) != order.to_list()
         or not csv["val"].is_finite().fill_null(False).all()
     ):
         _diagnose(
@@ -85,7 +85,7 @@ def check(path: Path, sample: Path | None = None) -> None:
     x = csv["val"].to_numpy().reshape(-1, WIDTH)
     _check_copies(path, order, parquet, x)
     if "confidence" in parquet.columns:
-        _raise(
+        refuse(
             display_path(_file(path, ".parquet")),
             _confidence(parquet["id"].to_list(), parquet["confidence"].to_numpy()),
         )
@@ -95,8 +95,8 @@ def _diagnose(csv: pl.DataFrame, order: pl.Series, file: str, against: str) -> N
     """Say what is wrong with a file whose names or values are not those of `order`."""
     cells = csv.select(pl.col(HEADER[0]).str.extract(r"^(.*)_\d+$", 1).alias("id"), pl.col("val"))
     lengths = cells.group_by("id", maintain_order=True).len()
-    _raise(against, _compare_ids(order, lengths["id"]) + _lengths(lengths) + _values(cells))
-    where = int((csv[HEADER[0]] != _cell_names(order.to_list())).arg_max())
+    refuse(against, _compare_ids(order, lengths["id"]) + length_problems(lengths) + _values(cells))
+    where = int((csv[HEADER[0]] != cell_names(order.to_list())).arg_max())
     raise ValueError(
         f"{file}: rows are out of order from line {where + 2} ({csv[HEADER[0]][where]!r})"
     )
@@ -152,7 +152,7 @@ def _check_copies(path: Path, order: pl.Series, parquet: pl.DataFrame, x: np.nda
             raise ValueError(
                 f"{display_path(file)}: vectors of shape {values.shape}, must be (n, {WIDTH})"
             )
-        _raise(display_path(file), _compare_ids(order, pl.Series(names, dtype=pl.String)))
+        refuse(display_path(file), _compare_ids(order, pl.Series(names, dtype=pl.String)))
         if names != order.to_list():
             raise ValueError(
                 f"{display_path(file)}: ids are not in the order of {display_path(_file(path, '.csv'))}"
