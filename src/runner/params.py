@@ -1,6 +1,7 @@
-"""What the user asked for: the parameters files, held strictly against what the notebooks declare, before anything runs.
+"""What the user asked for: a parameters file, checked against what the notebooks declare.
 
-Papermill only warns of a parameter that a notebook does not have, and then runs with the wrong value.
+Papermill only warns of a parameter that a notebook does not have, and then runs with the wrong
+value; here it is refused before anything runs.
 """
 
 import ast
@@ -10,6 +11,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +19,12 @@ from src.errors import UserError
 from src.paths import ROOT, STAGES, display_path, resolve
 
 NOTEBOOKS = ROOT / "notebooks"
+COMMON = "common"
+DEMO = "demo"
+SECTIONS = (COMMON, DEMO, *STAGES)
+RUNNER = {"offline": bool}  # keys of `common` that are the runner's own
+
+# parameters that name files or folders
 FILES = (
     "train",
     "test",
@@ -26,118 +34,149 @@ FILES = (
     "exclude_near",
     "fold_file",
     "attributes",
-)  # what names files or folders
-RUNNER = {"offline": bool}  # keys of `common` that are the runner's own
+)
+
+# types by their name in a notebook's annotations
+TYPES = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "list": list,
+    "dict": dict,
+    "None": type(None),
+}
 
 
 class Declared(NamedTuple):
-    """A notebook's parameter: its default, the types it may have, and those that the entries of a list may have."""
+    """A notebook's parameter: its default, its types, and those of the entries of a list."""
 
     default: object
     types: tuple[type, ...]
     entries: tuple[type, ...]
 
+    def accepts(self, value: object) -> bool:
+        """Whether `value` has one of the types; an int is a float, infinity and NaN are nothing."""
+        if type(value) is list and list in self.types:
+            return not self.entries or all(_is_one_of(entry, self.entries) for entry in value)
+        return _is_one_of(value, self.types)
+
+    def __str__(self) -> str:
+        names = []
+        for kind in self.types:
+            inside = " or ".join(entry.__name__ for entry in self.entries)
+            names.append(f"list of {inside}" if kind is list and inside else kind.__name__)
+        return " or ".join(names)
+
+
+def _is_one_of(value: object, types: tuple[type, ...]) -> bool:
+    if type(value) is float and not math.isfinite(value):
+        return False
+    return type(value) in types or (type(value) is int and float in types)
+
+
+# --- what the notebooks declare ---
+
 
 def declared(notebook: Path) -> dict[str, Declared]:
-    """By name, from the cell tagged `parameters`; the types come from the annotation or the default."""
+    """By name, from the cell tagged `parameters`; types come from the annotation or the default."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    source = next(
-        "".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])
-    )
-    found = {}
-    for node in ast.parse(source).body:
-        name = node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id
+    cell = next(c for c in cells if "parameters" in c["metadata"].get("tags", []))
+
+    parameters = {}
+    for node in ast.parse("".join(cell["source"])).body:
         default = ast.literal_eval(node.value)
         if isinstance(node, ast.AnnAssign):
-            found[name] = Declared(default, *_types(node.annotation))
+            parameters[node.target.id] = Declared(default, *_types(node.annotation))
         else:
-            found[name] = Declared(
-                default,
-                (type(default),),
-                tuple({type(e) for e in default} if type(default) is list else ()),
-            )
-    return found
+            entries = {type(entry) for entry in default} if type(default) is list else ()
+            parameters[node.targets[0].id] = Declared(default, (type(default),), tuple(entries))
+    return parameters
 
 
 def _types(annotation: ast.expr) -> tuple[tuple[type, ...], tuple[type, ...]]:
     """The types of `a | b | list[c | d]`, and those within its brackets."""
-    known = {
-        "str": str,
-        "int": int,
-        "float": float,
-        "bool": bool,
-        "list": list,
-        "dict": dict,
-        "None": type(None),
-    }
     if isinstance(annotation, ast.BinOp):
-        left, right = _types(annotation.left), _types(annotation.right)
-        return left[0] + right[0], left[1] + right[1]
+        left, left_entries = _types(annotation.left)
+        right, right_entries = _types(annotation.right)
+        return left + right, left_entries + right_entries
+
     if isinstance(annotation, ast.Subscript):
-        return (list,), _types(annotation.slice)[0]
-    return (known[ast.unparse(annotation)],), ()
+        entries, _ = _types(annotation.slice)
+        return (list,), entries
+
+    return (TYPES[ast.unparse(annotation)],), ()
 
 
-def _fits(value: object, types: tuple[type, ...], entries: tuple[type, ...] = ()) -> bool:
-    if type(value) is float and not math.isfinite(value):
-        return False
-    if type(value) is list and list in types:
-        return not entries or all(_fits(entry, entries) for entry in value)
-    return type(value) in types or (type(value) is int and float in types)
-
-
-def _wanted(types: tuple[type, ...], entries: tuple[type, ...]) -> str:
-    inside = f" of {' or '.join(t.__name__ for t in entries)}" if entries else ""
-    return " or ".join(t.__name__ + (inside if t is list else "") for t in types)
+# --- what the user gave ---
 
 
 def load_params(file: str, changes: list[str]) -> dict[str, dict]:
-    """The sections of a parameters file with the `--set` changes in them. Raises Problem naming the file or the change."""
+    """The sections of a parameters file with the `--set` changes in them.
+
+    Raises UserError naming the file or the change.
+    """
     import yaml
 
     path = resolve(file)
     if not path.is_file():
-        raise UserError(
-            f"--params: {display_path(path)} does not exist; there are "
-            + ", ".join(display_path(p) for p in sorted((ROOT / "params").glob("*.yaml")))
-        )
+        files = ", ".join(display_path(p) for p in sorted((ROOT / "params").glob("*.yaml")))
+        raise UserError(f"--params: {display_path(path)} does not exist; there are {files}")
+
     try:
-        params = yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader(yaml))
-        params = {} if params is None else params
-        if not isinstance(params, dict):
-            raise UserError(
-                f"{display_path(path)}: must hold sections (`common:`, `01_dedup:`), got a {type(params).__name__}"
-            )
-        wrong = [name for name, section in params.items() if not isinstance(section, dict)]
-        if wrong:
-            raise UserError(
-                f"{display_path(path)}: sections must hold `name: value` lines; these do not: {wrong}"
-            )
+        params = _sections(yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader(yaml)))
         for change in changes:
-            key, equals, value = change.partition("=")
-            if not equals:
-                raise UserError(f"--set {change}: wanted KEY=VALUE")
-            named, _, name = key.rpartition(".")
-            above = [
-                stage for stage in STAGES if not named and name in params.get(stage, {})
-            ]  # a section wins over common
-            for section in [named or "common", *above]:
-                params.setdefault(section, {})[name] = yaml.load(value, Loader=_strict_loader(yaml))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+            _apply(params, change, yaml)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"{display_path(path)}: {error}") from None
     except RecursionError:
         raise UserError(f"{display_path(path)}: nested too deep") from None
     return params
 
 
+def _sections(content: object) -> dict[str, dict]:
+    """The file's content as sections. Raises ValueError where it is something else."""
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise ValueError(f"must hold sections (`common:`, `01_dedup:`), got a {kind}")
+
+    wrong = [name for name, section in content.items() if not isinstance(section, dict)]
+    if wrong:
+        raise ValueError(f"sections must hold `name: value` lines; these do not: {wrong}")
+    return content
+
+
+def _apply(params: dict[str, dict], change: str, yaml) -> None:
+    """Put a change, `section.name=value` or `name=value`, into the sections it belongs to."""
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise UserError(f"--set {change}: wanted KEY=VALUE")
+
+    # without a section it is common's, and replaces what a section has under this name
+    section, _, name = key.rpartition(".")
+    sections = [section]
+    if not section:
+        sections = [COMMON, *(stage for stage in STAGES if name in params.get(stage, {}))]
+
+    value = yaml.load(text, Loader=_strict_loader(yaml))
+    for section in sections:
+        params.setdefault(section, {})[name] = value
+
+
 def _strict_loader(yaml):
     class Loader(yaml.SafeLoader):
-        """YAML keeps the last of two equal keys and says nothing; here that is an error. So are aliases, which can multiply."""
+        """YAML keeps the last of two equal keys and says nothing; here that is an error.
+
+        Aliases, which can multiply, are an error too.
+        """
 
         def compose_node(self, parent, index):
             if self.check_event(yaml.AliasEvent):
+                line = self.peek_event().start_mark.line + 1
                 raise yaml.YAMLError(
-                    f"line {self.peek_event().start_mark.line + 1}: aliases are not taken, write the value out"
+                    f"line {line}: YAML aliases are not supported, write the value out"
                 )
             return super().compose_node(parent, index)
 
@@ -152,67 +191,86 @@ def _strict_loader(yaml):
     return Loader
 
 
+# --- both together ---
+
+
 def stage_params(
     params: dict[str, dict], file: str, notebooks: Path = NOTEBOOKS
 ) -> dict[str, dict]:
-    """What each notebook is given: every declared name, from its section, else `common`, else the notebook's default.
+    """Each notebook's parameters: from its section, else from `common`, else its default.
 
-    Raises Problem listing every unknown section or key and every value of another type.
+    Raises UserError listing every unknown section or key and every value of another type.
     """
-    known = {stage: declared(notebooks / f"{stage}.ipynb") for stage in STAGES}
-    common = sorted({name for names in known.values() for name in names})
-    problems = [
-        f"section {s!r} is unknown{_near(s, ['common', 'demo', *STAGES])}"
-        for s in params
-        if s not in ("common", "demo", *STAGES)
-    ]
-    problems += [
-        f"common.{name} is declared by no notebook{_near(name, [*common, *RUNNER])}"
-        for name in params.get("common", {})
-        if name not in common and name not in RUNNER
-    ]
-    problems += [
-        f"common.{name} must be {kind.__name__}, got {params['common'][name]!r}"
-        for name, kind in RUNNER.items()
-        if type(params.get("common", {}).get(name, kind())) is not kind
-    ]
+    by_stage = {stage: declared(notebooks / f"{stage}.ipynb") for stage in STAGES}
+    common = params.get(COMMON, {})
+    problems = _section_problems(params) + _common_problems(common, by_stage)
+
     result = {}
-    for stage, names in known.items():
+    for stage, parameters in by_stage.items():
         own = params.get(stage, {})
-        problems += [
-            f"{stage}.{name} is not declared by notebooks/{stage}.ipynb{_near(name, list(names))}"
-            for name in own
-            if name not in names
-        ]
-        given = {n: v for n, v in params.get("common", {}).items() if n in names} | {
-            n: v for n, v in own.items() if n in names
-        }
-        problems += [
-            f"{stage}.{name} must be {_wanted(*names[name][1:])}, got {value!r}"
-            for name, value in given.items()
-            if not _fits(value, *names[name][1:])
-        ]
-        problems += [
-            f"{stage}.{name} must not be empty"
-            for name, value in given.items()
-            if "" in (value if isinstance(value, list) else [value])
-        ]
-        result[stage] = {
-            name: given.get(name, parameter.default) for name, parameter in names.items()
-        }
-    problems += _demo_problems(params.get("demo"))
+        given = {name: value for name, value in (common | own).items() if name in parameters}
+        problems += _unknown_names(stage, own, parameters)
+        problems += _value_problems(stage, given, parameters)
+        result[stage] = {name: parameter.default for name, parameter in parameters.items()} | given
+
+    problems += _demo_problems(params.get(DEMO))
     if len({str(values.get("output_dir")) for values in result.values()}) > 1:
         problems.append("output_dir must be one for all notebooks: set it in `common`")
+
     if problems:
-        raise UserError(
-            f"{file}: " + "\n  ".join(["the parameters are refused", *dict.fromkeys(problems)])
-        )
+        lines = ["the parameters are refused", *dict.fromkeys(problems)]
+        raise UserError(f"{file}: " + "\n  ".join(lines))
     return result
 
 
-def _near(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(str(name), names, 1)  # YAML reads `on:` and `1:` as no text
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _section_problems(params: dict[str, dict]) -> list[str]:
+    return [
+        f"section {section!r} is unknown{_near(section, SECTIONS)}"
+        for section in params
+        if section not in SECTIONS
+    ]
+
+
+def _common_problems(common: dict, by_stage: dict[str, dict[str, Declared]]) -> list[str]:
+    """Names in `common` that no notebook has, and values of the runner's own of another type."""
+    problems = []
+    names = sorted({name for parameters in by_stage.values() for name in parameters})
+    for name, value in common.items():
+        if name in RUNNER:
+            kind = RUNNER[name]
+            if type(value) is not kind:
+                problems.append(f"common.{name} must be {kind.__name__}, got {value!r}")
+        elif name not in names:
+            near = _near(name, [*names, *RUNNER])
+            problems.append(f"common.{name} is declared by no notebook{near}")
+    return problems
+
+
+def _unknown_names(stage: str, own: dict, parameters: dict[str, Declared]) -> list[str]:
+    return [
+        f"{stage}.{name} is not declared by notebooks/{stage}.ipynb{_near(name, parameters)}"
+        for name in own
+        if name not in parameters
+    ]
+
+
+def _value_problems(stage: str, given: dict, parameters: dict[str, Declared]) -> list[str]:
+    """A line for each value of another type than declared, or that is an empty text."""
+    problems = []
+    for name, value in given.items():
+        if not parameters[name].accepts(value):
+            problems.append(f"{stage}.{name} must be {parameters[name]}, got {value!r}")
+
+        entries = value if isinstance(value, list) else [value]
+        if "" in entries:
+            problems.append(f"{stage}.{name} must not be empty")
+    return problems
+
+
+def _near(name: object, names: Iterable[str]) -> str:
+    """A question about the nearest of `names`, where one is near; a key of YAML may be no text."""
+    close = difflib.get_close_matches(str(name), names, 1)
+    return f"; did you mean {str(close[0])!r}?" if close else ""
 
 
 def _demo_problems(demo: dict | None) -> list[str]:
@@ -222,43 +280,67 @@ def _demo_problems(demo: dict | None) -> list[str]:
 
     wanted = dict(inspect.signature(module.write).parameters)
     problems = [
-        f"demo.{name} is unknown{_near(name, list(wanted))}" for name in demo if name not in wanted
+        f"demo.{name} is unknown{_near(name, wanted)}" for name in demo if name not in wanted
     ]
     for name, parameter in wanted.items():
         if name not in demo and parameter.default is inspect.Parameter.empty:
             problems.append(f"demo.{name} is missing")
-        elif name in demo and name != "folder" and type(demo[name]) is not int:
-            problems.append(f"demo.{name} must be int, got {demo[name]!r}")
-        elif name in demo and name != "folder" and demo[name] < (name != "seed"):
-            problems.append(f"demo.{name} must be at least {int(name != 'seed')}, got {demo[name]}")
+        elif name in demo and name != "folder":
+            problems += _size_problems(name, demo[name])
+
     folder = demo.get("folder", "input/demo")
     if not isinstance(folder, str) or not folder or os.path.isfile(resolve(folder)):
         problems.append(f"demo.folder must be a folder to write, got {folder!r}")
     return problems
 
 
+def _size_problems(name: str, value: object) -> list[str]:
+    """What is wrong with one of the demo's numbers."""
+    if type(value) is not int:
+        return [f"demo.{name} must be int, got {value!r}"]
+
+    lowest = 0 if name == "seed" else 1
+    if value < lowest:
+        return [f"demo.{name} must be at least {lowest}, got {value}"]
+    return []
+
+
+# --- files and folders among the parameters ---
+
+
 def input_paths(values: dict[str, object]) -> dict[str, Path]:
-    """Parameter -> the user's file or folder it names: each of FILES, and a `local-dir:` CLIP (without its @size)."""
-    found = {}
+    """Parameter -> the user's file or folder it names.
+
+    That is each of FILES, and a `local-dir:` CLIP (without its @size).
+    """
+    by_name = {}
     for name, value in values.items():
         entries = value if isinstance(value, list) else [value]
         for n, entry in enumerate(entries):
-            entry = entry.get("path") if isinstance(entry, dict) else entry
-            local = isinstance(entry, str) and entry.startswith("local-dir:")
-            if isinstance(entry, str) and (local or name in FILES):
-                plain = re.sub(r"@\d+$", "", entry.removeprefix("local-dir:")) if local else entry
-                found[f"{name}[{n}]" if len(entries) > 1 else name] = resolve(plain)
-    return found
+            path = _path_of(name, entry)
+            if path is not None:
+                by_name[f"{name}[{n}]" if len(entries) > 1 else name] = path
+    return by_name
+
+
+def _path_of(name: str, entry: object) -> Path | None:
+    """The file or folder that one value, or entry of a list, of the parameter names."""
+    if isinstance(entry, dict):
+        entry = entry.get("path")
+    if not isinstance(entry, str):
+        return None
+
+    if entry.startswith("local-dir:"):
+        return resolve(re.sub(r"@\d+$", "", entry.removeprefix("local-dir:")))
+    return resolve(entry) if name in FILES else None
 
 
 def missing_inputs(per_stage: dict[str, dict], *, to_be_written: Path | None = None) -> list[str]:
-    """A line for every input that does not exist, sorted; the demo's folder is yet `to_be_written`."""
-    inputs = [entry for values in per_stage.values() for entry in input_paths(values).items()]
-    return sorted(
-        {
-            f"{name}: {display_path(path)} does not exist"
-            for name, path in inputs
-            if not os.path.exists(path)
-            and not (to_be_written and path.is_relative_to(to_be_written))
-        }
-    )
+    """A line for every input that does not exist, sorted; the demo's folder is `to_be_written`."""
+    lines = set()
+    for values in per_stage.values():
+        for name, path in input_paths(values).items():
+            awaited = to_be_written is not None and path.is_relative_to(to_be_written)
+            if not os.path.exists(path) and not awaited:
+                lines.add(f"{name}: {display_path(path)} does not exist")
+    return sorted(lines)
