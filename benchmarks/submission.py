@@ -1,7 +1,7 @@
-"""Writing and checking a competition-sized submission: python benchmarks/submission.py [--images 16000] [--runs 3]
+"""A competition-sized submission: python benchmarks/submission.py [--images 16000] [--runs 3]
 
-Prints the seconds of `submission.write` and `submission.check` by id and in a sample's order, the size of the files, and whether
-the values that come back are the float32 values that went in.
+Prints the seconds of `submission.write` and `submission.check` by id and in a sample's order, the
+size of the files, and whether the values that come back are the float32 values that went in.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src.data import sample_submission
+from src.data import sample_submission  # noqa: E402
 from src.metrics import l2_normalize  # noqa: E402
 from src.submit import submission  # noqa: E402
 
@@ -30,6 +30,15 @@ def timed(ids: list[str], x: np.ndarray, path: Path, sample: Path | None) -> tup
     return middle - start, time.perf_counter() - middle
 
 
+def values_return(path: Path, ids: list[str], x: np.ndarray) -> bool:
+    """Whether the CSV at `path` gives back `x`, the rows of `ids`, bit by bit."""
+    table = pl.read_csv(path, schema={"imgId_eId": pl.String, "val": pl.Float32})
+    first_cells = table["imgId_eId"].gather_every(sample_submission.WIDTH)
+    row = {identifier: n for n, identifier in enumerate(ids)}
+    order = [row[cell.rpartition("_")[0]] for cell in first_cells]
+    return np.array_equal(table["val"].to_numpy().reshape(x.shape), x[order])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -37,36 +46,28 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16_000)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
-    x = l2_normalize(
-        np.random.default_rng(0)
-        .standard_normal((options.images, sample_submission.WIDTH))
-        .astype(np.float32)
-    )
+
+    shape = (options.images, sample_submission.WIDTH)
+    x = l2_normalize(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
     ids = [f"{i * 2654435761 % 16**9:09x}" for i in range(options.images)]
     with tempfile.TemporaryDirectory() as folder:
-        path, sample = Path(folder) / "submission", Path(folder) / "sample_submission.csv"
+        path = Path(folder) / "submission"
+        csv = path.with_suffix(".csv")
+        sample = Path(folder) / "sample_submission.csv"
         submission.write(ids[::-1], x[::-1], Path(folder) / "any")
         (Path(folder) / "any.csv").rename(sample)
+
         for name, order in (("by id", None), ("by the sample", sample)):
             seconds = np.array([timed(ids, x, path, order) for _ in range(options.runs)])
             write, check = (f"{s.mean():.1f} s ({s.min():.1f} to {s.max():.1f})" for s in seconds.T)
             print(
-                f"{options.images:,} x {sample_submission.WIDTH}, {name}: write {write}, check {check}, together at most "
-                f"{seconds.sum(axis=1).max():.1f} s"
+                f"{shape[0]:,} x {shape[1]}, {name}: write {write}, check {check}, "
+                f"together at most {seconds.sum(axis=1).max():.1f} s"
             )
-        table = pl.read_csv(
-            path.with_suffix(".csv"), schema={"imgId_eId": pl.String, "val": pl.Float32}
-        )
-        places = {i: n for n, i in enumerate(ids)}
-        back = table["val"].to_numpy().reshape(x.shape)
-        names = [
-            name.rpartition("_")[0]
-            for name in table["imgId_eId"].gather_every(sample_submission.WIDTH)
-        ]
-        same = np.array_equal(back, x[[places[name] for name in names]])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
-            f"values read back equal to float32: {same}; csv {path.with_suffix('.csv').stat().st_size / 2**20:.0f} MiB; "
-            f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+            f"values read back equal to float32: {values_return(csv, ids, x)}; "
+            f"csv {csv.stat().st_size / 2**20:.0f} MiB; peak memory {peak:.1f} GiB"
         )
 
 

@@ -1,9 +1,11 @@
-"""Real models, small and hardly trained: what the stages wrote is what new images get, here and on a hosted image."""
+"""Real models, small and hardly trained: what the stages wrote is what new images get."""
 
+import runpy
 import shutil
 import subprocess
 import sys
 
+import faiss
 import numpy as np
 import polars as pl
 import pytest
@@ -13,6 +15,7 @@ from src.ensemble.blending import combine
 from src.ensemble.members import load_members
 from src.paths import ROOT
 from src.submit import batch, pack, submission
+from src.submit import predictor as predictor_module
 from src.submit.predictor import Predictor
 from tests.helpers.trained_output import write_output
 
@@ -49,7 +52,7 @@ def test_in_batches_and_parts_of_any_size_the_prediction_is_the_same(trained, mo
     files = sorted((trained / "test").glob("*.png"))
     predictor = Predictor(trained / "output", device="cpu")
     whole = predictor(files)
-    monkeypatch.setattr(batch, "PART", 7)
+    monkeypatch.setattr(predictor_module, "PART_SIZE", 7)
     parts = predictor(files, batch_size=3)
     np.testing.assert_allclose(parts.embedding, whole.embedding, atol=1e-5)
     np.testing.assert_allclose(parts.confidence, whole.confidence, atol=1e-5)
@@ -120,13 +123,23 @@ def test_on_a_hosted_image_the_pack_writes_the_same_submission(trained, packed, 
 
 
 def test_the_pack_says_what_it_is(packed):
-    told = (packed / "README.txt").read_text(encoding="utf-8")
+    told = (packed / "README.md").read_text(encoding="utf-8")
     assert "python run.py --images FOLDER --sample" in told and "open_clip 3" in told
+
+
+def test_the_stand_in_for_faiss_gives_what_faiss_gives(packed):
+    stand_in = runpy.run_path(str(packed / "fallback" / "faiss.py"))
+    x = np.random.default_rng(0).standard_normal((50, 8), dtype=np.float32)
+    metric = stand_in["METRIC_INNER_PRODUCT"]
+    similarity, index = stand_in["knn"](x[:7], x, 5, metric)
+    expected, expected_index = faiss.knn(x[:7], x, 5, metric=faiss.METRIC_INNER_PRODUCT)
+    np.testing.assert_allclose(similarity, expected, atol=1e-6)
+    np.testing.assert_array_equal(index, expected_index)
 
 
 def test_a_pack_needs_an_empty_folder_and_a_local_clip(trained, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("x")
-    assert batch.main(["--pack", str(tmp_path), "--output", str(trained / "output")]) == 2
+    assert pack.main([str(tmp_path), "--output", str(trained / "output")]) == 2
     assert "is not empty" in capsys.readouterr().err
     output = tmp_path / "output"
     shutil.copytree(trained / "output", output)
@@ -134,5 +147,5 @@ def test_a_pack_needs_an_empty_folder_and_a_local_clip(trained, tmp_path, capsys
     artifacts.save_json(
         output / paths.MEMBERS_A, {**members, "clip": {"model_a": "ViT-L-14/openai"}}
     )
-    assert batch.main(["--pack", str(tmp_path / "pack"), "--output", str(output)]) == 2
+    assert pack.main([str(tmp_path / "pack"), "--output", str(output)]) == 2
     assert "'ViT-L-14/openai' is read from a hub" in capsys.readouterr().err

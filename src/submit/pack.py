@@ -1,6 +1,10 @@
-"""One folder with what inference needs, models, store, CLIPs and code, for a machine without internet such as a Kaggle notebook."""
+"""`./run_all.sh pack FOLDER`: models, store, CLIPs and code in one folder, for a machine without
+internet such as a Kaggle notebook.
+"""
 
+import argparse
 import shutil
+import sys
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +12,7 @@ from pathlib import Path
 from src import artifacts, encoder, paths
 from src.errors import UserError
 from src.model_b import routes
-from src.paths import display_path
+from src.paths import display_path, resolve
 from src.submit.predictor import Predictor, clip_names, fold_bases, used_members
 
 FILES = (
@@ -18,126 +22,132 @@ FILES = (
     f"{paths.STAGES[1]}/{paths.META}",
     f"{paths.STAGES[2]}/{paths.META}",
 )
-CARRIED = (
-    "open_clip",
-    "ftfy",
-    "wcwidth",
-)  # pure Python, and not on every hosted image: copied from this environment
-
-RUN = '''"""Predict a folder of images with the models packed beside this file. python run.py --help"""
-
-import sys
-from pathlib import Path
-
-here = Path(__file__).resolve().parent
-sys.path[:0] = [str(here), str(here / "vendor")]
-sys.path.append(str(here / "fallback"))  # last: what is installed wins
-
-from src.submit.batch import main  # noqa: E402
-
-if __name__ == "__main__":
-    sys.exit(main(["--output", str(here / "output"), *sys.argv[1:]]))
-'''
-
-FAISS = '''"""The one function of faiss that the search needs, over torch: for an image with neither a GPU for cuML nor faiss."""
-
-import numpy as np
-import torch
-
-METRIC_INNER_PRODUCT = 0
-
-
-def knn(queries: np.ndarray, store: np.ndarray, k: int, metric: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exact search by inner product."""
-    found = (torch.from_numpy(queries) @ torch.from_numpy(store).T).topk(k)
-    return found.values.numpy(), found.indices.numpy()
-'''
-
-README = """Predicts the sentence embedding of an image's prompt. Nothing to install, no network.
-
-    python run.py --images FOLDER --sample sample_submission.csv --out submission.csv    the competition's file, checked
-    python run.py --images FOLDER --out predictions.parquet                              embeddings, confidence, nearest prompts
-
-On Kaggle: upload this folder as a data set, attach it to a notebook with the internet switched off, and let its only cell be
-
-    !python /kaggle/input/THIS-FOLDER/run.py --images /kaggle/input/stable-diffusion-image-to-prompts/images \\
-        --sample /kaggle/input/stable-diffusion-image-to-prompts/sample_submission.csv --out /kaggle/working/submission.csv
-
-Taken from the image: Python 3.11 or newer, torch, torchvision, timm, transformers, safetensors, numpy, scipy, scikit-learn, polars,
-pyarrow, pillow, tqdm; cuML where there is a GPU. Carried in vendor/: {carried}. Where neither cuML nor faiss can
-search, fallback/faiss.py does, with torch. Stopped half-way it goes on when started again.
-"""
+# pure Python, and not on every hosted image: copied from this environment
+VENDORED = ("open_clip", "ftfy", "wcwidth")
+PACKED = Path(__file__).with_name("packed")  # the programs that only a pack needs
+NO_CACHES = shutil.ignore_patterns("__pycache__")
 
 
 def write(output: Path, folder: Path) -> Path:
-    """Copy what inference needs into `folder`: models, store, CLIPs, code, run.py, README.txt.
+    """Copy what inference needs into `folder`: models, store, CLIPs, code, run.py, README.md.
 
-    Problem when it is not empty or a CLIP is not a local folder; what `Predictor` raises where `output` cannot predict.
+    UserError when it is not empty or a CLIP is not a local folder; what `Predictor` raises where
+    `output` cannot predict.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--pack: {display_path(folder)} is not empty")
-    clips, clips_b = clip_names(output)
-    if hub := sorted(
-        clip for clip in {*clips.values(), *clips_b.values()} if not clip.startswith(encoder.LOCAL)
-    ):
+        raise UserError(f"pack: {display_path(folder)} is not empty")
+    clips_a, clips_b = clip_names(output)
+    from_hub = {
+        clip
+        for clip in (*clips_a.values(), *clips_b.values())
+        if not clip.startswith(encoder.LOCAL)
+    }
+    if from_hub:
         raise UserError(
-            f"--pack: the CLIP {hub[0]!r} is read from a hub; train with clip=local-dir:<folder> to pack it"
+            f"pack: the CLIP {min(from_hub)!r} is read from a hub; train with "
+            "clip=local-dir:<folder> to pack it"
         )
-    Predictor(
-        output, device="cpu"
-    )  # what cannot predict is refused here, not on the machine that it is packed for
-    used = used_members(artifacts.load_json(output / paths.BLEND)["weights"], list(clips))
-    clips = {name: clips[name] for name in used}
-    files = [output / name for name in FILES if (output / name).exists()]
-    files += routes.files(output)
-    bases = [base for name in clips for base in fold_bases(output, name)]
-    files += [
-        base.with_name(base.name + suffix) for base in bases for suffix in (".safetensors", ".json")
-    ]
-    for file in files:
+    # what cannot predict is refused here, not on the machine that it is packed for
+    Predictor(output, device="cpu")
+
+    weights = artifacts.load_json(output / paths.BLEND)["weights"]
+    clips_a = {name: clips_a[name] for name in used_members(weights, list(clips_a))}
+    for file in _files(output, list(clips_a)):
         target = folder / "output" / file.relative_to(output)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(file, target) if file.is_dir() else shutil.copyfile(file, target)
-    shutil.copytree(
-        paths.ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    _pack_clips(folder, clips, clips_b)
-    carried = [_carry(name, folder / "vendor") for name in CARRIED]
-    (folder / "fallback").mkdir()
-    (folder / "fallback" / "faiss.py").write_text(FAISS, encoding="utf-8")
-    (folder / "run.py").write_text(RUN, encoding="utf-8")
-    (folder / "README.txt").write_text(README.format(carried=", ".join(carried)), encoding="utf-8")
+        if file.is_dir():
+            shutil.copytree(file, target)
+        else:
+            shutil.copyfile(file, target)
+    _pack_clips(folder, clips_a, clips_b)
+    _pack_code(folder)
     return folder
 
 
-def _pack_clips(folder: Path, clips: dict[str, str], clips_b: dict[str, str]) -> None:
-    """Copy each CLIP's folder and let the packed output name the copies."""
-    places, copies = {}, {}
-    for clip in sorted({*clips.values(), *clips_b.values()}):
+def _files(output: Path, members: list[str]) -> list[Path]:
+    """What prediction reads below `output`, for the given members of Model A."""
+    files = [output / name for name in FILES if (output / name).exists()]
+    files += routes.files(output)
+    for member in members:
+        for base in fold_bases(output, member):
+            files += [base.with_name(base.name + suffix) for suffix in (".safetensors", ".json")]
+    return files
+
+
+def _pack_clips(folder: Path, clips_a: dict[str, str], clips_b: dict[str, str]) -> None:
+    """Copy each CLIP's folder, and let the packed output name the copies."""
+    copies = {}  # folder of a CLIP -> its copy
+    packed_names = {}  # CLIP as the output names it -> as the packed output does
+    for clip in sorted({*clips_a.values(), *clips_b.values()}):
         plain, size = encoder.sized(clip)
         if plain not in copies:
             copies[plain] = f"clip/{len(copies)}"
             shutil.copytree(encoder.local_folder(plain), folder / copies[plain])
-        places[clip] = f"{encoder.LOCAL}{copies[plain]}" + (f"@{size}" if size else "")
-    for file, used, alone in (
-        (paths.MEMBERS_A, clips, list(clips)),
-        (paths.MEMBERS_B, clips_b, ["model_b"]),
-    ):
-        members = folder / "output" / file
-        known = artifacts.load_json(members) if members.exists() else {"members": alone}
-        artifacts.save_json(
-            members, {**known, "clip": {name: places[clip] for name, clip in used.items()}}
-        )
-    blend = folder / "output" / paths.BLEND
-    artifacts.save_json(
-        blend, {**artifacts.load_json(blend), "clip": places[next(iter(clips_b.values()))]}
-    )
+        suffix = f"@{size}" if size else ""
+        packed_names[clip] = f"{encoder.LOCAL}{copies[plain]}{suffix}"
+
+    output = folder / "output"
+    _name_clips(output / paths.MEMBERS_A, clips_a, packed_names, list(clips_a))
+    _name_clips(output / paths.MEMBERS_B, clips_b, packed_names, ["model_b"])
+    blend = artifacts.load_json(output / paths.BLEND)
+    default = packed_names[next(iter(clips_b.values()))]
+    artifacts.save_json(output / paths.BLEND, {**blend, "clip": default})
 
 
-def _carry(name: str, vendor: Path) -> str:
-    shutil.copytree(
-        Path(find_spec(name).origin).parent,
-        vendor / name,
-        ignore=shutil.ignore_patterns("__pycache__"),
-    )
+def _name_clips(
+    file: Path, clips: dict[str, str], packed_names: dict[str, str], members: list[str]
+) -> None:
+    """Write the packed names of `clips` into a members file; `members` where there is no file."""
+    content = artifacts.load_json(file) if file.exists() else {"members": members}
+    named = {name: packed_names[clip] for name, clip in clips.items()}
+    artifacts.save_json(file, {**content, "clip": named})
+
+
+def _pack_code(folder: Path) -> None:
+    """The package, what it needs and may lack, and how to run it."""
+    shutil.copytree(paths.ROOT / "src", folder / "src", ignore=NO_CACHES)
+    shutil.copyfile(PACKED / "run.py", folder / "run.py")
+    (folder / "fallback").mkdir()
+    shutil.copyfile(PACKED / "faiss.py", folder / "fallback" / "faiss.py")
+
+    carried = [_vendor(name, folder / "vendor") for name in VENDORED]
+    readme = (PACKED / "README.md").read_text(encoding="utf-8")
+    text = readme.format(carried=", ".join(carried))
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _vendor(name: str, vendor: Path) -> str:
+    """Copy an installed package; its name and version."""
+    shutil.copytree(Path(find_spec(name).origin).parent, vendor / name, ignore=NO_CACHES)
     return f"{name} {version(packages_distributions()[name][0])}"
+
+
+# --- the command line ---
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point: 0 done, 2 refused."""
+    parser = argparse.ArgumentParser(
+        prog="./run_all.sh pack",
+        description="Put models, store and code into one folder, for a machine without internet.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="the pack: an empty or a new folder")
+    parser.add_argument(
+        "--output",
+        default="output",
+        metavar="FOLDER",
+        help="a trained output folder (default: %(default)s)",
+    )
+    options = parser.parse_args(argv)
+
+    try:
+        folder = write(resolve(options.output), Path(options.folder).absolute())
+    except (UserError, FileNotFoundError, ValueError) as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    print(f"packed into {display_path(folder)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

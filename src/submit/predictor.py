@@ -1,11 +1,10 @@
-"""New images with a trained `output/`: embeddings, a confidence for each, and the nearest prompts.
+"""New images with a trained `output/`: their embeddings, confidence and nearest prompts.
 
     from src.submit import Predictor
     predictor = Predictor("output")
-    found = predictor(["fox.jpg", "owl.png"])  # found.embedding, found.confidence, found.prompts
+    result = predictor(["fox.jpg", "owl.png"])  # .embedding, .confidence, .prompts
 
-`python -m src.submit.batch --images FOLDER --out FILE` does it for any number of images: they are decoded while the models work, and
-each part of the result lies on disk before the next begins, so a run that was stopped goes on where it was.
+`./run_all.sh predict --images FOLDER --out FILE` does it for any number of images (`batch.py`).
 """
 
 import os
@@ -31,18 +30,24 @@ from src.model_a.fold_ensemble import FoldEnsemble
 from src.model_b import routes
 from src.paths import display_path, resolve
 
-PART = 1024  # images in a part: what a stopped run may lose
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PART_SIZE = 1024  # images that are blended, and written to disk, together
 
-ImageBatch = dict[ImagePreprocess, np.ndarray]  # how a CLIP wants its images -> (n, s, s, 3) uint8
-Encoded = tuple[
-    dict[str, np.ndarray], dict[str, np.ndarray]
-]  # by member of Model A (n, 384), by CLIP (n, D): float32 unit rows
+ImageBatch = dict[ImagePreprocess, np.ndarray]  # (n, s, s, 3) uint8 for each way to resize
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the image towers give for a batch: float32 unit rows, aligned by image."""
+
+    by_member: dict[str, np.ndarray]  # member of Model A -> (n, 384)
+    by_clip: dict[str, np.ndarray]  # CLIP -> (n, D)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Aligned by image: embedding (n, 384) float32 unit rows, confidence (n,) float32 expected cosine, nearest prompts."""
+    """Aligned by image: `embedding` (n, 384) float32 unit rows, `confidence` (n,) float32, the
+    cosine to expect; `prompts`, the nearest of each, and their `similarity` (n, k) float32.
+    """
 
     embedding: np.ndarray
     confidence: np.ndarray
@@ -50,7 +55,7 @@ class Prediction:
     similarity: np.ndarray
 
 
-NOTHING = Prediction(
+NO_IMAGES = Prediction(
     np.empty((0, sample_submission.WIDTH), np.float32),
     np.empty(0, np.float32),
     [],
@@ -61,8 +66,8 @@ NOTHING = Prediction(
 class Predictor:
     """The members that the blend uses, loaded once.
 
-    FileNotFoundError names the stage whose artifacts are missing, ValueError the one to run again, Problem a CLIP that cannot
-    be loaded.
+    FileNotFoundError names the stage whose artifacts are missing, ValueError the stage to run
+    again, UserError a CLIP that cannot be loaded.
     """
 
     def __init__(
@@ -71,145 +76,170 @@ class Predictor:
         *,
         device: str = "auto",
         engine: str = "auto",
-        neighbours: int = 5,
+        neighbors: int = 5,
     ):
-        self.output, self.neighbours = resolve(output), neighbours
+        self.output = resolve(output)
+        self.neighbors = neighbors
         self.weights = artifacts.load_json(self.output / paths.BLEND)["weights"]
         self.confidence = load_confidence(self.output)
         self.sides = member_names(self.output)
-        clips, self.clips_b = clip_names(self.output)
+
+        clips_a, self.clips_b = clip_names(self.output)
+        self.ensembles = self._load_ensembles(clips_a, device)
+        self.model_b = replace(routes.load(self.output, engine=engine), depth=neighbors)
+
+        self.preprocesses = {ensemble.clip.geometry for ensemble in self.ensembles.values()}
+        # one thread an image, so torch must not start threads of its own in each
+        self.pool = ThreadPoolExecutor(os.cpu_count(), "decode", torch.set_num_threads, (1,))
+        # a GPU computes while the next batches are decoded; a CPU would only share its cores
+        on_gpu = any(ensemble.clip.device.type == "cuda" for ensemble in self.ensembles.values())
+        self.batches_ahead = 2 if on_gpu else 0
+
+    def _load_ensembles(self, clips_a: dict[str, str], device: str) -> dict[str, FoldEnsemble]:
+        """Every CLIP that is needed, with the folds of Model A that were trained from it."""
         used = used_members(self.weights, self.sides[0])
-        self.trunks = {}
-        for clip in {*self.clips_b.values(), *(clips[name] for name in used)}:
+
+        ensembles = {}
+        for name in {*self.clips_b.values(), *(clips_a[member] for member in used)}:
             try:
-                loaded = encoder.load(clip, device=device)
+                clip = encoder.load(name, device=device)
             except RuntimeError as error:
                 raise UserError(error) from error
-            self.trunks[clip] = FoldEnsemble(
-                loaded,
-                {
-                    name: [fit.load_fold(base, loaded) for base in fold_bases(self.output, name)]
-                    for name in used
-                    if clips[name] == clip
-                },
-            )
-        self.b = replace(routes.load(self.output, engine=engine), depth=neighbours)
-        self.geometries = {trunk.clip.geometry for trunk in self.trunks.values()}
-        self.pool = ThreadPoolExecutor(
-            os.cpu_count(), "decode", torch.set_num_threads, (1,)
-        )  # one image a thread
-        # on a GPU the next batches are decoded while it works; on a CPU both would only fight for the same cores
-        self.ahead = (
-            2 if any(trunk.clip.device.type == "cuda" for trunk in self.trunks.values()) else 0
-        )
+
+            members = [member for member in used if clips_a[member] == name]
+            folds = {
+                member: [fit.load_fold(base, clip) for base in fold_bases(self.output, member)]
+                for member in members
+            }
+            ensembles[name] = FoldEnsemble(clip, folds)
+        return ensembles
 
     def __call__(
-        self, pictures: Sequence[str | Path | Image.Image], *, batch_size: int = 64
+        self, sources: Sequence[str | Path | Image.Image], *, batch_size: int = 64
     ) -> Prediction:
-        """Predict images (paths or PIL) in order; raises what `images.decode` raises on a broken one."""
-        parts = []
-        for first in range(0, len(pictures), PART):
-            part = pictures[first : first + PART]
-            batches = (
-                part[start : start + batch_size] for start in range(0, len(part), batch_size)
-            )
-            parts.append(
-                self.find(
-                    [self.see(stack(list(self.pool.map(self.decode, batch)))) for batch in batches]
-                )
-            )
-        return join(parts) if parts else NOTHING
+        """Predict images (paths or PIL) in order; raises what `images.decode` raises."""
+        predictions = []
+        for first in range(0, len(sources), PART_SIZE):
+            part = sources[first : first + PART_SIZE]
+            encoded = []
+            for start in range(0, len(part), batch_size):
+                decoded = self.pool.map(self.decode, part[start : start + batch_size])
+                encoded.append(self.encode(stack(list(decoded))))
+            predictions.append(self.blend(encoded))
+        return join(predictions) if predictions else NO_IMAGES
 
-    def decode(self, image: str | Path | Image.Image) -> ImageBatch:
-        """One image as each CLIP in use wants it, decoded as the stages decode theirs: (s, s, 3) uint8 each."""
-        if isinstance(image, Image.Image):
-            return {
-                geometry: images.resized(image.convert("RGB"), geometry)
-                for geometry in self.geometries
-            }
-        content = Path(image).read_bytes()
-        return {geometry: images.from_bytes(content, geometry) for geometry in self.geometries}
+    def decode(self, source: str | Path | Image.Image) -> ImageBatch:
+        """One image as each CLIP in use wants it, as the stages decode theirs: (s, s, 3) uint8."""
+        if isinstance(source, Image.Image):
+            rgb = source.convert("RGB")
+            return {preprocess: images.resized(rgb, preprocess) for preprocess in self.preprocesses}
 
-    def see(self, pixels: ImageBatch) -> Encoded:
-        """What the towers make of a batch of decoded images."""
-        members, embeddings = {}, {}
-        for name, trunk in self.trunks.items():
-            embeddings[name], predictions = trunk(pixels[trunk.clip.geometry])
-            members |= predictions
-        return members, embeddings
+        content = Path(source).read_bytes()
+        return {
+            preprocess: images.from_bytes(content, preprocess) for preprocess in self.preprocesses
+        }
 
-    def find(self, seen: Sequence[Encoded]) -> Prediction:
-        """The search and the blend, for all batches at once: the store is made ready as long for one image as for a thousand."""
-        members, embeddings = (
-            {name: np.concatenate([batch[kind][name] for batch in seen]) for name in seen[0][kind]}
-            for kind in (0, 1)
-        )
-        prediction, similarity, index = self.b.predict(
-            {column: embeddings[clip] for column, clip in self.clips_b.items()}
-        )
+    def encode(self, pixels: ImageBatch) -> Encoded:
+        """A batch of decoded images through every CLIP and every fold."""
+        by_member = {}
+        by_clip = {}
+        for name, ensemble in self.ensembles.items():
+            by_clip[name], predictions = ensemble(pixels[ensemble.clip.geometry])
+            by_member |= predictions
+        return Encoded(by_member, by_clip)
+
+    def blend(self, batches: Sequence[Encoded]) -> Prediction:
+        """Model B's search and the blend, for all batches at once.
+
+        The search makes its store ready once a call: as long for one image as for a thousand.
+        """
+        members = _concatenated([batch.by_member for batch in batches])
+        by_clip = _concatenated([batch.by_clip for batch in batches])
+
+        queries = {column: by_clip[clip] for column, clip in self.clips_b.items()}
+        prediction, similarity, index = self.model_b.predict(queries)
         members |= dict.fromkeys(used_members(self.weights, self.sides[1]), prediction)
+
+        # in the order of the stages, so that sums round as theirs do
         sides = tuple([name for name in side if name in members] for side in self.sides)
         members = {name: members[name] for side in sides for name in side}
         weights = {name: self.weights[name] for name in members}
-        blend, agreement = (
-            combine(members, weights),
-            confidences.agreement(members, weights, sides),
-        )
-        prompts = self.b.store["prompt"].gather(index.ravel()).to_list()
+
+        embedding = combine(members, weights)
+        agreement = confidences.agreement(members, weights, sides)
         return Prediction(
-            blend,
-            self.confidence(blend, agreement),
-            [prompts[i : i + index.shape[1]] for i in range(0, len(prompts), index.shape[1])],
+            embedding,
+            self.confidence(embedding, agreement),
+            self._prompts(index),
             similarity,
         )
 
+    def _prompts(self, index: np.ndarray) -> list[list[str]]:
+        """The prompts at `index` (n, k) of the store."""
+        texts = self.model_b.store["prompt"].gather(index.ravel()).to_list()
+        width = index.shape[1]
+        return [texts[start : start + width] for start in range(0, len(texts), width)]
+
 
 def used_members(weights: dict[str, float], side: Sequence[str]) -> list[str]:
-    """The members of a side that the blend uses; all of them where none has a weight: they still take part in the agreement."""
+    """The members of a side that the blend uses.
+
+    All of them where none has a weight: they still take part in the agreement.
+    """
     return [name for name in side if weights[name] > 0] or list(side)
 
 
 def clip_names(output: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """The CLIP behind each member of Model A, and behind each column of keys that Model B's routes look up, in their order."""
-    first = artifacts.load_json(output / paths.BLEND)["clip"]
-    a, b = (
-        (artifacts.load_json(output / file) if (output / file).exists() else {}).get("clip", {})
-        for file in (paths.MEMBERS_A, paths.MEMBERS_B)
-    )
-    columns = [
-        part["route"]["clip"] for part in artifacts.load_json(output / paths.CHOICE_B)["parts"]
-    ]
-    return (
-        {name: a.get(name, first) for name in member_names(output)[0]},
-        {column: b.get(column, first) for column in dict.fromkeys(columns)},
-    )
+    """The CLIP of each member of Model A, and of each column of keys of Model B's routes."""
+    default = artifacts.load_json(output / paths.BLEND)["clip"]
+    named_a = _named_clips(output / paths.MEMBERS_A)
+    named_b = _named_clips(output / paths.MEMBERS_B)
+
+    parts = artifacts.load_json(output / paths.CHOICE_B)["parts"]
+    columns = dict.fromkeys(part["route"]["clip"] for part in parts)  # unique, in order
+    clips_a = {name: named_a.get(name, default) for name in member_names(output)[0]}
+    clips_b = {column: named_b.get(column, default) for column in columns}
+    return clips_a, clips_b
+
+
+def _named_clips(file: Path) -> dict[str, str]:
+    return artifacts.load_json(file).get("clip", {}) if file.exists() else {}
 
 
 def fold_bases(output: Path, member: str) -> list[Path]:
-    """Where the folds of a member of Model A lie, in order. FileNotFoundError when there is none."""
-    bases, fold = [], 0
-    while (output / (paths.FOLD.format(row=member, fold=fold) + ".safetensors")).exists():
-        bases.append(output / paths.FOLD.format(row=member, fold=fold))
-        fold += 1
+    """Where the folds of a member of Model A lie, in order. FileNotFoundError if there is none."""
+    bases = []
+    while True:
+        base = output / paths.FOLD.format(row=member, fold=len(bases))
+        if not base.with_name(base.name + ".safetensors").exists():
+            break
+        bases.append(base)
+
     if not bases:
         raise FileNotFoundError(
-            f"{display_path(output)} holds no trained fold of {member}: run ./run_all.sh --only 02 first"
+            f"{display_path(output)} holds no trained fold of {member}: "
+            "run ./run_all.sh --only 02 first"
         )
     return bases
 
 
 def stack(decoded: Sequence[ImageBatch]) -> ImageBatch:
     """Decoded images as one batch."""
-    return {geometry: np.stack([pixels[geometry] for pixels in decoded]) for geometry in decoded[0]}
+    return {
+        preprocess: np.stack([pixels[preprocess] for pixels in decoded])
+        for preprocess in decoded[0]
+    }
 
 
 def join(parts: Sequence[Prediction]) -> Prediction:
     """Parts, one after another."""
-    arrays = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("embedding", "confidence", "similarity")
-    )
-    embedding, confidence, similarity = arrays
     return Prediction(
-        embedding, confidence, [prompts for part in parts for prompts in part.prompts], similarity
+        np.concatenate([part.embedding for part in parts]),
+        np.concatenate([part.confidence for part in parts]),
+        [prompts for part in parts for prompts in part.prompts],
+        np.concatenate([part.similarity for part in parts]),
     )
+
+
+def _concatenated(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

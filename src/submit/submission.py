@@ -1,4 +1,4 @@
-"""The submission's files, and a check that reads them back from disk before anybody uploads them."""
+"""The submission's files, and a check that reads them back from disk before an upload."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +27,12 @@ def write(
     sample: Path | None = None,
     confidence: np.ndarray | None = None,
 ) -> None:
-    """Write `<path>.csv` (imgId_eId,val), `<path>.parquet` (id, embedding, confidence if given), `<path>.npy` with its ids.
+    """Write `<path>.csv` (imgId_eId,val), `<path>.parquet` (id, embedding, confidence if given) and
+    `<path>.npy` with its ids.
 
-    Rows stand in the order of `sample` (a sample_submission.csv), else of sorted ids. Raises ValueError, and writes
-    nothing, when `embeddings` is not (n, 384) finite float32, the ids are not exactly those of `sample`, or `confidence` is
-    not (n,) within -1..1.
+    Rows are in the order of `sample` (a sample_submission.csv), else of sorted ids. Raises
+    ValueError, and writes nothing, when `embeddings` is not (n, 384) finite float32, the ids are
+    not exactly those of `sample`, or `confidence` is not (n,) within -1..1.
     """
     path = _stem(path)
     artifacts.check_embeddings(ids, embeddings, display_path(path))
@@ -39,56 +40,56 @@ def write(
         raise ValueError(
             f"{display_path(path)}: vectors are {embeddings.shape[1]} long, must be {WIDTH}"
         )
+
     order = sorted(ids) if sample is None else sample_ids(sample)
-    against = (
-        f"{display_path(path)} against {display_path(Path(sample))}"
-        if sample
-        else display_path(path)
-    )
+    wanted = pl.Series(order, dtype=pl.String)
     refuse(
-        against, _compare_ids(pl.Series(order, dtype=pl.String), pl.Series(ids, dtype=pl.String))
+        _against(display_path(path), sample), _compare_ids(wanted, pl.Series(ids, dtype=pl.String))
     )
     if confidence is not None:
         refuse(display_path(path), _confidence(ids, confidence))
-    places = artifacts.indices_of_ids(ids, order, display_path(path))
-    x = np.ascontiguousarray(embeddings[places])
-    artifacts.save_table(
-        _file(path, ".csv"), pl.DataFrame({HEADER[0]: cell_names(order), HEADER[1]: x.reshape(-1)})
-    )
+
+    index = artifacts.indices_of_ids(ids, order, display_path(path))
+    x = np.ascontiguousarray(embeddings[index])
+    cells = pl.DataFrame({HEADER[0]: cell_names(order), HEADER[1]: x.reshape(-1)})
+    artifacts.save_table(_file(path, ".csv"), cells)
+
     vectors = pl.Series("embedding", x, dtype=pl.Array(pl.Float32, WIDTH))
-    columns = {"id": pl.Series(order, dtype=pl.String), "embedding": vectors}
+    columns = {"id": wanted, "embedding": vectors}
     if confidence is not None:
-        columns["confidence"] = pl.Series(confidence[places], dtype=pl.Float32)
+        columns["confidence"] = pl.Series(confidence[index], dtype=pl.Float32)
     artifacts.save_table(_file(path, ".parquet"), pl.DataFrame(columns))
     artifacts.save_embeddings(path, order, x)
 
 
 def check(path: Path, sample: Path | None = None) -> None:
-    """Read the files of `write` back and raise a ValueError that counts and shows everything wrong with them.
+    """Read the files of `write` back; a ValueError counts and shows everything wrong with them.
 
-    Wrong is: another header; an id missing, extra or doubled (against `sample`, else against the Parquet file); a vector
-    not 384 long; a value not finite; rows in another order; values that differ between the files; a confidence beyond -1..1.
+    Wrong is: another header; an id missing, extra or doubled (against `sample`, else against the
+    Parquet file); a vector not 384 long; a value not finite; rows in another order; values that
+    differ between the files; a confidence beyond -1..1.
     """
     path = _stem(path)
-    csv, parquet = read_cells(_file(path, ".csv")), _read_parquet(_file(path, ".parquet"))
-    order = pl.Series(
-        parquet["id"].to_list() if sample is None else sample_ids(sample), dtype=pl.String
-    )
-    file = display_path(_file(path, ".csv"))
-    if (
-        whole_ids(csv[HEADER[0]]) != order.to_list()
-        or not csv["val"].is_finite().fill_null(False).all()
-    ):
-        _diagnose(
-            csv, order, file, f"{file} against {display_path(Path(sample))}" if sample else file
-        )
+    csv = read_cells(_file(path, ".csv"))
+    parquet = _read_parquet(_file(path, ".parquet"))
+    order = parquet["id"] if sample is None else pl.Series(sample_ids(sample), dtype=pl.String)
+
+    whole = whole_ids(csv[HEADER[0]]) == order.to_list()
+    finite = csv["val"].is_finite().fill_null(False).all()
+    if not whole or not finite:
+        file = display_path(_file(path, ".csv"))
+        _diagnose(csv, order, file, _against(file, sample))
+
     x = csv["val"].to_numpy().reshape(-1, WIDTH)
     _check_copies(path, order, parquet, x)
     if "confidence" in parquet.columns:
-        refuse(
-            display_path(_file(path, ".parquet")),
-            _confidence(parquet["id"].to_list(), parquet["confidence"].to_numpy()),
-        )
+        problems = _confidence(parquet["id"].to_list(), parquet["confidence"].to_numpy())
+        refuse(display_path(_file(path, ".parquet")), problems)
+
+
+def _against(file: str, sample: Path | None) -> str:
+    """What is compared, for a message."""
+    return f"{file} against {display_path(Path(sample))}" if sample else file
 
 
 def _diagnose(csv: pl.DataFrame, order: pl.Series, file: str, against: str) -> None:
@@ -104,20 +105,22 @@ def _diagnose(csv: pl.DataFrame, order: pl.Series, file: str, against: str) -> N
 
 def _read_parquet(path: Path) -> pl.DataFrame:
     table = artifacts.load_table(path)
-    found = {name: table.schema.get(name) for name in ("id", "embedding")}
-    if found["id"] != pl.String or not isinstance(found["embedding"], pl.Array):
+    text = table.schema.get("id") == pl.String
+    arrays = isinstance(table.schema.get("embedding"), pl.Array)
+    if not text or not arrays:
         raise ValueError(
-            f"{display_path(path)}: columns are {dict(table.schema)}, must be id (text) and embedding (arrays of {WIDTH})"
+            f"{display_path(path)}: columns are {dict(table.schema)}, must be id (text) and "
+            f"embedding (arrays of {WIDTH})"
         )
     return table
 
 
 def _compare_ids(wanted: pl.Series, have: pl.Series) -> list[str]:
-    doubled = have.filter(have.is_duplicated()).unique(maintain_order=True)
+    """Problems with the ids that a file has, each with a count and examples."""
     differences = {
         "missing": wanted.filter(~wanted.is_in(have.implode())),
         "extra": have.filter(~have.is_in(wanted.implode())).unique(maintain_order=True),
-        "doubled": doubled,
+        "doubled": have.filter(have.is_duplicated()).unique(maintain_order=True),
     }
     return [
         f"{len(ids)} ids {what}, e.g. {ids[:3].to_list()}"
@@ -141,6 +144,8 @@ def _confidence(ids: Sequence[str], confidence: np.ndarray) -> list[str]:
 
 
 def _check_copies(path: Path, order: pl.Series, parquet: pl.DataFrame, x: np.ndarray) -> None:
+    """Raise unless the .parquet and .npy files hold the ids `order` and the values `x` (n, 384)."""
+    csv = display_path(_file(path, ".csv"))
     ids, array = artifacts.load_embeddings(path)
     copies = {
         ".parquet": (parquet["id"].to_list(), parquet["embedding"].to_numpy()),
@@ -154,14 +159,13 @@ def _check_copies(path: Path, order: pl.Series, parquet: pl.DataFrame, x: np.nda
             )
         refuse(display_path(file), _compare_ids(order, pl.Series(names, dtype=pl.String)))
         if names != order.to_list():
-            raise ValueError(
-                f"{display_path(file)}: ids are not in the order of {display_path(_file(path, '.csv'))}"
-            )
+            raise ValueError(f"{display_path(file)}: ids are not in the order of {csv}")
+
         differ = np.flatnonzero((values != x).any(axis=1))
         if len(differ):
-            example = names[differ[0]]
             raise ValueError(
-                f"{display_path(file)}: {len(differ)} vectors differ from {display_path(_file(path, '.csv'))}, e.g. {example!r}"
+                f"{display_path(file)}: {len(differ)} vectors differ from {csv}, "
+                f"e.g. {names[differ[0]]!r}"
             )
 
 

@@ -333,7 +333,7 @@ def test_an_image_is_read_right_or_set_aside(decoded, name):
 
 def test_an_image_for_prediction_is_held_to_the_same(decoded, tmp_path):
     predictor = Predictor.__new__(Predictor)
-    predictor.geometries = {GEOMETRY}
+    predictor.preprocesses = {GEOMETRY}
     good = decoded["folder"] / "jpeg_cmyk.png"
     assert (predictor.decode(good)[GEOMETRY] == decoded["jpeg_cmyk"]).all()
     with pytest.raises(ValueError, match="too narrow"):

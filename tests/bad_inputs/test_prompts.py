@@ -17,7 +17,7 @@ from src.data import prompts, sources
 from src.dedup import filters
 from src.model_b import text_pool
 from src.runner import report
-from src.submit import batch
+from src.submit.parts import escape_formulas
 from tests.helpers.bad_files import RED, encoded
 from tests.helpers.finished_output import write_finished_output
 
@@ -205,7 +205,7 @@ def test_prompts_survive_the_tables(tmp_path):
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_prompt_is_no_formula_in_a_csv(tmp_path, name):
-    pl.DataFrame({"id": [TEXTS[name]]}).with_columns(batch.harmless(pl.col("id"))).write_csv(
+    pl.DataFrame({"id": [TEXTS[name]]}).with_columns(escape_formulas(pl.col("id"))).write_csv(
         tmp_path / "list.csv"
     )
     with open(tmp_path / "list.csv", encoding="utf-8", newline="") as stream:

@@ -1,4 +1,4 @@
-"""A Predictor whose models are arithmetic on pixels, so that the stream around them is tested alone and in seconds.
+"""A Predictor whose models are arithmetic on pixels, so that the stream around them is tested alone.
 
 Run as a script it predicts half of a folder, then waits to be killed.
 """
@@ -14,25 +14,31 @@ from PIL import Image
 from src.data.images import ImagePreprocess
 from src.metrics import l2_normalize
 from src.submit import batch, predictor
+from src.submit.folder import read_folder
 
-GEOMETRY = ImagePreprocess(12)
+PREPROCESS = ImagePreprocess(12)
 
 
 class Toy(predictor.Predictor):
     def __init__(self, output: Path, *, waits_after: float = float("inf")):
-        self.output, self.neighbours, self.waits_after, self.count = output, 2, waits_after, 0
-        self.trunks, self.ahead, self.geometries = {}, 2, {GEOMETRY}
+        self.output = output
+        self.neighbors = 2
+        self.waits_after = waits_after
+        self.count = 0
+        self.ensembles = {}
+        self.batches_ahead = 2
+        self.preprocesses = {PREPROCESS}
         self.pool = ThreadPoolExecutor(2)
 
-    def see(self, pixels: predictor.ImageBatch) -> predictor.Encoded:
+    def encode(self, pixels: predictor.ImageBatch) -> predictor.Encoded:
         if self.count >= self.waits_after:
             time.sleep(600)
-        self.count += len(pixels[GEOMETRY])
-        x = pixels[GEOMETRY].reshape(len(pixels[GEOMETRY]), -1)[:, :384].astype(np.float32)
-        return {"toy": x}, {}
+        self.count += len(pixels[PREPROCESS])
+        x = pixels[PREPROCESS].reshape(len(pixels[PREPROCESS]), -1)[:, :384].astype(np.float32)
+        return predictor.Encoded({"toy": x}, {})
 
-    def find(self, seen: list[predictor.Encoded]) -> predictor.Prediction:
-        x = np.concatenate([members["toy"] for members, _ in seen])
+    def blend(self, batches: list[predictor.Encoded]) -> predictor.Prediction:
+        x = np.concatenate([batch.by_member["toy"] for batch in batches])
         prompts = [["=1+1 fox", "owl"] if row[0] % 2 else ["an owl", "-fox"] for row in x]
         return predictor.Prediction(
             l2_normalize(x + 1),
@@ -56,4 +62,5 @@ def write_images(folder: Path, count: int) -> None:
 
 if __name__ == "__main__":
     images, out = map(Path, sys.argv[1:3])
-    batch.run(Toy(out.parent, waits_after=20), images, out, batch_size=4, part=8)
+    toy = Toy(out.parent, waits_after=20)
+    batch.predict_folder(toy, read_folder(images), out, batch_size=4, part_size=8)

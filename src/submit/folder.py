@@ -1,0 +1,84 @@
+"""The images below a folder, and the files there that are none: each is counted by name."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from src.errors import UserError
+from src.paths import as_text, display_path
+
+# What `images.decode` reads, and HEIC, which it refuses with a reason: an image that a user has
+# must be in the result or in the list of the rejected.
+SUFFIXES = (
+    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+    + (".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".ico")
+    + (".heic", ".heif")
+)
+EXAMPLES = 3  # names shown for a kind of skipped file
+
+
+@dataclass
+class ImageFolder:
+    """The files below `folder`, as paths relative to it.
+
+    `images` is sorted; `skipped` names the other files by what they are.
+    """
+
+    folder: Path
+    images: list[str] = field(default_factory=list)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """What was skipped, in words; empty when nothing was."""
+        kinds = []
+        for kind, names in sorted(self.skipped.items()):
+            examples = ", ".join(as_text(name) for name in sorted(names)[:EXAMPLES])
+            more = ", ..." if len(names) > EXAMPLES else ""
+            kinds.append(f"{len(names)} {kind} ({examples}{more})")
+        return f"skipped: {'; '.join(kinds)}" if kinds else ""
+
+
+def read_folder(folder: Path) -> ImageFolder:
+    """Every file below `folder`, linked folders included. UserError when none is an image."""
+    if not folder.is_dir():
+        raise UserError(f"--images: {display_path(folder)} is no folder")
+
+    found = ImageFolder(folder)
+    for file in _files(folder, (), found):
+        name = file.relative_to(folder).as_posix()
+        suffix = file.suffix.lower()
+        if file.name.startswith("."):
+            found.skipped.setdefault("hidden", []).append(name)
+        elif suffix in SUFFIXES:
+            found.images.append(name)
+        else:
+            found.skipped.setdefault(suffix or "without an ending", []).append(name)
+
+    if not found.images:
+        skipped = found.summary()
+        raise UserError(
+            f"--images: no image ({', '.join(SUFFIXES)}) in {display_path(folder)} or below it"
+            + (f"; {skipped}" if skipped else "")
+        )
+    found.images.sort()
+    return found
+
+
+def _files(folder: Path, above: tuple[str, ...], found: ImageFolder) -> Iterator[Path]:
+    """Every file below `folder`; a link to one of the folders `above` it is not followed."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        name = folder.relative_to(found.folder).as_posix()
+        found.skipped.setdefault("folders that cannot be opened", []).append(name)
+        return
+
+    for entry in entries:
+        if entry.is_dir():
+            yield from _files(Path(entry.path), (*above, real), found)
+        else:
+            yield Path(entry.path)
