@@ -39,6 +39,11 @@ def test_values_survive_the_disk_in_sorted_order(written):
     submission.check(written)
 
 
+def test_brackets_in_a_name_are_letters(tmp_path):
+    submission.write(IDS, X, tmp_path / "o [1]")
+    submission.check(tmp_path / "o [1].csv")
+
+
 def test_confidence_goes_with_its_image(tmp_path):
     submission.write(
         IDS, X, tmp_path / "submission", confidence=np.array([0.1, 0.2, 0.3, 0.4], np.float32)

@@ -76,7 +76,7 @@ def read_cells(path: Path) -> pl.DataFrame:
     # values that are no number become null here and are counted with the ones that are not finite
     schema = {HEADER[0]: pl.String, HEADER[1]: pl.Float32}
     with artifacts.readable(path):
-        return pl.read_csv(path, schema=schema, ignore_errors=True)
+        return pl.read_csv(path, schema=schema, ignore_errors=True, glob=False)
 
 
 def length_problems(lengths: pl.DataFrame) -> list[str]:
