@@ -363,7 +363,7 @@ def test_a_list_of_sources_is_checked_without_the_one_that_does_not_exist(per_st
             "text_only": ["input/none.txt", str(broken)],
         }
     }
-    assert params.missing_inputs(given) == ["text[0]: input/none.txt does not exist"]
+    assert params.missing_inputs(given) == ["text_only[0]: input/none.txt does not exist"]
     found = preflight.problems(given)
     assert len(found) == 1 and "p0.png" in found[0]
 

@@ -36,6 +36,22 @@ FILES = (
     "attributes",
 )
 
+# parameters, and values of one, by their former names
+RENAMED = {
+    "lr_clip": "baseline_lr",
+    "blocks_clip": "baseline_blocks",
+    "epochs_clip": "baseline_epochs",
+    "backbones": "extra_clips",
+    "more_clips": "extra_clips",
+    "text": "text_only",
+    "held_out": "exclude_near",
+    "several_pictures": "sample_duplicates",
+    "weigh_by_agreement": "weight_by_clip_score",
+    "start_from": "head_init",
+    "samples": "n_bootstrap",
+}
+RENAMED_VALUES = {"keep": {"most_pictures": "most_images"}}
+
 # types by their name in a notebook's annotations
 TYPES = {
     "str": str,
@@ -118,19 +134,24 @@ def load_params(file: str, changes: list[str]) -> dict[str, dict]:
     """
     import yaml
 
+    from src.runner import strict_yaml
+
     path = resolve(file)
     if not path.is_file():
         files = ", ".join(display_path(p) for p in sorted((ROOT / "params").glob("*.yaml")))
         raise UserError(f"--params: {display_path(path)} does not exist; there are {files}")
 
+    where = display_path(path)
     try:
-        params = _sections(yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader(yaml)))
+        # as bytes: YAML itself tells UTF-8 from UTF-16
+        params = _sections(strict_yaml.load(path.read_bytes()))
         for change in changes:
-            _apply(params, change, yaml)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{display_path(path)}: {error}") from None
+            where = f"--set {change}"
+            _apply(params, change)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
     except RecursionError:
-        raise UserError(f"{display_path(path)}: nested too deep") from None
+        raise UserError(f"{where}: nested too deep") from None
     return params
 
 
@@ -148,11 +169,13 @@ def _sections(content: object) -> dict[str, dict]:
     return content
 
 
-def _apply(params: dict[str, dict], change: str, yaml) -> None:
+def _apply(params: dict[str, dict], change: str) -> None:
     """Put a change, `section.name=value` or `name=value`, into the sections it belongs to."""
+    from src.runner.strict_yaml import load_value
+
     key, equals, text = change.partition("=")
     if not equals:
-        raise UserError(f"--set {change}: wanted KEY=VALUE")
+        raise ValueError("wanted KEY=VALUE")
 
     # without a section it is common's, and replaces what a section has under this name
     section, _, name = key.rpartition(".")
@@ -160,35 +183,9 @@ def _apply(params: dict[str, dict], change: str, yaml) -> None:
     if not section:
         sections = [COMMON, *(stage for stage in STAGES if name in params.get(stage, {}))]
 
-    value = yaml.load(text, Loader=_strict_loader(yaml))
+    value = load_value(text)
     for section in sections:
         params.setdefault(section, {})[name] = value
-
-
-def _strict_loader(yaml):
-    class Loader(yaml.SafeLoader):
-        """YAML keeps the last of two equal keys and says nothing; here that is an error.
-
-        Aliases, which can multiply, are an error too.
-        """
-
-        def compose_node(self, parent, index):
-            if self.check_event(yaml.AliasEvent):
-                line = self.peek_event().start_mark.line + 1
-                raise yaml.YAMLError(
-                    f"line {line}: YAML aliases are not supported, write the value out"
-                )
-            return super().compose_node(parent, index)
-
-    def mapping(loader, node, deep=False):
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-        doubled = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if doubled:
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: keys given twice: {doubled}")
-        return yaml.SafeLoader.construct_mapping(loader, node, deep=deep)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    return Loader
 
 
 # --- both together ---
@@ -239,19 +236,21 @@ def _common_problems(common: dict, by_stage: dict[str, dict[str, Declared]]) -> 
         if name in RUNNER:
             kind = RUNNER[name]
             if type(value) is not kind:
-                problems.append(f"common.{name} must be {kind.__name__}, got {value!r}")
+                advice = _type_advice(value, (kind,))
+                problems.append(f"common.{name} must be {kind.__name__}, got {value!r}{advice}")
         elif name not in names:
-            near = _near(name, [*names, *RUNNER])
-            problems.append(f"common.{name} is declared by no notebook{near}")
+            advice = _renamed(name, names) or _near(name, [*names, *RUNNER])
+            problems.append(f"common.{name} is declared by no notebook{advice}")
     return problems
 
 
 def _unknown_names(stage: str, own: dict, parameters: dict[str, Declared]) -> list[str]:
-    return [
-        f"{stage}.{name} is not declared by notebooks/{stage}.ipynb{_near(name, parameters)}"
-        for name in own
-        if name not in parameters
-    ]
+    problems = []
+    for name in own:
+        if name not in parameters:
+            advice = _renamed(name, parameters) or _near(name, parameters)
+            problems.append(f"{stage}.{name} is not declared by notebooks/{stage}.ipynb{advice}")
+    return problems
 
 
 def _value_problems(stage: str, given: dict, parameters: dict[str, Declared]) -> list[str]:
@@ -259,12 +258,32 @@ def _value_problems(stage: str, given: dict, parameters: dict[str, Declared]) ->
     problems = []
     for name, value in given.items():
         if not parameters[name].accepts(value):
-            problems.append(f"{stage}.{name} must be {parameters[name]}, got {value!r}")
+            advice = _type_advice(value, parameters[name].types)
+            problems.append(f"{stage}.{name} must be {parameters[name]}, got {value!r}{advice}")
 
         entries = value if isinstance(value, list) else [value]
         if "" in entries:
             problems.append(f"{stage}.{name} must not be empty")
+        for entry in entries:
+            now = RENAMED_VALUES.get(name, {}).get(str(entry))
+            if now:
+                problems.append(f"{stage}.{name}: {entry!r} was renamed to {now!r}")
     return problems
+
+
+def _type_advice(value: object, types: tuple[type, ...]) -> str:
+    """How to write what was probably meant, where YAML took it for another type."""
+    if str in types and type(value) in (int, float, bool):
+        return "; put text that looks like something else in quotes"
+    if bool in types and isinstance(value, str):
+        return "; write true or false"
+    return ""
+
+
+def _renamed(name: object, names: Iterable[str]) -> str:
+    """What a former name has become, where one of `names` has taken its place."""
+    now = RENAMED.get(name) if isinstance(name, str) else None
+    return f"; it was renamed to {now!r}" if now in names else ""
 
 
 def _near(name: object, names: Iterable[str]) -> str:
