@@ -1,22 +1,18 @@
 #!/usr/bin/env bash
-# From pictures and prompts to a checked submission, in one command.
+# From images and prompts to a checked submission, in one command.
 #
 #   machine  any Linux or macOS with Python 3.11 or newer; a CUDA GPU is used when there is one
 #   time     the default, the embedded demo: about 15 minutes on two CPU cores after the installation
 #   disk     about 9 GB for the environment, 1.5 GB for input/demo and output/
 #
 # 01_dedup  02_train_model_a  03_cuml_knn_model_b  04_ensemble_oof  05_submit
-# ./run_all.sh --help explains the options; ./run_all.sh predict --help those of predicting new pictures.
+# ./run_all.sh --help lists the options and the other commands (predict, pack, report, status ...).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-module=src.runner.cli
-if [ "${1:-}" = predict ]; then
-  module=src.submit.batch
-  shift
-elif [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
+if [[ "${1:-}" == -* && " $* " =~ " --help "|" -h " ]]; then
   exec "${PYTHON:-python3}" -m src.runner.cli --help # needs no package, so no installation
 fi
 
 source ./setup.sh
-exec "$python" -m "$module" "$@"
+exec "$python" -m src.runner.cli "$@"

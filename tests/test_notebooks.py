@@ -13,7 +13,7 @@ import yaml
 
 from src import artifacts, paths
 from src.paths import ROOT, STAGES
-from src.runner import cli, params, staleness
+from src.runner import params, plan, staleness
 from src.submit import pack, submission
 from src.submit.predictor import Predictor
 
@@ -90,7 +90,7 @@ def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path)
     """With a corrupt image and an empty prompt among the training set: set aside, counted, listed; nothing else is lost."""
     command = [sys.executable, "-m", "src.runner.cli", "--params", str(smoke_params(tmp_path))]
     settings = yaml.safe_load((tmp_path / "smoke.yaml").read_text(encoding="utf-8"))["demo"]
-    cli.write_demo(
+    plan.write_demo(
         Path(settings.pop("folder")), settings
     )  # as the runner does; before it, so that an image can be spoilt
     train = tmp_path / "input" / "train"

@@ -15,7 +15,8 @@ import pytest
 
 from src import errors, paths
 from src.paths import ROOT, STAGES
-from src.runner import cli, execute, params, staleness
+from src.runner import cli, lock, params, plan, staleness
+from src.runner.plan import Pipeline
 
 BODY = """import sys
 sys.path.insert(0, {root!r})
@@ -71,8 +72,15 @@ def write_notebook(toy: Path, stage: str, body: str) -> None:
     )
 
 
-def run(toy: Path, *arguments: str) -> int:
-    return cli.main(["--params", str(toy / "params.yaml"), *arguments], toy / "notebooks")
+def nothing_wrong(per_stage: dict[str, dict]) -> list[str]:
+    """The toy notebooks have none of the parameters that the real check knows."""
+    return []
+
+
+def run(toy: Path, *arguments: str, command: str | None = None) -> int:
+    words = [command] if command else []
+    words += ["--params", str(toy / "params.yaml"), *arguments]
+    return cli.main(words, Pipeline(toy / "notebooks", nothing_wrong))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +135,7 @@ def test_wrong_yaml_is_refused(toy, capsys, text, message):
     ("arguments", "message"),
     [
         (("--params", "params/none.yaml"), "params/none.yaml does not exist"),
-        (("--from", "07"), "'07' is no notebook"),
+        (("--from", "07"), "'07' is not a notebook"),
         (("--from", "02", "--only", "03"), "exclude each other"),
         (("--set", "demo=3"), "demo"),
     ],
@@ -135,6 +143,22 @@ def test_wrong_yaml_is_refused(toy, capsys, text, message):
 def test_wrong_command_lines_are_refused(toy, capsys, arguments, message):
     assert run(toy, *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_refused_with_the_nearest_one(capsys):
+    assert cli.main(["stauts"]) == 2
+    assert "'stauts' is not one of the commands status, predict" in (
+        said := capsys.readouterr().err
+    )
+    assert "did you mean 'status'?" in said
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_each_command_has_a_module_with_help_of_its_own(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"./run_all.sh {name}" in capsys.readouterr().out
 
 
 def test_values_given_to_the_notebooks(toy):
@@ -177,7 +201,7 @@ def test_the_command_line_wins_over_every_section_of_the_file(toy, changes, want
     ],
 )
 def test_chosen_stages(first, only, stages):
-    assert cli.chosen(first, only) == list(stages)
+    assert plan.chosen_stages(first, only) == list(stages)
 
 
 def started(output: str) -> dict[str, str]:
@@ -240,23 +264,23 @@ def test_edited_artifact_of_the_same_length_is_noticed_and_a_copied_output_is_no
 
 
 def test_second_run_on_the_same_output_is_refused_with_who_holds_it(toy, capfd):
-    with execute.only_run(toy / "out"):
+    with lock.only_run(toy / "out"):
         assert run(toy) == 2
         assert f"in use by process {os.getpid()} on" in capfd.readouterr().err
-        assert run(toy, "--status") == 0
+        assert run(toy, command="status") == 0
         assert "in use by process" in capfd.readouterr().out
     assert run(toy, "--only", "01") == 0
 
 
 def test_status_says_what_is_stale_and_what_failed_and_runs_nothing(toy, capfd):
-    assert run(toy, "--status") == 0
+    assert run(toy, command="status") == 0
     assert (
         capfd.readouterr().out.count("has not run to its end here") == 5
         and not (toy / "out").exists()
     )
     assert run(toy, "--set", "03_cuml_knn_model_b.n=-1") == 1
     capfd.readouterr()
-    assert run(toy, "--status") == 0
+    assert run(toy, command="status") == 0
     lines = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines())
     assert (
         lines["01_dedup"] == "up to date"
@@ -285,8 +309,9 @@ def test_stopped_run_says_how_to_go_on_and_leaves_no_kernel(toy, signal_name):
         "import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(60)",
     )
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from src.runner import cli; "
-        f"sys.exit(cli.main(['--params', {str(toy / 'params.yaml')!r}], Path({str(toy / 'notebooks')!r})))"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; "
+        "from tests import test_pipeline; "
+        f"sys.exit(test_pipeline.run(Path({str(toy)!r})))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -308,7 +333,7 @@ def test_stopped_run_says_how_to_go_on_and_leaves_no_kernel(toy, signal_name):
 
 
 def test_failed_stage_says_what_where_and_how_to_go_on(toy, capfd):
-    assert run(toy, "--only", "03") == 0
+    assert run(toy, "--only", "01") == run(toy, "--only", "03") == 0
     assert run(toy, "--set", "03_cuml_knn_model_b.n=-1") == 1
     error = capfd.readouterr().err
     assert "03_cuml_knn_model_b failed" in error and "ValueError: n is negative: -1" in error
@@ -352,7 +377,7 @@ def test_missing_package_is_named_and_how_to_get_it(toy):
         "SKIP_INSTALL": "1",
     }
     arguments = (
-        "--status",
+        "status",
         "--set",
         f"output_dir={toy / 'out'}",
     )  # of the demo: asks for the packages, runs nothing
@@ -375,7 +400,8 @@ def test_help_needs_no_package_and_no_environment():
     )
     assert done.returncode == 0, done.stderr
     assert all(
-        option in done.stdout for option in ("--params", "--from", "--only", "--force", "--set")
+        word in done.stdout
+        for word in ("--params", "--from", "--only", "--force", "--set", *cli.COMMANDS)
     )
 
 
@@ -416,14 +442,14 @@ def test_offline_reaches_the_libraries_by_their_own_variables(toy, monkeypatch):
     names = ("OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     for name in names:
         monkeypatch.setenv(name, "0")
-    assert run(toy, "--set", "offline=true", "--status") == 0
+    assert run(toy, "--set", "offline=true", command="status") == 0
     assert [os.environ[name] for name in names] == ["1", "1", "1"]
 
 
 def test_checks_that_fail_themselves_are_said(monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(errors.UserError, match="the checks before the run failed themselves"):
-        cli.preflight({"01_dedup": {"output_dir": "output"}}, "params.yaml")
+        plan.check(plan.make_plan(Pipeline(), "params/smoke.yaml", []))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from src import paths
 from src.paths import ROOT
 from src.runner.params import NOTEBOOKS, input_paths
 
-NEEDS = {  # the stages whose artifacts a stage reads; tests/test_notebooks.py holds it against what the notebooks name
+# the stages whose artifacts a stage reads; tests/test_notebooks.py compares it with what the notebooks name
+NEEDS = {
     "01_dedup": (),
     "02_train_model_a": ("01_dedup",),
     "03_cuml_knn_model_b": ("01_dedup",),
@@ -18,21 +19,17 @@ NEEDS = {  # the stages whose artifacts a stage reads; tests/test_notebooks.py h
 }
 
 
-# --- what is up to date ---
-
-
 def source_files(notebook: Path) -> list[Path]:
     """Files below src/ that a notebook imports, and those that they import in turn, sorted."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    code = "\n".join(source for kind, source in _sources(notebook) if kind == "code")
 
-    found: set[Path] = set()
+    files: set[Path] = set()
     ahead = imported_files(code)
     while ahead:
         file = ahead.pop()
-        found.add(file)
-        ahead |= imported_files(file.read_text(encoding="utf-8")) - found
-    return sorted(found)
+        files.add(file)
+        ahead |= imported_files(file.read_text(encoding="utf-8")) - files
+    return sorted(files)
 
 
 def imported_files(source: str) -> set[Path]:
@@ -62,24 +59,32 @@ def state_of(
     from src.artifacts import fingerprint
 
     notebook = notebooks / f"{stage}.ipynb"
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    code = {
-        f"notebooks/{stage}.ipynb": fingerprint(
-            [(c["cell_type"], "".join(c["source"])) for c in cells]
-        )
-    }
-    code |= {file.relative_to(ROOT).as_posix(): _checksum(file) for file in source_files(notebook)}
-    earlier = {
-        s: fingerprint(
-            {
-                name: entry["checksum"]
-                for name, entry in (read_meta(output, s) or {"files": {}})["files"].items()
-            }
-        )
-        for s in NEEDS[stage]
-    }
+    code = {f"notebooks/{stage}.ipynb": fingerprint(_sources(notebook))}
+    for file in source_files(notebook):
+        code[file.relative_to(ROOT).as_posix()] = _checksum(file)
+
     inputs = {name: fingerprint(path) for name, path in input_paths(values).items()}
+    earlier = {name: fingerprint(_artifacts(output, name)) for name in NEEDS[stage]}
     return {"parameter": values, "input": inputs, "code": code, "earlier stage": earlier}
+
+
+def _sources(notebook: Path) -> list[tuple[str, str]]:
+    """Type and source of each cell."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+
+
+def _artifacts(output: Path, stage: str) -> dict[str, str]:
+    """Checksums by name of the files that a stage left, without its figures, which no stage reads."""
+    meta = read_meta(output, stage)
+    if meta is None:
+        return {}
+    figures = f"{stage}/{paths.FIGURES}/"
+    return {
+        name: entry["checksum"]
+        for name, entry in meta["files"].items()
+        if not name.startswith(figures)
+    }
 
 
 def _checksum(file: Path) -> str:
@@ -92,45 +97,60 @@ def reasons_to_run(stage: str, state: dict[str, dict], output: Path) -> list[str
     meta = read_meta(output, stage)
     if meta is None:
         return ["it has not run to its end here"]
+
+    reasons = []
     gone = [name for name, entry in meta["files"].items() if not _is_whole(output / name, entry)]
-    reasons = [f"{len(gone)} of its files are missing or changed, e.g. {gone[0]}"] if gone else []
+    if gone:
+        reasons.append(f"{len(gone)} of its files are missing or changed, e.g. {gone[0]}")
+
+    # through JSON, as the earlier state was: tuples become lists there
     for kind, now in json.loads(json.dumps(state)).items():
-        before = meta["state"][kind]
-        for name in sorted(now.keys() | before.keys()):
-            if now.get(name) != before.get(name):
-                change = (
-                    f" {before.get(name)!r} -> {now.get(name)!r}"
-                    if kind == "parameter"
-                    else " changed"
-                )
-                reasons.append(f"{kind} {name}{change}")
+        reasons += _changes(kind, meta["state"][kind], now)
     return reasons
 
 
+def _changes(kind: str, before: dict, now: dict) -> list[str]:
+    """A line for each name whose value differs; for a parameter with both values."""
+    changes = []
+    for name in sorted(now.keys() | before.keys()):
+        if now.get(name) == before.get(name):
+            continue
+        if kind == "parameter":
+            changes.append(f"{kind} {name} {before.get(name)!r} -> {now.get(name)!r}")
+        else:
+            changes.append(f"{kind} {name} changed")
+    return changes
+
+
 def _is_whole(file: Path, entry: dict) -> bool:
-    """Whether a file is as its stage left it: by length and time of change, and where the time differs by checksum."""
+    """Whether a file is as its stage left it: same length, and same time of change or else same checksum."""
     if not file.is_file() or file.stat().st_size != entry["bytes"]:
         return False
     return file.stat().st_mtime_ns == entry["changed"] or _checksum(file) == entry["checksum"]
 
 
 def read_meta(output: Path, stage: str) -> dict | None:
-    """A stage's meta.json; None where it has not ended, or was run by a runner that kept no checksums."""
+    """A stage's meta.json; None where the stage has not run to its end under this runner."""
     file = output / stage / paths.META
-    meta = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    whole = "state" in meta and all(isinstance(entry, dict) for entry in meta["files"].values())
-    return meta if whole else None
+    if not file.exists():
+        return None
+    meta = json.loads(file.read_text(encoding="utf-8"))
+    if "state" not in meta:  # the notebook has ended, the runner has not: or there was none
+        return None
+    has_checksums = all(isinstance(entry, dict) for entry in meta["files"].values())
+    return meta if has_checksums else None
 
 
 def files_of(output: Path, stage: str, since: float) -> dict[str, dict]:
     """Length, time of change and checksum of a stage's artifacts: those in its folder, and those it wrote into the root."""
     own = [f for f in (output / stage).rglob("*") if f.is_file() and f.name != paths.META]
     root = [f for f in output.glob("[!.]*") if f.is_file() and f.stat().st_mtime >= since]
-    return {
-        f.relative_to(output).as_posix(): {
-            "bytes": f.stat().st_size,
-            "changed": f.stat().st_mtime_ns,
-            "checksum": _checksum(f),
+    files = {}
+    for file in sorted([*own, *root]):
+        stat = file.stat()
+        files[file.relative_to(output).as_posix()] = {
+            "bytes": stat.st_size,
+            "changed": stat.st_mtime_ns,
+            "checksum": _checksum(file),
         }
-        for f in sorted([*own, *root])
-    }
+    return files
