@@ -1,13 +1,17 @@
 """Every figure of the notebooks, so that they look alike and a notebook's cell stays a line.
 
-Each function takes arrays or tables, knows no stage and no file of the pipeline, and returns a matplotlib Figure.
+Each function takes arrays or tables, knows no stage of the pipeline, and returns a matplotlib Figure; `save` gives it a name.
 """
 
 import textwrap
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import polars as pl
 from matplotlib.figure import Figure
+
+from src.artifacts import atomic
 
 BLUE, ORANGE, GREEN, GREY = "#3465a4", "#e07b39", "#4e9a06", "#9a9a9a"
 plt.rcParams.update(
@@ -22,6 +26,12 @@ plt.rcParams.update(
         "image.interpolation": "nearest",
     }
 )
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure as a PNG, `output/<stage>/figures/<name>.png`; the report takes it by that name."""
+    with atomic(file) as temporary:
+        figure.savefig(temporary, bbox_inches="tight")
 
 
 # --- 01: data filters, groups, folds ---
@@ -293,19 +303,22 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
 
 
-def slices(tables: dict[str, tuple[list[str], np.ndarray]], mean: float) -> Figure:
-    """One panel a slicing: its labels from the top, each with mean, low, high (n, 3); the overall `mean` as a line."""
-    tallest = max(len(labels) for labels, _ in tables.values())
-    figure, axes = plt.subplots(
-        1, len(tables), figsize=(4.2 * len(tables), 0.24 * tallest + 1), squeeze=False
-    )
-    for ax, (name, (labels, values)) in zip(axes[0], tables.items(), strict=True):
-        y = np.arange(len(labels))
-        error = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
+def slices(tables: dict[str, pl.DataFrame], mean: float) -> Figure:
+    """One panel for each slicing: its labels from the top with avg_cos, low and high; the overall `mean` as a line."""
+    tallest = max(len(table) for table in tables.values())
+    size = (4.2 * len(tables), 0.24 * tallest + 1)
+    figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False)
+
+    for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
+        y = np.arange(len(table))
+        score = table["avg_cos"].to_numpy()
+        error = [score - table["low"].to_numpy(), table["high"].to_numpy() - score]
         ax.axvline(mean, color=ORANGE, linewidth=1)
-        ax.errorbar(values[:, 0], y, xerr=error, fmt="o", color=BLUE, capsize=2, markersize=4)
+        ax.errorbar(score, y, xerr=error, fmt="o", color=BLUE, capsize=2, markersize=4)
+        labels = table["label"].to_list()
         ax.set(yticks=y, yticklabels=labels, xlabel="Avg-Cos, 95 % interval", title=name)
         ax.invert_yaxis()
+
     figure.tight_layout()
     return figure
 

@@ -4,14 +4,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# --- intervals and tables ---
+DRAWN_AT_ONCE = 4_000_000  # indices of a part of the resamples
 
 
 def standard_error(values: np.ndarray, groups: np.ndarray | None = None) -> float:
     """Standard error of the mean of `values` (n,); rows of one group count as one draw."""
-    label = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    apart = np.bincount(label, weights=values - np.mean(values, dtype=np.float64))
-    return float(np.sqrt(np.square(apart).sum()) / len(values))
+    deviation = values - np.mean(values, dtype=np.float64)
+    group_sum = np.bincount(_group_numbers(len(values), groups), weights=deviation)
+    return float(np.sqrt(np.square(group_sum).sum()) / len(values))
+
+
+def _group_numbers(rows: int, groups: np.ndarray | None) -> np.ndarray:
+    """(rows,) int64: the number of each row's group, from 0; without groups each row is one of its own."""
+    if groups is None:
+        return np.arange(rows)
+    return np.unique(groups, return_inverse=True)[1]
 
 
 @dataclass(frozen=True)
@@ -33,22 +40,27 @@ def bootstrap(
 
     Rows of one group are not independent, so drawing rows would make the interval too narrow.
     """
-    if len(values) == 0 or not np.isfinite(values).all():
-        raise ValueError(
-            f"{len(values)} values, {(~np.isfinite(values)).sum()} of them NaN or infinite"
-        )
+    bad = (~np.isfinite(values)).sum()
+    if len(values) == 0 or bad:
+        raise ValueError(f"{len(values)} values, {bad} of them NaN or infinite")
     if groups is not None and len(groups) != len(values):
         raise ValueError(f"{len(groups)} groups for {len(values)} values")
-    label = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    total, count = np.bincount(label, weights=values), np.bincount(label)
-    rng, means, rows = (
-        np.random.default_rng(seed),
-        np.empty(n_bootstrap),
-        max(1, 4_000_000 // len(total)),
-    )
-    for start in range(0, n_bootstrap, rows):
-        drawn = rng.integers(len(total), size=(min(rows, n_bootstrap - start), len(total)))
-        means[start : start + rows] = total[drawn].sum(axis=1) / count[drawn].sum(axis=1)
+
+    # a group is drawn as a whole, so its sum and its size are all that is needed of it
+    number = _group_numbers(len(values), groups)
+    total = np.bincount(number, weights=values)
+    count = np.bincount(number)
+    n_groups = len(total)
+
+    # in parts of so many resamples that the drawn indices fit the memory
+    rng = np.random.default_rng(seed)
+    means = np.empty(n_bootstrap)
+    part = max(1, DRAWN_AT_ONCE // n_groups)
+    for start in range(0, n_bootstrap, part):
+        size = min(part, n_bootstrap - start)
+        drawn = rng.integers(n_groups, size=(size, n_groups))
+        means[start : start + size] = total[drawn].sum(axis=1) / count[drawn].sum(axis=1)
+
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(np.mean(values, dtype=np.float64)), float(low), float(high))
 

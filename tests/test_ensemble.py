@@ -6,9 +6,9 @@ import pytest
 from scipy.optimize import approx_fprime
 
 from src import artifacts, paths, statistics
-from src.ensemble import blending, confidence, table1
+from src.ensemble import blending, confidence, slices, table1
 from src.ensemble.members import check_pairing, load_members, member_names
-from src.ensemble.table1 import Scored
+from src.ensemble.table1 import Variant
 from src.metrics import avg_cos, cosines, l2_normalize
 
 _constants = np.random.default_rng(0)
@@ -305,13 +305,13 @@ def test_confidence_of_a_few_rows_is_finite(rows):
 
 
 def test_slices():
-    table = table1.by_label(np.array([0.9, 0.7, 0.2, 0.4]), ["owl", "owl", "fox", "fox"])
+    table = slices.by_label(np.array([0.9, 0.7, 0.2, 0.4]), ["owl", "owl", "fox", "fox"])
     assert table.select("label", "rows", "avg_cos").rows() == [
         ("fox", 2, pytest.approx(0.3)),
         ("owl", 2, pytest.approx(0.8)),
     ]
     values, groups = np.random.default_rng(2).uniform(size=60), np.arange(60) // 5
-    table = table1.by_label(
+    table = slices.by_label(
         values, ["owl"] * 20 + ["cat"] * 40, groups=groups, seed=3, n_bootstrap=50
     )
     for label, mine in (("owl", slice(20)), ("cat", slice(20, 60))):
@@ -322,14 +322,14 @@ def test_slices():
             found.high,
         )
     found = statistics.bootstrap(values, n_bootstrap=1000, seed=0)
-    assert table1.by_label(values, ["owl"] * 60).row(0) == (
+    assert slices.by_label(values, ["owl"] * 60).row(0) == (
         "owl",
         60,
         found.mean,
         found.low,
         found.high,
     )
-    assert table1.by_label(np.ones(4), ["owl", "fox", "cat", "fox"])["label"].to_list() == [
+    assert slices.by_label(np.ones(4), ["owl", "fox", "cat", "fox"])["label"].to_list() == [
         "cat",
         "fox",
         "owl",
@@ -395,8 +395,8 @@ def test_the_paired_interval_is_narrower_than_the_models_are_apart(rng):
 
 def test_table_1():
     rows = [
-        Scored("Model A", 400, cosines(TRUTH, A), 12.5),
-        Scored("Model B", 900, cosines(TRUTH, B), 3),
+        Variant("Model A", 400, cosines(TRUTH, A), 12.5),
+        Variant("Model B", 900, cosines(TRUTH, B), 3),
     ]
     table = table1.table1(rows, groups=np.arange(400) // 2)
     assert table.columns == ["model", "rows_trained", "avg_cos", "low", "high", "seconds", "paper"]
@@ -423,7 +423,7 @@ def test_the_paper_s_table_stands_beside():
         "Ensemble",
         "Ensemble of all members",
     ]
-    table = table1.table1([Scored(name, 4, np.ones(4), None) for name in names])
+    table = table1.table1([Variant(name, 4, np.ones(4), None) for name in names])
     assert table["paper"].to_list() == [0.5642, 0.5684, 0.5721, 0.5753, 0.5531, 0.5961, None]
     assert table["seconds"].null_count() == 7 and table1.OF_ALL == names[-1]
 
@@ -439,13 +439,13 @@ def test_the_paper_s_table_stands_beside():
         (lambda: blending.combine({"a": A, "b": B}, {"a": 0.5, "b": 0.6}), "must sum to 1"),
         (lambda: blending.combine({"a": A, "b": B}, {"a": 1.5, "b": -0.5}), "must not be negative"),
         (lambda: blending.cross_fit_weights(TRUTH, {"a": A}, np.zeros(400)), "at least 2 folds"),
-        (lambda: table1.by_label(np.ones(3), ["a"]), "1 labels for 3 values"),
+        (lambda: slices.by_label(np.ones(3), ["a"]), "1 labels for 3 values"),
         (lambda: statistics.bootstrap(np.array([1, np.nan])), "2 values, 1 of them NaN"),
         (lambda: statistics.bootstrap(np.array([])), "0 values, 0 of them NaN or infinite"),
         (lambda: statistics.bootstrap(np.ones(3), groups=np.ones(2)), "2 groups for 3 values"),
         (lambda: statistics.paired_bootstrap(np.ones(3), np.ones(2)), "do not pair"),
         (
-            lambda: table1.table1([Scored("A", 1, np.ones(3), 1), Scored("B", 1, np.ones(2), 1)]),
+            lambda: table1.table1([Variant("A", 1, np.ones(3), 1), Variant("B", 1, np.ones(2), 1)]),
             "different numbers",
         ),
     ],

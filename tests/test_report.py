@@ -1,10 +1,11 @@
+import base64
 import re
 from html.parser import HTMLParser
 
 import pytest
 
 from src import paths
-from src.runner import report
+from src.runner import readme_table, report, scores
 from tests.helpers.finished_output import NASTY, write_finished_output
 
 
@@ -68,6 +69,18 @@ def test_a_wide_figure_scrolls_on_a_phone(page):
     assert figures == ["narrow", "wide"]
 
 
+def test_a_figure_stands_above_its_own_caption(tmp_path):
+    write_finished_output(tmp_path)
+    names = {"weight of Model A": "alpha_curve", "Score by slice": "slices"}
+    html = report.write(tmp_path).read_text(encoding="utf-8")
+    figures = re.findall(r"<figure.*?base64,(.*?)\".*?<figcaption>(.*?)</figcaption>", html, re.S)
+    assert len(figures) == 2
+    for data, caption in figures:
+        name = next(name for words, name in names.items() if words in caption)
+        saved = tmp_path / "04_ensemble_oof" / paths.FIGURES / f"{name}.png"
+        assert base64.b64decode(data) == saved.read_bytes()
+
+
 def test_without_a_truth_it_says_that_the_test_score_is_not_known(tmp_path):
     write_finished_output(tmp_path, test=False)
     text = report.write(tmp_path).read_text(encoding="utf-8")
@@ -86,8 +99,10 @@ def test_a_missing_stage_is_named(tmp_path):
 def test_the_readme_s_table_is_that_of_the_run(tmp_path):
     write_finished_output(tmp_path)
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Title\n\n{report.BEGIN}\nstale\n{report.END}\n\ntext\n", encoding="utf-8")
-    assert report.write_readme([tmp_path], readme)
+    readme.write_text(
+        f"# Title\n\n{readme_table.BEGIN}\nstale\n{readme_table.END}\n\ntext\n", encoding="utf-8"
+    )
+    assert readme_table.write_readme([tmp_path], readme)
     text = readme.read_text(encoding="utf-8")
     assert (
         "stale" not in text
@@ -99,21 +114,27 @@ def test_the_readme_s_table_is_that_of_the_run(tmp_path):
         "| Ensemble | 1,000 | **.7000** | .7000 to .7000 | .7050 | 12 | .5961 |" in text
         and "seed 1" in text
     )
-    assert not report.write_readme([tmp_path], readme), "a second time changes nothing"
+    assert not readme_table.write_readme([tmp_path], readme), "a second time changes nothing"
     write_finished_output(tmp_path, ensemble_score=0.71)
-    assert report.write_readme([tmp_path], readme) and "**.7100**" in readme.read_text(
+    assert readme_table.write_readme([tmp_path], readme) and "**.7100**" in readme.read_text(
         encoding="utf-8"
     )
 
 
 @pytest.mark.parametrize(
-    "text", ["", report.BEGIN, f"{report.END} {report.BEGIN}", f"{report.BEGIN}{report.END}" * 2]
+    "text",
+    [
+        "",
+        readme_table.BEGIN,
+        f"{readme_table.END} {readme_table.BEGIN}",
+        f"{readme_table.BEGIN}{readme_table.END}" * 2,
+    ],
 )
 def test_a_readme_without_one_pair_of_markers_is_left_alone(tmp_path, text):
     write_finished_output(tmp_path)
     (tmp_path / "README.md").write_text(text)
     with pytest.raises(ValueError, match="README.md needs one <!-- table1:begin -->"):
-        report.write_readme([tmp_path], tmp_path / "README.md")
+        readme_table.write_readme([tmp_path], tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == text
 
 
@@ -121,7 +142,7 @@ def test_several_seeds_become_a_mean_and_a_spread(tmp_path, capsys):
     runs = [tmp_path / f"seed{seed}" for seed in (1, 2, 3)]
     for seed, (run, score) in enumerate(zip(runs, (0.70, 0.71, 0.72), strict=True), 1):
         write_finished_output(run, ensemble_score=score, gain=score - 0.68, seed=seed)
-    final = report.over_runs(runs).filter(model="Ensemble").row(0, named=True)
+    final = scores.over_runs(runs).filter(model="Ensemble").row(0, named=True)
     assert (final["runs"], final["avg_cos"], final["spread"]) == (
         3,
         pytest.approx(0.71),
@@ -144,7 +165,7 @@ def test_no_run_is_no_traceback(tmp_path, capsys):
 
 def test_the_command_rewrites_the_readme_once(tmp_path, capsys, monkeypatch):
     write_finished_output(tmp_path / "run")
-    (tmp_path / "README.md").write_text(f"{report.BEGIN}\n{report.END}\n")
+    (tmp_path / "README.md").write_text(f"{readme_table.BEGIN}\n{readme_table.END}\n")
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     assert [report.main(["--readme", "--runs", str(tmp_path / "run")]) for _ in range(2)] == [0, 0]
     assert (

@@ -8,9 +8,10 @@ from scipy.optimize import minimize, minimize_scalar
 
 from src.ensemble.members import Members
 from src.metrics import cosines, l2_normalize
-from src.statistics import standard_error
+from src.statistics import Interval, standard_error, verdict
 
-ZERO = 1e-6  # an optimiser's weight below this is none
+ZERO = 1e-6  # a weight that the optimizer leaves below this is none
+TINY = 1e-12  # below the square of a blend's length: keeps opposite vectors from dividing by 0
 
 
 # --- two of them, one alpha ---
@@ -28,11 +29,10 @@ def blend(a: np.ndarray, b: np.ndarray, alpha: float) -> np.ndarray:
 def search_alpha(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
     """The alpha in [0, 1] with the highest mean cosine of the blend: a grid of hundredths, then refined around its best."""
     score = _mean_score(truth, a, b)
-    grid = np.linspace(0, 1, 101)
-    best = float(max(grid, key=score))
-    ends = max(best - 0.01, 0), min(best + 0.01, 1)
-    refined = float(minimize_scalar(lambda alpha: -score(alpha), bounds=ends, method="bounded").x)
-    return max(best, refined, key=score)
+    best = float(max(np.linspace(0, 1, 101), key=score))
+    ends = (max(best - 0.01, 0), min(best + 0.01, 1))
+    found = minimize_scalar(lambda alpha: -score(alpha), bounds=ends, method="bounded")
+    return max(best, float(found.x), key=score)
 
 
 def curve(truth: np.ndarray, a: np.ndarray, b: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
@@ -42,14 +42,16 @@ def curve(truth: np.ndarray, a: np.ndarray, b: np.ndarray, alphas: Sequence[floa
 
 
 def _mean_score(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> Callable[[float], float]:
+    """The mean cosine of the blend as a function of alpha."""
     # the blend's cosine needs only three numbers a row, so an alpha costs n operations instead of n d
-    ta, tb, ab = (cosines(*pair).astype(np.float64) for pair in ((truth, a), (truth, b), (a, b)))
+    truth_a = cosines(truth, a).astype(np.float64)
+    truth_b = cosines(truth, b).astype(np.float64)
+    a_b = cosines(a, b).astype(np.float64)
 
     def score(alpha: float) -> float:
-        length = np.sqrt(
-            np.maximum(alpha**2 + (1 - alpha) ** 2 + 2 * alpha * (1 - alpha) * ab, 1e-12)
-        )
-        return float(np.mean((alpha * ta + (1 - alpha) * tb) / length))
+        squared = alpha**2 + (1 - alpha) ** 2 + 2 * alpha * (1 - alpha) * a_b
+        length = np.sqrt(np.maximum(squared, TINY))
+        return float(np.mean((alpha * truth_a + (1 - alpha) * truth_b) / length))
 
     return score
 
@@ -61,7 +63,9 @@ def cross_fit(
     folds = np.unique(fold)
     if len(folds) < 2:
         raise ValueError(f"alpha from the other folds needs at least 2 folds, got {folds.tolist()}")
-    prediction, alphas = np.empty_like(a), {}
+
+    prediction = np.empty_like(a)
+    alphas = {}
     for f in folds:
         mine = fold == f
         alphas[int(f)] = search_alpha(truth[~mine], a[~mine], b[~mine])
@@ -74,14 +78,26 @@ def flat_range(
 ) -> tuple[float, float]:
     """The lowest and highest alpha around the best whose score lies within one standard error of the best score."""
     best = search_alpha(truth, a, b)
-    lowest_score = _mean_score(truth, a, b)(best) - standard_error(
-        cosines(truth, blend(a, b, best)), groups
-    )
+    error = standard_error(cosines(truth, blend(a, b, best)), groups)
+    lowest_score = _mean_score(truth, a, b)(best) - error
+
+    # the stretch around the best that holds no alpha with a lower score
     grid = np.union1d(np.linspace(0, 1, 1001), best)
     outside = grid[curve(truth, a, b, grid) < lowest_score]
-    below, above = outside[outside < best], outside[outside > best]
+    below = outside[outside < best]
+    above = outside[outside > best]
     inside = grid[(grid > below.max(initial=-1)) & (grid < above.min(initial=2))]
     return float(inside.min()), float(inside.max())
+
+
+def verdict_sentence(difference: Interval, single: str) -> str:
+    """What the paired difference of the ensemble and its better `single` model says."""
+    sentences = {
+        "helps": f"the ensemble is better than {single}: the interval lies above 0",
+        "hurts": f"the ensemble is worse than {single}: the interval lies below 0",
+        "unclear": f"this data does not tell the ensemble from {single}: the interval holds 0",
+    }
+    return sentences[verdict(difference)]
 
 
 # --- any number of them, weights on the simplex ---
@@ -96,13 +112,10 @@ def combine(members: Members, weights: Mapping[str, float]) -> np.ndarray:
         raise ValueError(f"weights for {sorted(weights)}, members are {sorted(members)}")
     if min(weights.values()) < 0 or abs(sum(weights.values()) - 1) > 1e-6:
         raise ValueError(f"weights {dict(weights)} must not be negative and must sum to 1")
-    return l2_normalize(
-        sum(
-            np.float32(weight) * l2_normalize(members[name])
-            for name, weight in weights.items()
-            if weight > 0
-        )
-    )
+
+    used = {name: weight for name, weight in weights.items() if weight > 0}
+    terms = [np.float32(weight) * l2_normalize(members[name]) for name, weight in used.items()]
+    return l2_normalize(sum(terms))
 
 
 def fit_weights(
@@ -112,48 +125,58 @@ def fit_weights(
 
     It adds nothing when leaving it out costs at most one standard error of that paired difference (by `groups`).
     """
-    names = list(members)
     along, gram = _products(truth, members)
-    kept = list(range(len(names)))
+    kept = list(range(len(members)))
     weight = _optimum(along, gram)
+
+    # leave out, one after the other, the member that costs least, while it costs too little
     while len(kept) > 1:
         row_score = _row_scores(along, gram, kept, weight)
         trials = []
-        for j in kept:
-            rest = [i for i in kept if i != j]
-            fewer = _optimum(along[:, rest], gram[:, rest][:, :, rest])
-            trials.append((row_score - _row_scores(along, gram, rest, fewer), rest, fewer))
-        lost, rest, fewer = min(trials, key=lambda trial: trial[0].mean())
+        for left_out in kept:
+            rest = [i for i in kept if i != left_out]
+            rest_weight = _optimum(along[:, rest], gram[:, rest][:, :, rest])
+            lost = row_score - _row_scores(along, gram, rest, rest_weight)
+            trials.append((lost, rest, rest_weight))
+
+        lost, rest, rest_weight = min(trials, key=lambda trial: trial[0].mean())
         if lost.mean() > standard_error(lost, groups):
             break
-        kept, weight = rest, fewer
-    by_place = dict(zip(kept, weight, strict=True))
-    return {name: float(by_place.get(i, 0.0)) for i, name in enumerate(names)}
+        kept = rest
+        weight = rest_weight
+
+    by_index = dict(zip(kept, weight, strict=True))
+    return {name: float(by_index.get(i, 0.0)) for i, name in enumerate(members)}
 
 
 def _products(truth: np.ndarray, members: Members) -> tuple[np.ndarray, np.ndarray]:
     """What a blend's cosine needs of each row: (n, m) cosines with the truth and (n, m, m) cosines of the members."""
     stack = np.stack([l2_normalize(rows) for rows in members.values()], axis=1)
     along = np.einsum("nd,nmd->nm", l2_normalize(truth), stack)
-    return along.astype(np.float64), np.einsum("nid,njd->nij", stack, stack, optimize=True).astype(
-        np.float64
-    )
+    gram = np.einsum("nid,njd->nij", stack, stack, optimize=True)
+    return along.astype(np.float64), gram.astype(np.float64)
 
 
 def _row_scores(
     along: np.ndarray, gram: np.ndarray, kept: list[int], weight: np.ndarray
 ) -> np.ndarray:
+    """(n,) float64: the cosine of each row's blend of the `kept` members with the truth."""
     mixed = gram[:, kept][:, :, kept] @ weight
-    return along[:, kept] @ weight / np.sqrt(np.maximum(mixed @ weight, 1e-12))
+    length = np.sqrt(np.maximum(mixed @ weight, TINY))
+    return along[:, kept] @ weight / length
 
 
 def _optimum(along: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """(m,) weights that maximise the mean cosine: SLSQP from the middle and from near every corner, since it is not concave."""
+    """(m,) weights that maximize the mean cosine."""
     m = along.shape[1]
+    if m == 1:
+        return np.ones(1)
+
+    # it is not concave, so SLSQP starts from the middle and from near every corner
     sums_to_one = {"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(m)}
-    starts = [np.full(m, 1 / m), *(0.9 * np.eye(m) + 0.1 / m)] if m > 1 else [np.ones(1)]
-    found = [
-        minimize(
+    results = []
+    for start in [np.full(m, 1 / m), *(0.9 * np.eye(m) + 0.1 / m)]:
+        result = minimize(
             _loss,
             start,
             (along, gram),
@@ -163,9 +186,9 @@ def _optimum(along: np.ndarray, gram: np.ndarray) -> np.ndarray:
             constraints=sums_to_one,
             options={"ftol": 1e-10, "maxiter": 200},
         )
-        for start in starts
-    ]
-    best = min(found, key=lambda result: result.fun).x
+        results.append(result)
+    best = min(results, key=lambda result: result.fun).x
+
     best = np.where(best < ZERO, 0, best)
     return best / best.sum()
 
@@ -173,7 +196,7 @@ def _optimum(along: np.ndarray, gram: np.ndarray) -> np.ndarray:
 def _loss(weight: np.ndarray, along: np.ndarray, gram: np.ndarray) -> tuple[float, np.ndarray]:
     """Minus the mean cosine of the blend, and its gradient (m,)."""
     mixed = gram @ weight
-    length = np.sqrt(np.maximum(mixed @ weight, 1e-12))
+    length = np.sqrt(np.maximum(mixed @ weight, TINY))
     dot = along @ weight
     slope = along / length[:, None] - (dot / length**3)[:, None] * mixed
     return -float(np.mean(dot / length)), -slope.mean(axis=0)
@@ -188,13 +211,14 @@ def cross_fit_weights(
         raise ValueError(
             f"weights from the other folds need at least 2 folds, got {folds.tolist()}"
         )
-    prediction, fitted = np.empty_like(truth), []
+
+    prediction = np.empty_like(truth)
+    fitted = []
     for f in folds:
         mine = fold == f
         others = {name: rows[~mine] for name, rows in members.items()}
-        weights = fit_weights(
-            truth[~mine], others, groups=None if groups is None else groups[~mine]
-        )
+        other_groups = None if groups is None else groups[~mine]
+        weights = fit_weights(truth[~mine], others, groups=other_groups)
         prediction[mine] = combine({name: rows[mine] for name, rows in members.items()}, weights)
         fitted.append({"fold": int(f), **weights})
     return prediction, pl.DataFrame(fitted)

@@ -11,18 +11,17 @@ from src.ensemble.blending import combine
 from src.ensemble.members import Members
 from src.metrics import cosines
 
-PENALTIES = np.logspace(
-    0, 6, 13
-)  # of the ridge behind the confidence; standardised columns, so some of the number of rows
-
-
-# --- confidence: how far to trust one prediction ---
+# of the ridge, whose columns are standardized: from nothing to far above the number of rows
+PENALTIES = np.logspace(0, 6, 13)
 
 
 def agreement(
     members: Members, weights: Mapping[str, float], sides: tuple[Sequence[str], Sequence[str]]
 ) -> np.ndarray:
-    """(n,) float32: the cosine of the blend of Model A's members with that of Model B's, each by its weights (equal if all 0)."""
+    """(n,) float32: the cosine of the blend of Model A's members with that of Model B's, the two `sides`.
+
+    Each side is blended by its weights; equally where all of them are 0.
+    """
     blends = []
     for side in sides:
         total = sum(weights[name] for name in side)
@@ -33,19 +32,20 @@ def agreement(
 
 @dataclass(frozen=True)
 class Confidence:
-    """The cosine with the truth that a prediction is expected to have: linear in the prediction itself, since what is depicted
-    tells how well it can be told, and in the agreement of A and B; within what it was for the rows that it was fitted on.
+    """The cosine with the truth to expect of a prediction: linear in the prediction, since image content predicts difficulty,
+    and in the agreement of A and B; never outside what it was for the rows that it was fitted on.
     """
 
     weight: list[float]  # (d,), of the prediction
     agreement: float
     intercept: float
-    low: float
+    low: float  # of the fitted rows
     high: float
 
     def __call__(self, prediction: np.ndarray, agreement: np.ndarray) -> np.ndarray:
         """(n, d) unit rows and their (n,) agreement -> (n,) float32."""
-        expected = prediction @ np.array(self.weight) + self.agreement * agreement + self.intercept
+        of_prediction = prediction @ np.array(self.weight)
+        expected = of_prediction + self.agreement * agreement + self.intercept
         return np.clip(expected, self.low, self.high).astype(np.float32)
 
 
@@ -54,7 +54,8 @@ def load_confidence(output: Path) -> Confidence:
     blend = artifacts.load_json(output / paths.BLEND)
     if "confidence" not in blend:
         raise ValueError(
-            f"{paths.display_path(output / paths.BLEND)} was written by an earlier version: run ./run_all.sh --from 04 first"
+            f"{paths.display_path(output / paths.BLEND)} was written by an earlier version: "
+            "run ./run_all.sh --from 04 first"
         )
     return Confidence(**blend["confidence"])
 
@@ -70,13 +71,16 @@ def fit_confidence(prediction: np.ndarray, agreement: np.ndarray, cosine: np.nda
     x = np.column_stack([prediction, agreement]).astype(np.float64)
     scaler = StandardScaler().fit(x)
     ridge = RidgeCV(PENALTIES).fit(scaler.transform(x), cosine)
-    slope, fitted = ridge.coef_ / scaler.scale_, np.clip(ridge.predict(scaler.transform(x)), -1, 1)
+    fitted = np.clip(ridge.predict(scaler.transform(x)), -1, 1)
+
+    # back from standardized columns to the columns themselves
+    slope = ridge.coef_ / scaler.scale_
     return Confidence(
-        slope[:-1].tolist(),
-        float(slope[-1]),
-        float(ridge.intercept_ - slope @ scaler.mean_),
-        float(fitted.min()),
-        float(fitted.max()),
+        weight=slope[:-1].tolist(),
+        agreement=float(slope[-1]),
+        intercept=float(ridge.intercept_ - slope @ scaler.mean_),
+        low=float(fitted.min()),
+        high=float(fitted.max()),
     )
 
 
@@ -87,7 +91,6 @@ def cross_fit_confidence(
     confidence = np.empty(len(cosine), dtype=np.float32)
     for f in np.unique(fold):
         mine = fold == f
-        confidence[mine] = fit_confidence(prediction[~mine], agreement[~mine], cosine[~mine])(
-            prediction[mine], agreement[mine]
-        )
+        fitted = fit_confidence(prediction[~mine], agreement[~mine], cosine[~mine])
+        confidence[mine] = fitted(prediction[mine], agreement[mine])
     return confidence

@@ -1,12 +1,15 @@
-"""Table 1 of the paper on the data at hand, and scores by label."""
+"""Table 1 of the paper on the data at hand, and the rows beyond it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from src.statistics import bootstrap
+from src import artifacts, paths
+from src.metrics import cosines, mean_predictor
+from src.statistics import Interval, bootstrap, paired_bootstrap
 
 PAPER = {
     "CLIP": 0.5642,
@@ -20,72 +23,149 @@ OF_ALL = "Ensemble of all members"  # the row beyond it, where there are more th
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One model on the out-of-fold rows."""
+class Variant:
+    """One row of the table: a model and its scores on the out-of-fold rows."""
 
-    model: str
+    name: str
     rows_trained: int
     cosines: np.ndarray  # (n,)
     seconds: float | None
 
 
 def table1(
-    rows: Sequence[Scored],
+    variants: Sequence[Variant],
     *,
     groups: np.ndarray | None = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """Table 1: model, rows_trained, avg_cos, low, high (95 %), seconds, paper; in order. All scored on the same images."""
-    sizes = {row.model: len(row.cosines) for row in rows}
+    """Table 1: model, rows_trained, avg_cos, low, high (95 %), seconds, paper; in order.
+
+    Raises ValueError unless all variants are scored on the same number of rows.
+    """
+    sizes = {variant.name: len(variant.cosines) for variant in variants}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"models are scored on different numbers of rows: {sizes}")
-    table = []
-    for row in rows:
-        found = bootstrap(row.cosines, groups=groups, n_bootstrap=n_bootstrap, seed=seed)
-        table.append(
-            (
-                row.model,
-                row.rows_trained,
-                found.mean,
-                found.low,
-                found.high,
-                row.seconds,
-                PAPER.get(row.model),
-            )
-        )
+
+    rows = []
+    for variant in variants:
+        score = bootstrap(variant.cosines, groups=groups, n_bootstrap=n_bootstrap, seed=seed)
+        row = {"model": variant.name, "rows_trained": variant.rows_trained}
+        row |= {"avg_cos": score.mean, "low": score.low, "high": score.high}
+        row |= {"seconds": variant.seconds, "paper": PAPER.get(variant.name)}
+        rows.append(row)
     numbers = dict.fromkeys(("avg_cos", "low", "high", "seconds", "paper"), pl.Float64)
-    return pl.DataFrame(
-        table, schema={"model": pl.String, "rows_trained": pl.Int64, **numbers}, orient="row"
+    return pl.DataFrame(rows, schema={"model": pl.String, "rows_trained": pl.Int64, **numbers})
+
+
+# --- the variants of a run ---
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The out-of-fold rows that every variant is scored on, and what the notebooks before left beside their predictions."""
+
+    output: Path
+    ids: list[str]
+    truth: np.ndarray  # (n, d) float32 unit rows
+    rows_kept: dict[str, int]  # of each step of paths.LADDER
+    rows_store: int  # prompts in Model B's store, Model A's rows among them
+    seconds: dict[str, float]  # training over all folds by variant; model_b: its notebook
+
+    def variant(self, title: str, name: str, prediction: np.ndarray, *, rows: int) -> Variant:
+        """The scored variant of a prediction (n, d); `name` is that of its artifacts."""
+        score = cosines(self.truth, prediction)
+        return Variant(title, rows, score, self.seconds.get(name))
+
+    def out_of_fold(self, name: str) -> np.ndarray:
+        """(n, d) float32: the out-of-fold predictions of a variant of notebook 02."""
+        base = self.output / paths.OOF.format(row=name)
+        return artifacts.load_embeddings(base, self.ids)[1]
+
+
+def scoring(output: Path, ids: Sequence[str], truth: np.ndarray) -> Scoring:
+    """Gather from `output` what Table 1 shows beside the scores of the rows `ids`, whose targets are `truth`."""
+    trained = artifacts.load_table(output / paths.TRAINED)
+    seconds = trained.group_by("row").agg(pl.col("seconds").sum())
+    meta_b = artifacts.load_json(output / "03_cuml_knn_model_b" / paths.META)
+
+    pairs = artifacts.load_table(output / paths.PAIRS)
+    steps = (len(pairs), int(pairs["filter1"].sum()), len(ids), len(ids))
+    return Scoring(
+        output=output,
+        ids=list(ids),
+        truth=truth,
+        rows_kept=dict(zip(paths.LADDER, steps, strict=True)),
+        rows_store=len(artifacts.load_table(output / paths.STORE)),
+        seconds=dict(seconds.select("row", "seconds").iter_rows()) | {"model_b": meta_b["seconds"]},
     )
 
 
-def by_label(
-    values: np.ndarray,
-    labels: Sequence[str],
+def paper_variants(on: Scoring, model_b: np.ndarray, ensemble: np.ndarray) -> list[Variant]:
+    """The paper's six rows in order: the steps of notebook 02, Model B, and the ensemble of Models A and B."""
+    variants = []
+    for name, title in zip(paths.LADDER, PAPER, strict=False):
+        prediction = on.out_of_fold(name)
+        variants.append(on.variant(title, name, prediction, rows=on.rows_kept[name]))
+    variants.append(on.variant("Model B", "model_b", model_b, rows=on.rows_store))
+
+    seconds = on.seconds["model_a"] + on.seconds["model_b"]
+    variants.append(Variant("Ensemble", on.rows_store, cosines(on.truth, ensemble), seconds))
+    return variants
+
+
+def further_variants(
+    on: Scoring,
+    fold: np.ndarray,
+    members: Mapping[str, np.ndarray],
+    sides: tuple[Sequence[str], Sequence[str]],
+) -> list[Variant]:
+    """The rows beyond the paper's: the mean of the other folds, what else notebook 02 left, and each further member.
+
+    `sides` names the members of Model A and those of Model B, the plain one first.
+    """
+    rows = len(on.ids)
+    variants = [on.variant("Mean predictor", "mean", mean_predictor(on.truth, fold), rows=rows)]
+
+    for file in sorted((on.output / paths.TRAINED).parent.glob("oof_*.npy")):
+        name = file.stem.removeprefix("oof_")
+        if name not in paths.LADDER and name not in members:
+            variants.append(on.variant(name, name, on.out_of_fold(name), rows=rows))
+
+    of_a, of_b = sides
+    variants += [on.variant(name, name, members[name], rows=rows) for name in of_a[1:]]
+    variants += [on.variant(name, name, members[name], rows=on.rows_store) for name in of_b[1:]]
+    return variants
+
+
+def ladder_steps(
+    variants: Sequence[Variant],
     *,
     groups: np.ndarray | None = None,
+    n_bootstrap: int = 2000,
     seed: int = 0,
-    n_bootstrap: int = 1000,
-) -> pl.DataFrame:
-    """The mean of `values` (n,) for each label with its 95 % interval: label, rows, avg_cos, low, high; lowest first."""
-    if len(labels) != len(values):
-        raise ValueError(f"{len(labels)} labels for {len(values)} values")
-    labels, table = np.asarray(labels), []
-    for label in np.unique(labels):
-        mine = labels == label
-        found = bootstrap(
-            values[mine],
-            groups=None if groups is None else groups[mine],
+) -> list[tuple[str, Interval, float]]:
+    """Each step of the paper's six rows: its name, its paired difference here, and the difference in the paper.
+
+    The last step is that of the ensemble over the best single row, whichever it is here.
+    """
+    best = max(variants[:5], key=lambda variant: variant.cosines.mean())
+    by_name = {variant.name: variant for variant in variants}
+    steps = (
+        ("data filter 1", "CLIP", "CLIP + data filter 1"),
+        ("data filter 2", "CLIP + data filter 1", "CLIP + data filter 2"),
+        ("Model A: its whole recipe", "CLIP + data filter 2", "Model A"),
+        (f"ensemble over {best.name}", best.name, "Ensemble"),
+    )
+
+    differences = []
+    for step, before, after in steps:
+        difference = paired_bootstrap(
+            by_name[after].cosines,
+            by_name[before].cosines,
+            groups=groups,
             n_bootstrap=n_bootstrap,
             seed=seed,
         )
-        table.append((str(label), int(mine.sum()), found.mean, found.low, found.high))
-    schema = {
-        "label": pl.String,
-        "rows": pl.Int64,
-        "avg_cos": pl.Float64,
-        "low": pl.Float64,
-        "high": pl.Float64,
-    }
-    return pl.DataFrame(table, schema=schema, orient="row").sort("avg_cos", "label")
+        differences.append((step, difference, PAPER[after] - PAPER[before]))
+    return differences

@@ -1,9 +1,5 @@
 """An output as a finished run leaves it: every artifact that the report reads, made up."""
 
-import base64
-from io import BytesIO
-
-import nbformat
 import numpy as np
 import polars as pl
 from PIL import Image
@@ -15,18 +11,15 @@ from src.paths import STAGES
 NASTY = "<script>alert('fox')</script> & \"owl\" <img src=x onerror=alert(1)>"
 
 
-def png(width: int) -> str:
-    buffer = BytesIO()
-    Image.new("RGB", (width, 40), "white").save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+FIGURE_COLORS = {"alpha_curve": "blue", "slices": "green"}
 
 
 def write_finished_output(output, *, ensemble_score=0.70, gain=0.02, seed=1, test=True):
     """Every artifact that the report reads, with the words of a stranger wherever a stranger's words can stand."""
     scores = dict(zip(table1.PAPER, [0.61, 0.62, 0.63, 0.68, 0.65, ensemble_score], strict=True))
-    rows = [table1.Scored(name, 1000, np.full(50, score), 12.0) for name, score in scores.items()]
+    rows = [table1.Variant(name, 1000, np.full(50, score), 12.0) for name, score in scores.items()]
     artifacts.save_table(output / paths.TABLE1, table1.table1(rows))
-    beyond = table1.table1([table1.Scored(NASTY, 10, np.full(50, 0.5), None)]).drop("paper")
+    beyond = table1.table1([table1.Variant(NASTY, 10, np.full(50, 0.5), None)]).drop("paper")
     artifacts.save_table(output / paths.LADDER_TABLE, beyond)
     interval = {"mean": ensemble_score, "low": ensemble_score - 0.01, "high": ensemble_score + 0.01}
     artifacts.save_json(
@@ -96,18 +89,7 @@ def write_finished_output(output, *, ensemble_score=0.70, gain=0.02, seed=1, tes
                 }
             ),
         )
-    write_executed(output)
-
-
-def write_executed(output):
-    cells = [
-        nbformat.v4.new_code_cell(
-            f"plots.{name}(x);",
-            outputs=[nbformat.v4.new_output("display_data", {"image/png": png(width)})],
-        )
-        for name, width in (("alpha_curve", 600), ("slices", 900))
-    ]
-    (output / paths.EXECUTED).mkdir(parents=True, exist_ok=True)
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=cells), output / paths.EXECUTED / "04_ensemble_oof.ipynb"
-    )
+    for name, width in (("alpha_curve", 600), ("slices", 900)):
+        file = output / "04_ensemble_oof" / paths.FIGURES / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (width, 40), FIGURE_COLORS[name]).save(file)
