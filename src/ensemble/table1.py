@@ -9,6 +9,7 @@ import polars as pl
 
 from src import artifacts, paths
 from src.metrics import cosines, mean_predictor
+from src.paths import Stage
 from src.statistics import Interval, bootstrap, paired_bootstrap
 
 PAPER = {
@@ -87,7 +88,7 @@ def scoring(output: Path, ids: Sequence[str], truth: np.ndarray) -> Scoring:
     """Gather from `output` what Table 1 shows beside the scores of the rows `ids`, whose targets are `truth`."""
     trained = artifacts.load_table(output / paths.TRAINED)
     seconds = trained.group_by("row").agg(pl.col("seconds").sum())
-    meta_b = artifacts.load_json(output / "03_cuml_knn_model_b" / paths.META)
+    meta_b = artifacts.load_json(output / Stage.MODEL_B / paths.META)
 
     pairs = artifacts.load_table(output / paths.PAIRS)
     steps = (len(pairs), int(pairs["filter1"].sum()), len(ids), len(ids))

@@ -7,7 +7,7 @@ import polars as pl
 
 from src import artifacts, paths
 from src.ensemble import table1
-from src.paths import display_path
+from src.paths import Stage, display_path
 from src.runner.scores import gains, number, over_runs, span
 
 BEGIN = "<!-- table1:begin -->"
@@ -56,7 +56,7 @@ def _cells(row: dict, *, is_best: bool, with_spread: bool) -> list[str]:
 
 def _conditions(outputs: Sequence[Path]) -> str:
     """The paragraph below the table: rows, seeds, the ensemble's gain, and the command that wrote it."""
-    metas = [artifacts.load_json(output / "04_ensemble_oof" / paths.META) for output in outputs]
+    metas = [artifacts.load_json(output / Stage.ENSEMBLE / paths.META) for output in outputs]
     seeds = ", ".join(str(meta["seed"]) for meta in metas)
     runs = f"seed {seeds}"
     if len(outputs) > 1:

@@ -17,7 +17,7 @@ import polars as pl
 from src import artifacts, paths
 from src.data import images
 from src.ensemble import table1
-from src.paths import STAGES, display_path, resolve
+from src.paths import STAGES, Stage, display_path, resolve
 from src.runner import readme_table, scores
 
 TEMPLATES = Path(__file__).parent
@@ -25,29 +25,29 @@ WIDE = 700  # pixels; a figure that is wider scrolls sideways on a phone
 
 # figures of the page in its order: the stage and the name under which it saves each, and what the reader should see in it
 CURVES = (
-    ("02_train_model_a", "learning_curves", "Training of Model A and of the CLIP rows."),
-    ("03_cuml_knn_model_b", "weights", "Model B: its constants tuned out-of-fold."),
+    (Stage.MODEL_A, "learning_curves", "Training of Model A and of the CLIP rows."),
+    (Stage.MODEL_B, "weights", "Model B: its constants tuned out-of-fold."),
     (
-        "04_ensemble_oof",
+        Stage.ENSEMBLE,
         "alpha_curve",
         "The blend: score against the weight of Model A; "
         "grey is as good within one standard error.",
     ),
     (
-        "04_ensemble_oof",
+        Stage.ENSEMBLE,
         "ladder",
         "The ladder here and in the paper. The data differ, so only the shapes compare.",
     ),
     (
-        "04_ensemble_oof",
+        Stage.ENSEMBLE,
         "calibration",
         "How well a prediction will fit: by its confidence, and by the agreement of A and B alone.",
     ),
 )
 SLICES_CAPTION = "Score by slice, 95 % intervals; the line is the mean of all rows."
 SLICES = (
-    ("04_ensemble_oof", "slices", SLICES_CAPTION),
-    ("04_ensemble_oof", "slices_by_attribute", SLICES_CAPTION),
+    (Stage.ENSEMBLE, "slices", SLICES_CAPTION),
+    (Stage.ENSEMBLE, "slices_by_attribute", SLICES_CAPTION),
 )
 
 
@@ -87,7 +87,7 @@ def contents(output: Path) -> dict[str, object]:
         "submitted": last["rows"],
         "ladder": ladder.rows(named=True),
         "best": ladder.filter("table1")["avg_cos"].max(),
-        "scored": metas["04_ensemble_oof"]["rows"],
+        "scored": metas[Stage.ENSEMBLE]["rows"],
         "curves": figures(output, CURVES),
         "gallery": _gallery(output),
         "slices": _extreme_slices(output),

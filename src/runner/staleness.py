@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 
 from src import paths
-from src.paths import ROOT
+from src.paths import ROOT, Stage
 from src.runner.params import NOTEBOOKS, input_paths
 
 # the stages whose artifacts a stage reads; tests/test_notebooks.py compares it with what the notebooks name
 NEEDS = {
-    "01_dedup": (),
-    "02_train_model_a": ("01_dedup",),
-    "03_cuml_knn_model_b": ("01_dedup",),
-    "04_ensemble_oof": ("01_dedup", "02_train_model_a", "03_cuml_knn_model_b"),
-    "05_submit": ("01_dedup", "02_train_model_a", "03_cuml_knn_model_b", "04_ensemble_oof"),
+    Stage.DEDUP: (),
+    Stage.MODEL_A: (Stage.DEDUP,),
+    Stage.MODEL_B: (Stage.DEDUP,),
+    Stage.ENSEMBLE: (Stage.DEDUP, Stage.MODEL_A, Stage.MODEL_B),
+    Stage.SUBMIT: (Stage.DEDUP, Stage.MODEL_A, Stage.MODEL_B, Stage.ENSEMBLE),
 }
 
 
