@@ -38,7 +38,8 @@ def avg_cos(truth: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def mean_predictor(truth: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """(n, d) float32 unit rows: for each row the mean of the other folds' `truth` (n, d), blind to the image.
+    """(n, d) float32 unit rows: for each row the mean of the other folds' `truth` (n, d), blind to
+    the image.
 
     The baseline that every model must beat. ValueError when fewer than two of `fold` (n,) differ.
     """

@@ -1,6 +1,7 @@
 """Every figure of the notebooks, so that they look alike and a notebook's cell stays a line.
 
-Each function takes arrays or tables, knows no stage of the pipeline, and returns a matplotlib Figure; `save` gives it a name.
+Each function takes arrays or tables, knows no stage of the pipeline, and returns a matplotlib
+Figure; `save` gives it a name.
 """
 
 import textwrap
@@ -29,7 +30,9 @@ plt.rcParams.update(
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a figure as a PNG, `output/<stage>/figures/<name>.png`; the report takes it by that name."""
+    """Write a figure as a PNG, `output/<stage>/figures/<name>.png`; the report takes it by that
+    name.
+    """
     with atomic(file) as temporary:
         figure.savefig(temporary, bbox_inches="tight")
 
@@ -38,15 +41,16 @@ def save(figure: Figure, file: Path) -> None:
 
 
 def similarity_histogram(nearest: np.ndarray, threshold: float) -> Figure:
-    """Histogram of each prompt's highest similarity to any other prompt, (n,), with the filter's threshold."""
+    """Histogram of each prompt's highest similarity to any other prompt, (n,), with the filter's
+    threshold.
+    """
     figure, axes = plt.subplots(figsize=(6, 2.6))
     axes.hist(nearest, bins=60, color=BLUE)
     axes.axvline(threshold, color=ORANGE)
-    axes.set(
-        xlabel="cosine to the nearest other prompt",
-        ylabel="prompts",
-        title=f"{(nearest > threshold).mean():.0%} of prompts have a neighbour above {threshold}",
-    )
+
+    share = (nearest > threshold).mean()
+    title = f"{share:.0%} of prompts have a neighbor above {threshold}"
+    axes.set(xlabel="cosine to the nearest other prompt", ylabel="prompts", title=title)
     return figure
 
 
@@ -67,14 +71,16 @@ def kept_curve(thresholds: np.ndarray, kept: np.ndarray, threshold: float) -> Fi
 def image_grid(images: list, titles: list[str], *, columns: int = 4, width: float = 2.4) -> Figure:
     """Images (PIL or (h, w, 3) arrays) in rows of `columns`, each with its wrapped title below it."""
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width * columns, (width + 0.7) * rows), squeeze=False
-    )
+    size = (width * columns, (width + 0.7) * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        wrapped = "\n".join(textwrap.wrap(title, 40)[:5])
         ax.imshow(image)
-        ax.set_title("\n".join(textwrap.wrap(title, 40)[:5]), fontsize=7, y=-0.03, va="top", pad=0)
+        ax.set_title(wrapped, fontsize=7, y=-0.03, va="top", pad=0)
+
     figure.tight_layout()
     return figure
 
@@ -148,7 +154,9 @@ def factor_curves(found: list[dict]) -> Figure:
 def bars(
     names: list[str], values: list[float], low: list[float], high: list[float], *, title: str
 ) -> Figure:
-    """Horizontal bars with their 95 % intervals, first name on top; the axis starts near the smallest value."""
+    """Horizontal bars with their 95 % intervals, first name on top; the axis starts near the
+    smallest value.
+    """
     figure, axes = plt.subplots(figsize=(6, 0.4 * len(names) + 1))
     error = np.abs(np.array([low, high]) - np.array(values))
     axes.barh(names, values, xerr=error, color=BLUE, alpha=0.8)
@@ -164,56 +172,59 @@ def bars(
 def heat_map(
     score: np.ndarray, rows: list, columns: list, *, row_name: str, column_name: str, title: str
 ) -> Figure:
-    """`score` (len(rows), len(columns)) as colours with the numbers written in; the best is framed."""
-    figure, axes = plt.subplots(figsize=(1.2 + 0.62 * len(columns), 0.9 + 0.38 * len(rows)))
+    """`score` (len(rows), len(columns)) as colors with the numbers written in; the best is framed."""
+    size = (1.2 + 0.62 * len(columns), 0.9 + 0.38 * len(rows))
+    figure, axes = plt.subplots(figsize=size)
     axes.imshow(score, cmap="viridis", aspect="auto")
     axes.grid(False)
-    dark = score < (score.min() + score.max()) / 2
-    for i, j in np.ndindex(score.shape):
-        axes.text(
-            j,
-            i,
-            f"{score[i, j]:.3f}",
-            ha="center",
-            va="center",
-            fontsize=7,
-            color="white" if dark[i, j] else "black",
-        )
-    i, j = np.unravel_index(score.argmax(), score.shape)
-    axes.add_patch(
-        plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2)
-    )
-    axes.set(
-        xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows
-    )
-    axes.set(xlabel=column_name, ylabel=row_name, title=title)
+
+    # numbers in white where the color is dark
+    middle = (score.min() + score.max()) / 2
+    for row, column in np.ndindex(score.shape):
+        value = score[row, column]
+        color = "white" if value < middle else "black"
+        style = {"ha": "center", "va": "center", "fontsize": 7, "color": color}
+        axes.text(column, row, f"{value:.3f}", **style)
+
+    row, column = np.unravel_index(score.argmax(), score.shape)
+    corner = (column - 0.5, row - 0.5)
+    axes.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor=ORANGE, linewidth=2))
+
+    axes.set(xticks=range(len(columns)), xticklabels=columns, xlabel=column_name)
+    axes.set(yticks=range(len(rows)), yticklabels=rows, ylabel=row_name, title=title)
     if max(len(str(column)) for column in columns) > 5:
         plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     return figure
 
 
 def image_page(images: list, texts: list[list[str]], *, columns: int = 2) -> Figure:
-    """Images with lines of text to the right of each, the first line in bold: a query and what was found for it."""
+    """Images with lines of text to the right of each, the first line in bold: a query and what was
+    found for it.
+    """
     rows = -(-len(images) // columns)
+    size = (5.4 * columns, 1.9 * rows)
     figure, axes = plt.subplots(
-        rows,
-        2 * columns,
-        figsize=(5.4 * columns, 1.9 * rows),
-        squeeze=False,
-        width_ratios=[1, 1.9] * columns,
+        rows, 2 * columns, figsize=size, squeeze=False, width_ratios=[1, 1.9] * columns
     )
     for ax in axes.flat:
         ax.axis("off")
-    for n, (image, lines) in enumerate(zip(images, texts, strict=True)):
-        left, right = axes[n // columns, 2 * (n % columns) : 2 * (n % columns) + 2]
+
+    pairs = axes.reshape(-1, 2)
+    for (left, right), image, lines in zip(pairs, images, texts, strict=False):
         left.imshow(image)
         head = "\n".join(textwrap.wrap(lines[0], 48)[:3])
-        body = "\n".join(textwrap.shorten(line, 100, placeholder=" …") for line in lines[1:])
-        body = "\n".join("\n  ".join(textwrap.wrap(line, 52)) for line in body.split("\n"))
         right.text(0, 1, head, va="top", fontsize=7.5, fontweight="bold", transform=right.transAxes)
+        body = "\n".join(_wrapped_line(line) for line in lines[1:])
         right.text(0, 0.72, body, va="top", fontsize=7, transform=right.transAxes)
+
     figure.tight_layout()
     return figure
+
+
+def _wrapped_line(line: str) -> str:
+    """At most two printed lines, the second one indented."""
+    shortened = textwrap.shorten(line, 100, placeholder=" …")
+    return "\n  ".join(textwrap.wrap(shortened, 52))
 
 
 # --- 04: the ensemble ---
@@ -222,24 +233,18 @@ def image_page(images: list, texts: list[list[str]], *, columns: int = 2) -> Fig
 def alpha_curve(
     alphas: np.ndarray, score: np.ndarray, best: float, flat: tuple[float, float]
 ) -> Figure:
-    """Mean cosine of the blend against alpha, `flat` shaded; the ends are Model B alone and Model A alone."""
+    """Mean cosine of the blend against alpha, `flat` shaded; the ends are the two models alone."""
     figure, axes = plt.subplots(figsize=(6, 2.8))
-    axes.axvspan(
-        *flat,
-        color=GREY,
-        alpha=0.2,
-        label=f"within one standard error: {flat[0]:.2f} to {flat[1]:.2f}",
-    )
+    within = f"within one standard error: {flat[0]:.2f} to {flat[1]:.2f}"
+    axes.axvspan(*flat, color=GREY, alpha=0.2, label=within)
     axes.plot(alphas, score, color=BLUE)
     axes.plot(best, np.interp(best, alphas, score), "o", color=ORANGE, label=f"alpha = {best:.3f}")
+
     for end, name, side in ((0, "Model B", "left"), (-1, "Model A", "right")):
-        axes.annotate(
-            f"{name} {score[end]:.4f}",
-            (alphas[end], score[end]),
-            xytext=(0, -14),
-            textcoords="offset points",
-            ha=side,
-        )
+        point = (alphas[end], score[end])
+        below = {"xytext": (0, -14), "textcoords": "offset points", "ha": side}
+        axes.annotate(f"{name} {score[end]:.4f}", point, **below)
+
     axes.set(xlabel="alpha (weight of Model A)", ylabel="Avg-Cos, out-of-fold")
     axes.margins(y=0.2)
     axes.legend(loc="lower right")
@@ -247,23 +252,23 @@ def alpha_curve(
 
 
 def ladder(names: list[str], here: np.ndarray, paper: np.ndarray) -> Figure:
-    """Two panels on axes of their own: `here` (n, 3) mean, low, high, and the `paper`'s n numbers; only shapes compare."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, width_ratios=[2, 1])
+    """Two panels on axes of their own, since only shapes compare: `here` (n, 3) mean, low, high, and
+    the `paper`'s n numbers.
+    """
+    size = (9, 2.8)
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=[2, 1])
     y = np.arange(len(names))
-    axes[0].errorbar(
-        here[:, 0],
-        y,
-        xerr=[here[:, 0] - here[:, 1], here[:, 2] - here[:, 0]],
-        fmt="o",
-        color=BLUE,
-        capsize=3,
-    )
-    axes[1].plot(paper, y, "o", color=GREY)
-    axes[0].set(
-        yticks=y, yticklabels=names, xlabel="Avg-Cos, out-of-fold, 95 % interval", title="this data"
-    )
-    axes[1].set(xlabel="Avg-Cos", title="the paper (its hidden test set)")
-    axes[0].invert_yaxis()
+
+    mean = here[:, 0]
+    error = [mean - here[:, 1], here[:, 2] - mean]
+    left.errorbar(mean, y, xerr=error, fmt="o", color=BLUE, capsize=3)
+    left.set(yticks=y, yticklabels=names, title="this data")
+    left.set(xlabel="Avg-Cos, out-of-fold, 95 % interval")
+
+    right.plot(paper, y, "o", color=GREY)
+    right.set(xlabel="Avg-Cos", title="the paper (its hidden test set)")
+
+    left.invert_yaxis()
     figure.tight_layout()
     return figure
 
@@ -271,27 +276,26 @@ def ladder(names: list[str], here: np.ndarray, paper: np.ndarray) -> Figure:
 def calibration(
     confidence: np.ndarray, agreement: np.ndarray, cosine: np.ndarray, *, bins: int = 12
 ) -> Figure:
-    """Cosine with the truth against the confidence and against the agreement of A and B, (n,) each: rows, means of equal bins."""
+    """Cosine with the truth against the confidence and against the agreement of A and B, (n,) each:
+    every row, and the means of bins of equal size.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
-    for ax, label, values in zip(
-        axes, ("confidence", "agreement: cosine of A with B"), (confidence, agreement), strict=True
-    ):
+    panels = {"confidence": confidence, "agreement: cosine of A with B": agreement}
+
+    for ax, (label, values) in zip(axes, panels.items(), strict=True):
         ax.plot(values, cosine, ".", color=GREY, alpha=0.25, markersize=3, label="an image")
+
         parts = np.array_split(np.argsort(values), min(bins, len(values)))
-        x, y = (np.array([column[part].mean() for part in parts]) for column in (values, cosine))
+        x = np.array([values[part].mean() for part in parts])
+        y = np.array([cosine[part].mean() for part in parts])
         error = np.array([1.96 * cosine[part].std() / np.sqrt(len(part)) for part in parts])
-        ax.errorbar(
-            x,
-            y,
-            yerr=error,
-            fmt="o",
-            color=BLUE,
-            capsize=3,
-            label=f"mean of {len(parts[0])}, 95 % interval",
-        )
+        mean_of = f"mean of {len(parts[0])}, 95 % interval"
+        ax.errorbar(x, y, yerr=error, fmt="o", color=BLUE, capsize=3, label=mean_of)
+
         ax.set(xlabel=f"{label} (correlation {_correlation(values, cosine):.2f})")
+
     ends = [confidence.min(), confidence.max()]
-    axes[0].plot(ends, ends, color=ORANGE, label="as good as it says")
+    axes[0].plot(ends, ends, color=ORANGE, label="cosine equal to the confidence")
     axes[0].set(ylabel="cosine with the truth")
     for ax in axes:
         ax.legend(loc="lower right", fontsize=8)
@@ -300,11 +304,16 @@ def calibration(
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
+    """Pearson's correlation; 0 where one of the two is constant."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def slices(tables: dict[str, pl.DataFrame], mean: float) -> Figure:
-    """One panel for each slicing: its labels from the top with avg_cos, low and high; the overall `mean` as a line."""
+    """One panel for each slicing: its labels from the top with avg_cos, low and high; the overall
+    `mean` as a line.
+    """
     tallest = max(len(table) for table in tables.values())
     size = (4.2 * len(tables), 0.24 * tallest + 1)
     figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False)
@@ -327,19 +336,14 @@ def slices(tables: dict[str, pl.DataFrame], mean: float) -> Figure:
 
 
 def histograms(values: dict[str, np.ndarray], *, label: str) -> Figure:
-    """Densities of the same quantity over several sets of rows, one outline each, with their means in the legend."""
+    """Densities of the same quantity over several sets of rows, with their means in the legend."""
     figure, axes = plt.subplots(figsize=(6, 2.6))
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), 40)
-    for (name, x), colour in zip(values.items(), (BLUE, ORANGE, GREEN, GREY), strict=False):
-        axes.hist(
-            x,
-            bins=edges,
-            density=True,
-            histtype="step",
-            linewidth=1.6,
-            color=colour,
-            label=f"{name}: mean {x.mean():.3f}",
-        )
+    outline = {"bins": edges, "density": True, "histtype": "step", "linewidth": 1.6}
+
+    for (name, x), color in zip(values.items(), (BLUE, ORANGE, GREEN, GREY), strict=False):
+        axes.hist(x, color=color, label=f"{name}: mean {x.mean():.3f}", **outline)
+
     axes.set(xlabel=label, ylabel="density")
     axes.legend(loc="upper left")
     return figure

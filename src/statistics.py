@@ -15,7 +15,9 @@ def standard_error(values: np.ndarray, groups: np.ndarray | None = None) -> floa
 
 
 def _group_numbers(rows: int, groups: np.ndarray | None) -> np.ndarray:
-    """(rows,) int64: the number of each row's group, from 0; without groups each row is one of its own."""
+    """(rows,) int64: the number of each row's group, from 0; without groups each row is one of its
+    own.
+    """
     if groups is None:
         return np.arange(rows)
     return np.unique(groups, return_inverse=True)[1]
@@ -36,7 +38,8 @@ class Interval:
 def bootstrap(
     values: np.ndarray, *, groups: np.ndarray | None = None, n_bootstrap: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean of `values` (n,) with the 2.5 and 97.5 percentiles over resamples; whole groups are drawn when given.
+    """Mean of `values` (n,) with the 2.5 and 97.5 percentiles over resamples; whole groups are
+    drawn when given.
 
     Rows of one group are not independent, so drawing rows would make the interval too narrow.
     """
@@ -73,7 +76,9 @@ def paired_bootstrap(
     n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """The mean of `first` - `second` (n,), row by row on the same rows, with its interval as in `bootstrap`."""
+    """The mean of `first` - `second` (n,), row by row on the same rows, with its interval as in
+    `bootstrap`.
+    """
     if first.shape != second.shape:
         raise ValueError(f"{first.shape} and {second.shape} values do not pair")
     return bootstrap(
@@ -82,7 +87,9 @@ def paired_bootstrap(
 
 
 def verdict(difference: Interval) -> str:
-    """`helps` where the whole interval of a difference lies above 0, `hurts` below it, else `unclear`."""
+    """`helps` where the whole interval of a difference lies above 0, `hurts` below it, else
+    `unclear`.
+    """
     if difference.low > 0:
         return "helps"
     if difference.high < 0:

@@ -1,4 +1,6 @@
-"""The runner on five toy notebooks: what it refuses, what it skips and why, and how it speaks of a failure."""
+"""The runner on five toy notebooks: what it refuses, what it skips and why, and how it speaks of a
+failure.
+"""
 
 import errno
 import json
@@ -39,7 +41,8 @@ for share in (10, 90, 100):
     print(share, '%', end='\\r' if share < 100 else '\\n', flush=True)
     time.sleep(0.2)  # so that each comes as an output of its own
 from IPython.display import display
-display({"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "a bar " + "at 0 %"}, raw=True)"""
+widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}}
+display(widget | {"text/plain": "a bar " + "at 0 %"}, raw=True)"""
 PARAMETERS = """output_dir = "output"  # a folder
 n = 1  # a count
 rate: float = 0.5  # a share
@@ -93,7 +96,8 @@ def run(toy: Path, *arguments: str, command: str | None = None) -> int:
         ),
         (
             "02_train_model_a.rat=1",
-            "02_train_model_a.rat is not declared by notebooks/02_train_model_a.ipynb; did you mean 'rate'?",
+            "02_train_model_a.rat is not declared by notebooks/02_train_model_a.ipynb; "
+            "did you mean 'rate'?",
         ),
         ("01_dedup.n=2.5", "01_dedup.n must be int, got 2.5"),
         ("n=true", "01_dedup.n must be int, got True"),

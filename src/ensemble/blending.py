@@ -27,7 +27,9 @@ def blend(a: np.ndarray, b: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def search_alpha(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    """The alpha in [0, 1] with the highest mean cosine of the blend: a grid of hundredths, then refined around its best."""
+    """The alpha in [0, 1] with the highest mean cosine of the blend: a grid of hundredths, then
+    refined around its best.
+    """
     score = _mean_score(truth, a, b)
     best = float(max(np.linspace(0, 1, 101), key=score))
     ends = (max(best - 0.01, 0), min(best + 0.01, 1))
@@ -43,7 +45,7 @@ def curve(truth: np.ndarray, a: np.ndarray, b: np.ndarray, alphas: Sequence[floa
 
 def _mean_score(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> Callable[[float], float]:
     """The mean cosine of the blend as a function of alpha."""
-    # the blend's cosine needs only three numbers a row, so an alpha costs n operations instead of n d
+    # the blend's cosine needs only three numbers a row: an alpha costs n operations, not n d
     truth_a = cosines(truth, a).astype(np.float64)
     truth_b = cosines(truth, b).astype(np.float64)
     a_b = cosines(a, b).astype(np.float64)
@@ -59,7 +61,9 @@ def _mean_score(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> Callable[[fl
 def cross_fit(
     truth: np.ndarray, a: np.ndarray, b: np.ndarray, fold: np.ndarray
 ) -> tuple[np.ndarray, dict[int, float]]:
-    """The blend (n, d) of each fold by the alpha found on the other folds, and that alpha for each fold."""
+    """The blend (n, d) of each fold by the alpha found on the other folds, and that alpha for each
+    fold.
+    """
     folds = np.unique(fold)
     if len(folds) < 2:
         raise ValueError(f"alpha from the other folds needs at least 2 folds, got {folds.tolist()}")
@@ -76,7 +80,9 @@ def cross_fit(
 def flat_range(
     truth: np.ndarray, a: np.ndarray, b: np.ndarray, *, groups: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """The lowest and highest alpha around the best whose score lies within one standard error of the best score."""
+    """The lowest and highest alpha around the best whose score lies within one standard error of
+    the best score.
+    """
     best = search_alpha(truth, a, b)
     error = standard_error(cosines(truth, blend(a, b, best)), groups)
     lowest_score = _mean_score(truth, a, b)(best) - error
@@ -104,7 +110,8 @@ def verdict_sentence(difference: Interval, single: str) -> str:
 
 
 def combine(members: Members, weights: Mapping[str, float]) -> np.ndarray:
-    """Equation 6 for any number: the sum of weight times unit member, at unit length, (n, d) float32.
+    """Equation 6 for any number: the sum of weight times unit member, at unit length, (n, d)
+    float32.
 
     Raises ValueError unless `weights` names every member, none is negative and they sum to 1.
     """
@@ -121,9 +128,11 @@ def combine(members: Members, weights: Mapping[str, float]) -> np.ndarray:
 def fit_weights(
     truth: np.ndarray, members: Members, *, groups: np.ndarray | None = None
 ) -> dict[str, float]:
-    """The weights on the simplex with the highest mean cosine, in the members' order; a member that adds nothing gets 0.
+    """The weights on the simplex with the highest mean cosine, in the members' order; a member that
+    adds nothing gets 0.
 
-    It adds nothing when leaving it out costs at most one standard error of that paired difference (by `groups`).
+    It adds nothing when leaving it out costs at most one standard error of that paired difference
+    (by `groups`).
     """
     along, gram = _products(truth, members)
     kept = list(range(len(members)))
@@ -150,7 +159,9 @@ def fit_weights(
 
 
 def _products(truth: np.ndarray, members: Members) -> tuple[np.ndarray, np.ndarray]:
-    """What a blend's cosine needs of each row: (n, m) cosines with the truth and (n, m, m) cosines of the members."""
+    """What a blend's cosine needs of each row: (n, m) cosines with the truth and (n, m, m) cosines
+    of the members.
+    """
     stack = np.stack([l2_normalize(rows) for rows in members.values()], axis=1)
     along = np.einsum("nd,nmd->nm", l2_normalize(truth), stack)
     gram = np.einsum("nid,njd->nij", stack, stack, optimize=True)
@@ -205,7 +216,9 @@ def _loss(weight: np.ndarray, along: np.ndarray, gram: np.ndarray) -> tuple[floa
 def cross_fit_weights(
     truth: np.ndarray, members: Members, fold: np.ndarray, *, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, pl.DataFrame]:
-    """The blend (n, d) of each fold by the weights fitted on the other folds, and those weights: fold, one column a member."""
+    """The blend (n, d) of each fold by the weights fitted on the other folds, and those weights:
+    fold, one column a member.
+    """
     folds = np.unique(fold)
     if len(folds) < 2:
         raise ValueError(

@@ -18,7 +18,8 @@ PENALTIES = np.logspace(0, 6, 13)
 def agreement(
     members: Members, weights: Mapping[str, float], sides: tuple[Sequence[str], Sequence[str]]
 ) -> np.ndarray:
-    """(n,) float32: the cosine of the blend of Model A's members with that of Model B's, the two `sides`.
+    """(n,) float32: the cosine of the blend of Model A's members with that of Model B's, the two
+    `sides`.
 
     Each side is blended by its weights; equally where all of them are 0.
     """
@@ -32,8 +33,9 @@ def agreement(
 
 @dataclass(frozen=True)
 class Confidence:
-    """The cosine with the truth to expect of a prediction: linear in the prediction, since image content predicts difficulty,
-    and in the agreement of A and B; never outside what it was for the rows that it was fitted on.
+    """The cosine with the truth to expect of a prediction: linear in the prediction, since image
+    content predicts difficulty, and in the agreement of A and B; never outside what it was for the
+    rows that it was fitted on.
     """
 
     weight: list[float]  # (d,), of the prediction
@@ -50,7 +52,9 @@ class Confidence:
 
 
 def load_confidence(output: Path) -> Confidence:
-    """What stage 04 fitted. Raises ValueError naming the stage to run when `blend.json` holds none: an earlier version wrote it."""
+    """What stage 04 fitted. Raises ValueError naming the stage to run when `blend.json` holds none:
+    an earlier version wrote it.
+    """
     blend = artifacts.load_json(output / paths.BLEND)
     if "confidence" not in blend:
         raise ValueError(
@@ -61,7 +65,8 @@ def load_confidence(output: Path) -> Confidence:
 
 
 def fit_confidence(prediction: np.ndarray, agreement: np.ndarray, cosine: np.ndarray) -> Confidence:
-    """Ridge regression of the true cosine (n,) on out-of-fold predictions (n, d) and their agreement (n,).
+    """Ridge regression of the true cosine (n,) on out-of-fold predictions (n, d) and their
+    agreement (n,).
 
     The penalty is chosen by leaving one row out.
     """
@@ -87,7 +92,9 @@ def fit_confidence(prediction: np.ndarray, agreement: np.ndarray, cosine: np.nda
 def cross_fit_confidence(
     prediction: np.ndarray, agreement: np.ndarray, cosine: np.ndarray, fold: np.ndarray
 ) -> np.ndarray:
-    """(n,) float32 confidence of each fold's rows as fitted on the other folds: what judges the confidence."""
+    """(n,) float32 confidence of each fold's rows as fitted on the other folds: what judges the
+    confidence.
+    """
     confidence = np.empty(len(cosine), dtype=np.float32)
     for f in np.unique(fold):
         mine = fold == f

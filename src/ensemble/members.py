@@ -30,7 +30,9 @@ def _listed(file: Path, *, default: str) -> list[str]:
 
 
 def load_members(output: Path, ids: Sequence[str], what: str) -> dict[str, np.ndarray]:
-    """Every member's `what` ("oof" or "test") predictions of `ids`, in that order, those of Model A first."""
+    """Every member's `what` ("oof" or "test") predictions of `ids`, in that order, those of Model A
+    first.
+    """
     templates = {"oof": (paths.OOF, paths.OOF_B), "test": (paths.TEST, paths.TEST_B)}[what]
     of_a, of_b = member_names(output)
     bases = {name: output / templates[0].format(row=name) for name in of_a}
@@ -41,11 +43,13 @@ def load_members(output: Path, ids: Sequence[str], what: str) -> dict[str, np.nd
 def check_pairing(
     reference: np.ndarray, members: Members, blocks: np.ndarray | None = None
 ) -> pl.DataFrame:
-    """Whether row i of each member belongs to row i of `reference`: the guard against ids shuffled between artifacts.
+    """Whether row i of each member belongs to row i of `reference`: the guard against ids shuffled
+    between artifacts.
 
-    A row's own cosine must exceed its mean cosine with all rows of its block by `PAIRED` standard errors of that
-    difference; blocks of fewer than `FEW` rows are not judged.
-    Returns member, block, contrast, errors. Raises ValueError naming the members and blocks that are not better than shuffled.
+    A row's own cosine must exceed its mean cosine with all rows of its block by `PAIRED` standard
+    errors of that difference; blocks of fewer than `FEW` rows are not judged. Returns member,
+    block, contrast, errors. Raises ValueError naming the members and blocks that are not better
+    than shuffled.
     """
     blocks = np.zeros(len(reference), dtype=np.int64) if blocks is None else blocks
     rows = []
@@ -75,7 +79,9 @@ def check_pairing(
 
 
 def _contrasts(reference: np.ndarray, member: np.ndarray) -> np.ndarray:
-    """(n,) float64: each row's cosine with its own reference, less its mean cosine with all of them."""
+    """(n,) float64: each row's cosine with its own reference, less its mean cosine with all of
+    them.
+    """
     unit = l2_normalize(reference)
     own = np.einsum("nd,nd->n", unit - unit.mean(axis=0), l2_normalize(member))
     return own.astype(np.float64)

@@ -1,4 +1,6 @@
-"""Where the ensemble fails: its score by the prompt's length, by its nearest training prompt, and by attributes."""
+"""Where the ensemble fails: its score by the prompt's length, by its nearest training prompt, and
+by attributes.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +23,9 @@ def by_label(
     seed: int = 0,
     n_bootstrap: int = 1000,
 ) -> pl.DataFrame:
-    """The mean of `values` (n,) for each label with its 95 % interval: label, rows, avg_cos, low, high; lowest first."""
+    """The mean of `values` (n,) for each label with its 95 % interval: label, rows, avg_cos, low,
+    high; lowest first.
+    """
     if len(labels) != len(values):
         raise ValueError(f"{len(labels)} labels for {len(values)} values")
 
@@ -38,7 +42,9 @@ def by_label(
 
 
 def nearest_training_prompt(truth: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """(n,) float32: the cosine of each row's prompt with the nearest one of the other folds, which its models learnt from."""
+    """(n,) float32: the cosine of each row's prompt with the nearest one of the other folds, which
+    its models learnt from.
+    """
     nearest = np.empty(len(truth), dtype=np.float32)
     for f in np.unique(fold):
         similarity, _ = knn.search(truth[fold != f], truth[fold == f], 1)
@@ -70,7 +76,8 @@ def by_attribute(
     groups: np.ndarray | None = None,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """`by_label` of one attribute: its labels with at least MIN_ROWS rows, "a + b" counting for a and for b.
+    """`by_label` of one attribute: its labels with at least MIN_ROWS rows, "a + b" counting for a
+    and for b.
 
     `described` has `row`, the index in `score` (n,), and the attribute `name`.
     """
@@ -83,7 +90,9 @@ def by_attribute(
 
 
 def hardest_and_easiest(table: pl.DataFrame) -> pl.DataFrame:
-    """The SHOWN lowest and the SHOWN highest rows of a `by_label` table; all of them where there are no more."""
+    """The SHOWN lowest and the SHOWN highest rows of a `by_label` table; all of them where there
+    are no more.
+    """
     if len(table) <= 2 * SHOWN:
         return table
     return pl.concat([table.head(SHOWN), table.tail(SHOWN)])

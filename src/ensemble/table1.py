@@ -64,7 +64,9 @@ def table1(
 
 @dataclass(frozen=True)
 class Scoring:
-    """The out-of-fold rows that every variant is scored on, and what the notebooks before left beside their predictions."""
+    """The out-of-fold rows that every variant is scored on, and what the notebooks before left
+    beside their predictions.
+    """
 
     output: Path
     ids: list[str]
@@ -85,7 +87,9 @@ class Scoring:
 
 
 def scoring(output: Path, ids: Sequence[str], truth: np.ndarray) -> Scoring:
-    """Gather from `output` what Table 1 shows beside the scores of the rows `ids`, whose targets are `truth`."""
+    """Gather from `output` what Table 1 shows beside the scores of the rows `ids`, whose targets
+    are `truth`.
+    """
     trained = artifacts.load_table(output / paths.TRAINED)
     seconds = trained.group_by("row").agg(pl.col("seconds").sum())
     meta_b = artifacts.load_json(output / Stage.MODEL_B / paths.META)
@@ -103,7 +107,9 @@ def scoring(output: Path, ids: Sequence[str], truth: np.ndarray) -> Scoring:
 
 
 def paper_variants(on: Scoring, model_b: np.ndarray, ensemble: np.ndarray) -> list[Variant]:
-    """The paper's six rows in order: the steps of notebook 02, Model B, and the ensemble of Models A and B."""
+    """The paper's six rows in order: the steps of notebook 02, Model B, and the ensemble of Models
+    A and B.
+    """
     variants = []
     for name, title in zip(paths.LADDER, PAPER, strict=False):
         prediction = on.out_of_fold(name)
@@ -121,7 +127,8 @@ def further_variants(
     members: Mapping[str, np.ndarray],
     sides: tuple[Sequence[str], Sequence[str]],
 ) -> list[Variant]:
-    """The rows beyond the paper's: the mean of the other folds, what else notebook 02 left, and each further member.
+    """The rows beyond the paper's: the mean of the other folds, what else notebook 02 left, and
+    each further member.
 
     `sides` names the members of Model A and those of Model B, the plain one first.
     """
@@ -146,7 +153,8 @@ def ladder_steps(
     n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> list[tuple[str, Interval, float]]:
-    """Each step of the paper's six rows: its name, its paired difference here, and the difference in the paper.
+    """Each step of the paper's six rows: its name, its paired difference here, and the difference
+    in the paper.
 
     The last step is that of the ensemble over the best single row, whichever it is here.
     """

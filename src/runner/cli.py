@@ -15,7 +15,9 @@ from src.runner.plan import Pipeline
 
 
 class Command(NamedTuple):
-    """A word after ./run_all.sh: the module whose `main(argv)` returns the exit status, and a line of help."""
+    """A word after ./run_all.sh: the module whose `main(argv)` returns the exit status, and a line
+    of help.
+    """
 
     module: str
     help: str
@@ -32,7 +34,8 @@ COMMANDS = {
 def main(argv: list[str] | None = None, pipeline: Pipeline | None = None) -> int:
     """Entry point of run_all.sh: the exit status.
 
-    0 done; 1 a stage failed or the disk is full; 2 the command line, parameters, inputs or packages are refused; 130 interrupted.
+    0 done; 1 a stage failed or the disk is full; 2 the command line, parameters, inputs or packages
+    are refused; 130 interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     pipeline = pipeline or Pipeline()

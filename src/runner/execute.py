@@ -26,7 +26,9 @@ logging.raiseExceptions = False
 
 @contextmanager
 def logged(output: Path) -> Iterator[None]:
-    """Write what LOG is told into a file of this run in output/logs: a line for each step, with the time."""
+    """Write what LOG is told into a file of this run in output/logs: a line for each step, with the
+    time.
+    """
     file = output / paths.LOGS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.log"
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(file, encoding="utf-8")
@@ -41,9 +43,11 @@ def logged(output: Path) -> Iterator[None]:
 
 
 def run_stage(plan: Plan, stage: str) -> float:
-    """Execute a stage's notebook; its copy with outputs goes to output/executed, as .ipynb and .html.
+    """Execute a stage's notebook; its copy with outputs goes to output/executed, as .ipynb and
+    .html.
 
-    Returns seconds. Raises papermill's PapermillExecutionError when a cell fails, UserError when meta.json was not written.
+    Returns seconds. Raises papermill's PapermillExecutionError when a cell fails, UserError when
+    meta.json was not written.
     """
     from src import artifacts
 
@@ -86,7 +90,7 @@ def _execute(plan: Plan, stage: str, executed: Path) -> None:
     import papermill
     from traitlets.config import Config
 
-    # papermill warns of `x: str | list = ...`, which it cannot read; stage_params has checked the types
+    # papermill cannot read `x: str | list = ...` and warns of it; stage_params checks the types
     logging.getLogger("papermill").setLevel(logging.ERROR)
     papermill.execute_notebook(
         plan.pipeline.notebooks / f"{stage}.ipynb",
@@ -104,7 +108,9 @@ def _execute(plan: Plan, stage: str, executed: Path) -> None:
 
 
 def _cell_hooks(stage: str) -> dict[str, Callable]:
-    """nbclient's hooks, which log each cell as it begins, and its seconds and the memory in use as it ends."""
+    """nbclient's hooks, which log each cell as it begins, and its seconds and the memory in use as
+    it ends.
+    """
     starts: dict[int, float] = {}
 
     def begin(cell, cell_index: int) -> None:

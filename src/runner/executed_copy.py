@@ -1,4 +1,6 @@
-"""The executed copy of a notebook, as a reader wants it: finished progress bars, no widgets, and an HTML page."""
+"""The executed copy of a notebook, as a reader wants it: finished progress bars, no widgets, and an
+HTML page.
+"""
 
 import re
 from pathlib import Path
@@ -6,12 +8,15 @@ from pathlib import Path
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STYLE = Path(__file__).with_name("executed_copy.css")
 
-# a bar of tqdm: "images: 100%|████| 5/5 [00:01<00:00, 4.9it/s]" or, without a total, "7it [00:01, 4.9it/s]"
+# a bar of tqdm: "images: 100%|████| 5/5 [00:01<00:00, 4.9it/s]";
+# without a total "7it [00:01, 4.9it/s]"
 PROGRESS_BAR = re.compile(r"^.*?(\d+%\|.*\||\b\d+\S*) ?\S* \[\d+:\d\d.*\]\s*$")
 
 
 def finish(executed: Path) -> None:
-    """Tidy the outputs of an executed notebook in place, and write it as HTML beside it; nothing where it is not there."""
+    """Tidy the outputs of an executed notebook in place, and write it as HTML beside it; nothing
+    where it is not there.
+    """
     import nbformat
 
     from src.artifacts import atomic
@@ -30,9 +35,11 @@ def finish(executed: Path) -> None:
 
 
 def tidy_outputs(outputs: list) -> list:
-    """A cell's outputs with the last state of each progress bar, and without widgets, which need a kernel.
+    """A cell's outputs with the last state of each progress bar, and without widgets, which need a
+    kernel.
 
-    Bars are written to stderr, which is shown as an error; here they become ordinary output, and warnings stay what they are.
+    Bars are written to stderr, which is shown as an error; here they become ordinary output, and
+    warnings stay what they are.
     """
     tidied = []
     for output in outputs:
@@ -47,7 +54,9 @@ def tidy_outputs(outputs: list) -> list:
 
 
 def _last_states(text: str) -> str:
-    """Text as a terminal leaves it: of what was overwritten by \\r the last state, and no line that was blanked."""
+    """Text as a terminal leaves it: of what was overwritten by \\r the last state, and no line that
+    was blanked.
+    """
     last = re.sub(r"[^\n]*\r", "", text)
     return re.sub(r"(?m)^ +\n?$", "", last)
 

@@ -1,4 +1,6 @@
-"""What one run will do, known before it begins: its parameters, its stages, its demo data, and what would stop it."""
+"""What one run will do, known before it begins: its parameters, its stages, its demo data, and what
+would stop it.
+"""
 
 import argparse
 import json
@@ -25,7 +27,8 @@ ADVICE = (
 def preflight_problems(per_stage: dict[str, dict]) -> list[str]:
     """What `src.runner.preflight` finds wrong with the stages, a line each.
 
-    It loads the models, so it runs as a process of its own: the runner stays light, and no GPU memory stays held.
+    It loads the models, so it runs as a process of its own: the runner stays light, and no GPU
+    memory stays held.
     """
     done = subprocess.run(
         [sys.executable, "-m", "src.runner.preflight"],
@@ -147,13 +150,17 @@ def _stage_index(text: str) -> int:
 
 
 def obstacles(plan: Plan, *, to_be_written: Path | None = None) -> list[str]:
-    """What is known at once to stop the run: inputs that do not exist, and earlier stages that have not run."""
+    """What is known at once to stop the run: inputs that do not exist, and earlier stages that have
+    not run.
+    """
     missing = params.missing_inputs(plan.wanted, to_be_written=to_be_written)
     return [*missing, *stages_to_run_first(plan.stages, plan.output)]
 
 
 def stages_to_run_first(stages: list[str], output: Path) -> list[str]:
-    """A line for every stage that one of `stages` needs, and that is neither one of them nor has run to its end."""
+    """A line for every stage that one of `stages` needs, and that is neither one of them nor has
+    run to its end.
+    """
     needed = {earlier for stage in stages for earlier in NEEDS[stage]}
     outside = sorted(needed - set(stages))
     lacking = [stage for stage in outside if read_meta(output, stage) is None]
@@ -186,7 +193,9 @@ def check(plan: Plan, *, to_be_written: Path | None = None) -> None:
 
 
 def demo_to_write(demo: dict | None) -> Path | None:
-    """The demo's folder, where the parameters ask for one that is not there, complete and of these sizes."""
+    """The demo's folder, where the parameters ask for one that is not there, complete and of these
+    sizes.
+    """
     if demo is None:
         return None
     from src import demo as module

@@ -55,7 +55,9 @@ def _cells(row: dict, *, is_best: bool, with_spread: bool) -> list[str]:
 
 
 def _conditions(outputs: Sequence[Path]) -> str:
-    """The paragraph below the table: rows, seeds, the ensemble's gain, and the command that wrote it."""
+    """The paragraph below the table: rows, seeds, the ensemble's gain, and the command that wrote
+    it.
+    """
     metas = [artifacts.load_json(output / Stage.ENSEMBLE / paths.META) for output in outputs]
     seeds = ", ".join(str(meta["seed"]) for meta in metas)
     runs = f"seed {seeds}"
@@ -72,7 +74,9 @@ def _conditions(outputs: Sequence[Path]) -> str:
 
 
 def write_readme(outputs: Sequence[Path], readme: Path) -> bool:
-    """Put `markdown` between the two markers of `readme`; whether that changed it. ValueError without one pair of markers."""
+    """Put `markdown` between the two markers of `readme`; whether that changed it. ValueError
+    without one pair of markers.
+    """
     text = readme.read_text(encoding="utf-8")
     begins = text.count(BEGIN)
     ends = text.count(END)

@@ -1,7 +1,9 @@
-"""One page for whoever decides whether to submit, `output/report.html`, and Table 1 over several runs.
+"""One page for whoever decides whether to submit, `output/report.html`, and Table 1 over several
+runs.
 
-The page is made from the artifacts and the figures that the stages saved. It carries its images, runs no script and asks
-nothing of a network. Prompts, names and parameters come from strangers: the template escapes all text.
+The page is made from the artifacts and the figures that the stages saved. It carries its images,
+runs no script and asks nothing of a network. Prompts, names and parameters come from strangers: the
+template escapes all text.
 """
 
 import argparse
@@ -23,7 +25,8 @@ from src.runner import readme_table, scores
 TEMPLATES = Path(__file__).parent
 WIDE = 700  # pixels; a figure that is wider scrolls sideways on a phone
 
-# figures of the page in its order: the stage and the name under which it saves each, and what the reader should see in it
+# figures of the page in its order: the stage and the name under which it saves each, and what the
+# reader should see in it
 CURVES = (
     (Stage.MODEL_A, "learning_curves", "Training of Model A and of the CLIP rows."),
     (Stage.MODEL_B, "weights", "Model B: its constants tuned out-of-fold."),
@@ -52,7 +55,9 @@ SLICES = (
 
 
 def write(output: Path) -> Path:
-    """Write `report.html` into `output` and return its path. Raises FileNotFoundError naming the stage that has not run."""
+    """Write `report.html` into `output` and return its path. Raises FileNotFoundError naming the
+    stage that has not run.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -101,7 +106,9 @@ def contents(output: Path) -> dict[str, object]:
 
 
 def figures(output: Path, wanted: tuple[tuple[str, str, str], ...]) -> list[dict]:
-    """Those of the `wanted` (stage, name, caption) figures that were saved: caption, data (base64 of the PNG), wide."""
+    """Those of the `wanted` (stage, name, caption) figures that were saved: caption, data (base64
+    of the PNG), wide.
+    """
     saved = []
     for stage, name, caption in wanted:
         file = output / stage / paths.FIGURES / f"{name}.png"
@@ -115,7 +122,9 @@ def figures(output: Path, wanted: tuple[tuple[str, str, str], ...]) -> list[dict
 
 
 def thumbnail(image: str, side: int) -> dict[str, str]:
-    """`data`, base64 of the image as a JPEG of at most `side` pixels, or `error`, a word, where it cannot be read."""
+    """`data`, base64 of the image as a JPEG of at most `side` pixels, or `error`, a word, where it
+    cannot be read.
+    """
     try:
         small = images.decode(image)
     except Exception as error:  # decoders raise what they like on broken input
@@ -133,7 +142,9 @@ def _gallery(output: Path) -> list[dict]:
 
 
 def _extreme_slices(output: Path) -> list[dict]:
-    """The hardest and the easiest label of each slicing: by, hardest, easiest; the hardest slicing first."""
+    """The hardest and the easiest label of each slicing: by, hardest, easiest; the hardest slicing
+    first.
+    """
     table = artifacts.load_table(output / paths.SLICES).sort("avg_cos")
     extremes = []
     for (by,), part in table.group_by("by", maintain_order=True):

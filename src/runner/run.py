@@ -33,7 +33,8 @@ examples:
   ./run_all.sh --set 02_train_model_a.epochs=3 --set seed=1   change parameters for this run
   ./run_all.sh predict --images FOLDER --out FILE.parquet     new images, with the trained models
 
-environment: PYTHON=... chooses the interpreter for .venv, SKIP_INSTALL=1 uses the packages that are there"""
+environment: PYTHON=... chooses the interpreter for .venv;
+SKIP_INSTALL=1 uses the packages that are installed"""
 
 
 def arguments(argv: list[str], commands: str) -> argparse.Namespace:
@@ -59,7 +60,9 @@ def arguments(argv: list[str], commands: str) -> argparse.Namespace:
 
 
 def main(argv: list[str], pipeline: Pipeline, *, commands: str = "") -> int:
-    """Run the notebooks. Exit status: 0 done, 1 a stage failed, 130 interrupted; raises UserError when refused."""
+    """Run the notebooks. Exit status: 0 done, 1 a stage failed, 130 interrupted; raises UserError
+    when refused.
+    """
     options = arguments(argv, commands)
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel is this environment's Python
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -75,7 +78,9 @@ def main(argv: list[str], pipeline: Pipeline, *, commands: str = "") -> int:
 
 
 def run(plan: Plan, *, force: bool = False) -> int:
-    """Check the plan, write the demo where it asks for one, run the stages that are stale; the exit status."""
+    """Check the plan, write the demo where it asks for one, run the stages that are stale; the exit
+    status.
+    """
     demo_folder = demo_to_write(plan.demo)
 
     # what can be refused at once is refused before anything is written

@@ -1,4 +1,6 @@
-"""The scores of finished runs in one table: Table 1 and the rows beyond it, out-of-fold and on the test images."""
+"""The scores of finished runs in one table: Table 1 and the rows beyond it, out-of-fold and on the
+test images.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +12,11 @@ from src.paths import display_path
 
 
 def ladder(output: Path) -> pl.DataFrame:
-    """Every scored variant of a run: Table 1's columns, `table1` (false for the rows beyond it), test, test_low, test_high.
+    """Every scored variant of a run: Table 1's columns, `table1` (false for the rows beyond it),
+    test, test_low, test_high.
 
-    The test columns are null where the truth is not known. Raises FileNotFoundError naming the stage that has not run.
+    The test columns are null where the truth is not known. Raises FileNotFoundError naming the
+    stage that has not run.
     """
     table = artifacts.load_table(output / paths.TABLE1).with_columns(table1=pl.lit(True))
     beyond = artifacts.load_table(output / paths.LADDER_TABLE).with_columns(table1=pl.lit(False))
@@ -33,9 +37,11 @@ def ladder(output: Path) -> pl.DataFrame:
 
 
 def over_runs(outputs: Sequence[Path]) -> pl.DataFrame:
-    """`ladder` of several runs in one: the mean of each number, and `spread`, `test_spread`: standard deviations.
+    """`ladder` of several runs in one: the mean of each number, and `spread`, `test_spread`:
+    standard deviations.
 
-    Seconds are those of the first run: later ones may find in its cache what the first had to compute.
+    Seconds are those of the first run: later ones may find in its cache what the first had to
+    compute.
     """
     tables = []
     for run, output in enumerate(outputs):
@@ -60,7 +66,9 @@ def over_runs(outputs: Sequence[Path]) -> pl.DataFrame:
 
 
 def gains(outputs: Sequence[Path]) -> list[dict]:
-    """Each run's paired gain over its better single member, and its blend: output, better_single, mean, low, high, weights."""
+    """Each run's paired gain over its better single member, and its blend: output, better_single,
+    mean, low, high, weights.
+    """
     rows = []
     for output in outputs:
         blend = artifacts.load_json(output / paths.BLEND)

@@ -1,4 +1,6 @@
-"""What is up to date and what is not: parameters, inputs, code and earlier stages, compared with the last run."""
+"""What is up to date and what is not: parameters, inputs, code and earlier stages, compared with
+the last run.
+"""
 
 import ast
 import hashlib
@@ -9,7 +11,7 @@ from src import paths
 from src.paths import ROOT, Stage
 from src.runner.params import NOTEBOOKS, input_paths
 
-# the stages whose artifacts a stage reads; tests/test_notebooks.py compares it with what the notebooks name
+# the stages whose artifacts a stage reads; tests/test_notebooks.py compares it with the notebooks
 NEEDS = {
     Stage.DEDUP: (),
     Stage.MODEL_A: (Stage.DEDUP,),
@@ -33,7 +35,9 @@ def source_files(notebook: Path) -> list[Path]:
 
 
 def imported_files(source: str) -> set[Path]:
-    """Files below src/ that Python code imports by `from src... import ...`, packages' `__init__.py` included."""
+    """Files below src/ that Python code imports by `from src... import ...`, packages'
+    `__init__.py` included.
+    """
     files = set()
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "src":
@@ -52,9 +56,11 @@ def imported_files(source: str) -> set[Path]:
 def state_of(
     stage: str, values: dict[str, object], output: Path, notebooks: Path = NOTEBOOKS
 ) -> dict[str, dict]:
-    """Everything a stage depends on, in parts that can be compared and named: parameters, inputs, code, earlier stages.
+    """Everything a stage depends on, in parts that can be compared and named: parameters, inputs,
+    code, earlier stages.
 
-    Code is the notebook and the modules that it uses; an earlier stage is the checksums of its artifacts.
+    Code is the notebook and the modules that it uses; an earlier stage is the checksums of its
+    artifacts.
     """
     from src.artifacts import fingerprint
 
@@ -123,7 +129,9 @@ def _changes(kind: str, before: dict, now: dict) -> list[str]:
 
 
 def _is_whole(file: Path, entry: dict) -> bool:
-    """Whether a file is as its stage left it: same length, and same time of change or else same checksum."""
+    """Whether a file is as its stage left it: same length, and same time of change or else same
+    checksum.
+    """
     if not file.is_file() or file.stat().st_size != entry["bytes"]:
         return False
     return file.stat().st_mtime_ns == entry["changed"] or _checksum(file) == entry["checksum"]
@@ -142,7 +150,9 @@ def read_meta(output: Path, stage: str) -> dict | None:
 
 
 def files_of(output: Path, stage: str, since: float) -> dict[str, dict]:
-    """Length, time of change and checksum of a stage's artifacts: those in its folder, and those it wrote into the root."""
+    """Length, time of change and checksum of a stage's artifacts: those in its folder, and those it
+    wrote into the root.
+    """
     own = [f for f in (output / stage).rglob("*") if f.is_file() and f.name != paths.META]
     root = [f for f in output.glob("[!.]*") if f.is_file() and f.stat().st_mtime >= since]
     files = {}

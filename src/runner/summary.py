@@ -86,7 +86,9 @@ def print_interrupt(plan: Plan, stage: str) -> None:
 
 
 def print_failure(plan: Plan, stage: str, error: Exception) -> None:
-    """Print what failed, advice where the cause is known, and how to go on; note it in the log and in failed.txt."""
+    """Print what failed, advice where the cause is known, and how to go on; note it in the log and
+    in failed.txt.
+    """
     print(f"\n{stage} failed.", file=sys.stderr)
     where = f"{type(error).__name__}: {error}"
     if hasattr(error, "ename"):  # papermill's error of a cell
