@@ -119,6 +119,8 @@ EXECUTED = "executed"  # the notebooks as they ran, .ipynb and .html
 LOGS = "logs"  # one file a run: a line for each step
 META = "meta.json"  # in each stage's folder
 FAILED = "failed.txt"  # in a stage's folder after it failed: when and where
+RUNS = "runs.csv"  # a line for each finished run, and the leaderboard's answers
+RUNS_PLOT = "runs.png"  # out-of-fold against leaderboard
 FIGURES = "figures"  # in a stage's folder: its figures by name, .png
 LOCK = ".lock"  # held during a run
 

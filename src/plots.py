@@ -347,3 +347,34 @@ def histograms(values: dict[str, np.ndarray], *, label: str) -> Figure:
     axes.set(xlabel=label, ylabel="density")
     axes.legend(loc="upper left")
     return figure
+
+
+# --- the runs ---
+
+
+def leaderboard(
+    runs: np.ndarray,
+    out_of_fold: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    public: np.ndarray,
+) -> Figure:
+    """The leaderboard's answer against the out-of-fold score with its interval; a point for each of
+    the numbered `runs`, all (n,).
+    """
+    figure, axes = plt.subplots(figsize=(6, 4))
+    error = [out_of_fold - low, high - out_of_fold]
+    axes.errorbar(out_of_fold, public, xerr=error, fmt="o", color=BLUE, capsize=3)
+    for run, x, y in zip(runs, out_of_fold, public, strict=True):
+        axes.annotate(str(run), (x, y), xytext=(5, 5), textcoords="offset points")
+
+    # a line needs two different scores, a correlation three runs
+    if np.ptp(out_of_fold) > 0:
+        slope, intercept = np.polyfit(out_of_fold, public, 1)
+        ends = np.array([out_of_fold.min(), out_of_fold.max()])
+        axes.plot(ends, slope * ends + intercept, color=ORANGE, linewidth=1)
+    if len(runs) > 2:
+        axes.set(title=f"correlation {_correlation(out_of_fold, public):.2f} over {len(runs)} runs")
+
+    axes.set(xlabel="Avg-Cos, out-of-fold, 95 % interval", ylabel="leaderboard")
+    return figure

@@ -27,6 +27,7 @@ COMMANDS = {
     "status": Command("src.runner.status", "which notebooks are up to date, and why not"),
     "predict": Command("src.submit.batch", "embeddings of a folder of new images"),
     "pack": Command("src.submit.pack", "models and code in one folder, for an offline machine"),
+    "runs": Command("src.runner.runs", "the finished runs, and the leaderboard's answers"),
     "report": Command("src.runner.report", "output/report.html, and Table 1 over several runs"),
 }
 

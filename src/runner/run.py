@@ -121,5 +121,6 @@ def _run_stages(plan: Plan, force: bool) -> int:
             return 1
 
     summary.write_report(plan.output, changed=any(seconds.values()))
+    summary.record_run(plan, seconds)
     summary.print_summary(plan.output, seconds, time.perf_counter() - start)
     return 0

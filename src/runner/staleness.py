@@ -21,6 +21,10 @@ NEEDS = {
 }
 
 
+# files in the root of the output folder that no stage writes
+RUNNER_FILES = (paths.REPORT, paths.RUNS, paths.RUNS_PLOT)
+
+
 def source_files(notebook: Path) -> list[Path]:
     """Files below src/ that a notebook imports, and those that they import in turn, sorted."""
     code = "\n".join(source for kind, source in _sources(notebook) if kind == "code")
@@ -154,7 +158,11 @@ def files_of(output: Path, stage: str, since: float) -> dict[str, dict]:
     wrote into the root.
     """
     own = [f for f in (output / stage).rglob("*") if f.is_file() and f.name != paths.META]
-    root = [f for f in output.glob("[!.]*") if f.is_file() and f.stat().st_mtime >= since]
+    root = [
+        f
+        for f in output.glob("[!.]*")
+        if f.is_file() and f.stat().st_mtime >= since and f.name not in RUNNER_FILES
+    ]
     files = {}
     for file in sorted([*own, *root]):
         stat = file.stat()

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from src import paths
-from src.paths import display_path
+from src.paths import Stage, display_path
 from src.runner.execute import LOG
 from src.runner.lock import DISK_FULL
 from src.runner.plan import Plan
@@ -32,6 +32,19 @@ def write_report(output: Path, *, changed: bool) -> None:
         print(f"no report: {error}", file=sys.stderr)
 
 
+def record_run(plan: Plan, seconds: dict[str, float | None]) -> None:
+    """Add a line to runs.csv where the run has changed something and reached a submission."""
+    reached_end = Stage.SUBMIT in seconds and (plan.output / paths.BLEND).exists()
+    if not reached_end or not any(seconds.values()):
+        return
+    from src.runner import runs
+
+    try:
+        runs.record(plan)
+    except (ValueError, FileNotFoundError) as error:  # of a file that the user may edit
+        print(f"this run is not recorded: {error}", file=sys.stderr)
+
+
 def print_summary(output: Path, seconds: dict[str, float | None], total: float) -> None:
     """Print Table 1, what was written, and the seconds of each stage (None: it was up to date)."""
     if (output / paths.TABLE1).exists():
@@ -42,6 +55,8 @@ def print_summary(output: Path, seconds: dict[str, float | None], total: float) 
         print(f"\nsubmission: {display_path(submission)} (also .parquet and .npy)")
     if (output / paths.REPORT).exists():
         print(f"report:     {display_path(output / paths.REPORT)}")
+    if (output / paths.RUNS).exists():
+        print(f"all runs:   {display_path(output / paths.RUNS)} (./run_all.sh runs)")
 
     print()
     for stage, value in seconds.items():
