@@ -1,26 +1,30 @@
-"""Training images changed at random: the paper's rotation, flip and crop, on the batch and on the device that trains."""
+"""Training images changed at random: the paper's rotation, flip and crop.
+
+They work on the batch, on the device that trains.
+"""
 
 import torch
 from torchvision.transforms import v2
 
-CHUNK = 8  # images that share one draw of angle and crop: a batch has many draws, a draw costs one kernel
+# images that share one draw of angle and crop: a batch has many draws, a draw costs one kernel
+CHUNK = 8
 
 
 def augment(pixels: torch.Tensor, may_flip: torch.Tensor, *, chunk: int = CHUNK) -> torch.Tensor:
-    """(n, 3, s, s) uint8 changed by a random rotation (10 degrees), crop (70 to 100 % of the area) and flip, of the same shape.
+    """(n, 3, s, s) uint8 changed at random, of the same shape.
 
-    An image is flipped only where `may_flip` (n,) bool says so: its prompt may tell left from right.
+    Rotation by up to 10 degrees, a crop of 70 to 100 % of the area, and a flip. An image is
+    flipped only where `may_flip` (n,) bool allows it: its prompt may tell left from right.
     """
     if len(pixels) != len(may_flip):
         raise ValueError(f"{len(pixels)} images, but {len(may_flip)} entries of may_flip")
-    change = v2.Compose(
-        [
-            v2.RandomRotation(10, interpolation=v2.InterpolationMode.BILINEAR, fill=128),
-            v2.RandomResizedCrop(
-                pixels.shape[-2:], scale=(0.7, 1.0), ratio=(0.9, 1.1), antialias=True
-            ),
-        ]
+
+    rotate = v2.RandomRotation(10, interpolation=v2.InterpolationMode.BILINEAR, fill=128)
+    crop = v2.RandomResizedCrop(
+        pixels.shape[-2:], scale=(0.7, 1.0), ratio=(0.9, 1.1), antialias=True
     )
+    change = v2.Compose([rotate, crop])
     changed = torch.cat([change(part) for part in pixels.split(chunk)])
+
     flip = (torch.rand(len(pixels)) < 0.5).to(pixels.device) & may_flip
     return torch.where(flip[:, None, None, None], changed.flip(-1), changed)

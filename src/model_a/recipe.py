@@ -1,92 +1,148 @@
-"""The recipe of a fine-tune: every setting of the training loop, checked when it is made."""
+"""The recipe of a fine-tune: every setting of the training loop, checked when it is made.
 
-from dataclasses import dataclass
+The defaults stand in the parameter cell of notebook 02, and nowhere else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
 from src.model_a.head import ACTIVATIONS, HEADS
 
+TOWERS = ("trained", "frozen")
 LOSSES = ("cosine", "contrastive", "huber")
 STARTS = ("probe", "random")
+
+CHOICES = {
+    "head": HEADS,
+    "tower": TOWERS,
+    "activation": tuple(ACTIVATIONS),
+    "head_init": STARTS,
+    "loss": LOSSES,
+}
+LIMITS = {  # lowest and highest value of a parameter; None: no end
+    "epochs": (0, None),
+    "batch_size": (1, None),
+    "accumulate": (1, None),
+    "patience": (1, None),
+    "lora_rank": (0, 1024),
+    "lora_blocks": (-1, None),
+    "layer_decay": (1e-3, 1),
+    "warmup": (0, 1),
+    "ema": (0, 0.99999),
+    "mix": (0, 1),
+    "lr_vision": (0, None),
+    "lr_fc": (0, None),
+    "lr_fc2": (0, None),
+    "weight_decay": (0, None),
+    "clip_norm": (0, None),
+    "loss_mix": (0, None),
+}
+BASELINE_LIMITS = {"baseline_epochs": LIMITS["epochs"], "baseline_lr": LIMITS["lr_vision"]}
+ABLATION_LIMITS = {"ablation_epochs": LIMITS["epochs"]}
 
 
 def out_of_range(
     name: str, value: float | list[float] | None, low: float, high: float | None
 ) -> list[str]:
-    """One line where `value`, or an entry of it, lies outside low..high (None: no end); None may be anything."""
-    entries = value if isinstance(value, list) else [] if value is None else [value]
+    """One line where `value`, or an entry of it, lies outside low..high (None: no end).
+
+    A value of None may be anything.
+    """
+    if value is None:
+        return []
+
+    entries = value if isinstance(value, list) else [value]
     if all(low <= entry and (high is None or entry <= high) for entry in entries):
         return []
-    return [
-        f"{name} must be {f'at least {low}' if high is None else f'within {low}..{high}'}, got {value}"
-    ]
+
+    allowed = f"at least {low}" if high is None else f"within {low}..{high}"
+    return [f"{name} must be {allowed}, got {value}"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row's architecture and budget. What each value means stands beside the notebook's parameters."""
+    """One variant's architecture and budget, under the names of notebook 02's parameters.
 
-    head: str = "paper"
-    epochs: int = 8
-    batch_size: int = 64
-    lr_vision: float = 1e-3
-    lr_fc: float = 1e-3
-    lr_fc2: float | None = None
-    weight_decay: float = 0.01
-    trainable_blocks: int = 2
-    tower: str = "trained"
-    train_depthwise: bool = False
-    activation: str = "none"
-    mix: float = 0.5
-    learn_mix: bool = True
-    start: str = "probe"
-    layer_decay: float = 1.0
-    warmup: float = 0.1
-    ema: float = 0.0
-    clip_norm: float = 1.0
-    accumulate: int = 1
-    patience: int = 3
-    interpolate: bool = True
-    loss: str = "cosine"
-    loss_mix: float = 0.1
-    lora_rank: int = 0
-    lora_blocks: int = -1
-    grad_checkpointing: bool = False
-    compile: bool = False
-    augment_images: bool = False
-    augment_text: bool = False
-    sample_duplicates: bool = False
-    weight_by_clip_score: bool = False
+    What each value means stands beside the notebook's parameters. Raises ValueError that names
+    every setting out of range.
+    """
+
+    head: str
+    activation: str
+    mix: float
+    learn_mix: bool
+    head_init: str
+    tower: str
+    trainable_blocks: int
+    train_depthwise: bool
+    lora_rank: int
+    lora_blocks: int
+    epochs: int
+    patience: int
+    batch_size: int
+    accumulate: int
+    lr_vision: float
+    lr_fc: float
+    lr_fc2: float | None
+    layer_decay: float
+    weight_decay: float
+    warmup: float
+    clip_norm: float
+    ema: float
+    interpolate: bool
+    loss: str
+    loss_mix: float
+    sample_duplicates: bool
+    weight_by_clip_score: bool
+    augment_images: bool
+    augment_synonyms: bool
+    augment_shuffle: bool
+    grad_checkpointing: bool
+    compile_tower: bool
 
     def __post_init__(self):
-        known = {
-            "head": HEADS,
-            "tower": ("trained", "frozen"),
-            "activation": tuple(ACTIVATIONS),
-            "start": STARTS,
-            "loss": LOSSES,
-        }
         wrong = [
             f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-            for name, allowed in known.items()
+            for name, allowed in CHOICES.items()
             if getattr(self, name) not in allowed
         ]
-        for name, low, high in (
-            ("epochs", 0, None),
-            ("batch_size", 1, None),
-            ("accumulate", 1, None),
-            ("patience", 1, None),
-            ("lora_rank", 0, 1024),
-            ("lora_blocks", -1, None),
-            ("layer_decay", 1e-3, 1),
-            ("warmup", 0, 1),
-            ("ema", 0, 0.99999),
-            ("mix", 0, 1),
-            ("lr_vision", 0, None),
-            ("lr_fc", 0, None),
-            ("lr_fc2", 0, None),
-            ("weight_decay", 0, None),
-            ("clip_norm", 0, None),
-            ("loss_mix", 0, None),
-        ):
+        for name, (low, high) in LIMITS.items():
             wrong += out_of_range(name, getattr(self, name), low, high)
+
         if wrong:
             raise ValueError("; ".join(wrong))
+
+    @property
+    def augment_text(self) -> bool:
+        """Whether an epoch draws among several versions of each prompt's target."""
+        return self.augment_synonyms or self.augment_shuffle
+
+    @classmethod
+    def from_parameters(cls, values: Mapping[str, object]) -> "Recipe":
+        """The recipe of Model A from the notebook's parameters; other names are ignored."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+def baseline_recipe(values: Mapping[str, object]) -> Recipe:
+    """The plain fine-tune of Table 1's three CLIP variants, from the notebook's parameters.
+
+    One linear layer, one learning rate for tower and layer, and none of Model A's additions.
+    """
+    return replace(
+        Recipe.from_parameters(values),
+        head="linear",
+        epochs=values["baseline_epochs"],
+        trainable_blocks=values["baseline_blocks"],
+        lr_vision=values["baseline_lr"],
+        lr_fc=values["baseline_lr"],
+        lr_fc2=None,
+        layer_decay=1.0,
+        lora_rank=0,
+        ema=0.0,
+        loss="cosine",
+        sample_duplicates=False,
+        weight_by_clip_score=False,
+        augment_images=False,
+        augment_synonyms=False,
+        augment_shuffle=False,
+    )

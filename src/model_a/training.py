@@ -1,206 +1,63 @@
 """The training engine: one recipe, one loop, and a state that survives being killed.
 
-A run is its weights, their moving average, the optimiser, the schedule, the random states and the position in the epoch. All of
-it is written at intervals and read back, so that a run that was stopped anywhere ends as one that was not.
+The state of a training is its weights, their moving average, the optimizer, the schedule, the
+random states and the position in the epoch. All of it is written at intervals and read back, so
+that a training that was stopped anywhere ends as one that was not.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from src.artifacts import atomic, readable
-from src.data.images import Rows
 from src.encoder import Encoder, autocast
 from src.model_a import augmentation
+from src.model_a.fitted import FittedModel, load_weights, restore, snapshot, weights
 from src.model_a.recipe import Recipe
 from src.model_a.tower import Tower
-from src.paths import display_path
+from src.model_a.training_set import TrainingSet
 
 TEMPERATURE = 0.05  # of the contrastive loss
 
 
-@dataclass(frozen=True)
-class TrainingSet:
-    """Aligned by row: ids, pixels (n, s, s, 3) uint8, frozen unit embeddings (n, D), targets (v, n, 384), groups.
-
-    `targets[0]` are the prompts' own targets; further ones are those of changed prompts, one drawn in each epoch. `activations`
-    (n, ...) are what the tower's frozen blocks give. `stands_for` (n,) names, for a row that a filter removed, the kept row
-    whose place it may take in an epoch. `agreement` (n,) weighs rows. `may_flip` (n,) is false where the prompt tells sides.
-    """
-
-    ids: list[str]
-    pixels: np.ndarray
-    embeddings: np.ndarray
-    targets: np.ndarray
-    group: np.ndarray
-    activations: np.ndarray | None = None
-    stands_for: np.ndarray | None = None
-    agreement: np.ndarray | None = None
-    may_flip: np.ndarray | None = None
-
-    def __post_init__(self):
-        optional = (self.activations, self.stands_for, self.agreement, self.may_flip)
-        lengths = {
-            len(self.ids),
-            len(self.pixels),
-            len(self.embeddings),
-            self.targets.shape[1],
-            len(self.group),
-            *(len(part) for part in optional if part is not None),
-        }
-        if len(lengths) > 1:
-            raise ValueError(f"a training set's parts have different lengths: {sorted(lengths)}")
-
-    def __getstate__(self) -> dict:
-        """For another process: memory maps go as the files they are."""
-        return {name: _packed(value) for name, value in vars(self).items()}
-
-    def __setstate__(self, state: dict) -> None:
-        for name, value in state.items():
-            object.__setattr__(self, name, _unpacked(value))
-
-
-@dataclass(frozen=True)
-class _Mapped:
-    file: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    offset: int
-
-
-def _packed(value: object) -> object:
-    if isinstance(value, Rows):
-        return replace(value, array=_packed(value.array))
-    if not isinstance(value, np.memmap) or not value.flags.c_contiguous or value.filename is None:
-        return value
-    whole = value
-    while isinstance(
-        whole.base, np.memmap
-    ):  # a slice says nothing of where it begins, its address does
-        whole = whole.base
-    offset = whole.offset + value.ctypes.data - whole.ctypes.data
-    return _Mapped(str(value.filename), value.dtype, value.shape, offset)
-
-
-def _unpacked(value: object) -> object:
-    if isinstance(value, Rows):
-        return replace(value, array=_unpacked(value.array))
-    if not isinstance(value, _Mapped):
-        return value
-    return np.memmap(value.file, value.dtype, mode="r", offset=value.offset, shape=value.shape)
-
-
-@dataclass
-class FittedModel:
-    """A tower and a head, and what happened to them: one dict an epoch, epoch 0 being the start.
-
-    `factor` is how far the weights went from the start (0) to the best epoch (1); `factors` has the score of each one tried.
-    """
-
-    tower: Tower
-    head: nn.Module
-    history: list[dict] = field(default_factory=list)
-    factor: float = 1.0
-    factors: dict[float, float] = field(default_factory=dict)
-
-    def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        """(n, ...) activations -> (n, 384) float32 predictions, not of unit length; the tower under autocast."""
-        with autocast(activations.device):
-            embedding = self.tower(activations)
-        return self.head(embedding)
-
-
-# --- weights ---
-
-
-def load_weights(file: Path, device: str) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file by name. Raises ValueError naming a file that is broken or holds NaN or infinity."""
-    with readable(file):
-        found = load_file(file, device=device)
-    bad = [name for name, tensor in found.items() if not tensor.isfinite().all()]
-    if bad:
-        raise ValueError(
-            f"{display_path(file)}: {len(bad)} of {len(found)} tensors hold NaN or infinity, e.g. {bad[0]}"
-        )
-    return found
-
-
-def weights(fitted: FittedModel) -> dict[str, torch.Tensor]:
-    """The tensors that training changes, by name: trained parameters and the head's running statistics. Not copies."""
-    tower = {f"tower.{name}": p for name, p in fitted.tower.named_parameters() if p.requires_grad}
-    return tower | {f"head.{name}": p for name, p in fitted.head.state_dict(keep_vars=True).items()}
-
-
-def snapshot(fitted: FittedModel) -> dict[str, torch.Tensor]:
-    """A copy of `weights`."""
-    return {name: p.detach().clone() for name, p in weights(fitted).items()}
-
-
-@torch.no_grad()
-def restore(fitted: FittedModel, state: dict[str, torch.Tensor]) -> None:
-    """Put a snapshot back. Raises ValueError naming the tensors that are missing, too many or of another shape."""
-    here = weights(fitted)
-    if here.keys() != state.keys():
-        raise ValueError(
-            f"weights do not fit this tower and head, e.g. {sorted(here.keys() ^ state.keys())[:3]}"
-        )
-    wrong = [name for name, p in here.items() if p.shape != state[name].shape]
-    if wrong:  # copy_ would repeat a smaller one
-        shape, wanted = tuple(state[wrong[0]].shape), tuple(here[wrong[0]].shape)
-        raise ValueError(
-            f"weights do not fit this tower and head, e.g. {wrong[0]} {shape}, wanted {wanted}"
-        )
-    for name, p in here.items():
-        p.copy_(state[name])
-
-
-def interpolate(
-    start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], factor: float
-) -> dict[str, torch.Tensor]:
-    """WiSE-FT: (1 - factor) start + factor end, tensor by tensor; counters are those of the end."""
-    return {
-        name: torch.lerp(start[name], end[name], factor)
-        if end[name].is_floating_point()
-        else end[name]
-        for name in end
-    }
+# --- optimization ---
 
 
 def parameter_groups(tower: Tower, head: nn.Module, recipe: Recipe) -> list[dict]:
-    """AdamW's groups: the tower at `lr_vision` times `layer_decay` a block from the top, the head at `lr_fc` (its second layer at
-    `lr_fc2`); norms, biases and scalars without weight decay."""
-    groups: dict[tuple, list] = {}
+    """AdamW's groups: the tower at `lr_vision`, the head at `lr_fc`, its second layer at `lr_fc2`.
+
+    The tower's rate falls by `layer_decay` a block from the top. Norms, biases and scalars have no
+    weight decay.
+    """
+    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, p in tower.named_parameters():
-        groups.setdefault(
-            ("tower", recipe.lr_vision * recipe.layer_decay ** tower.depth(name), p.ndim > 1), []
-        ).append(p)
+        rate = recipe.lr_vision * recipe.layer_decay ** tower.depth(name)
+        groups.setdefault(("tower", rate, p.ndim > 1), []).append(p)
     for name, p in head.named_parameters():
-        second = recipe.lr_fc2 is not None and name.split(".")[0] in ("fc2", "norm2")
-        groups.setdefault(
-            ("head", recipe.lr_fc2 if second else recipe.lr_fc, p.ndim > 1), []
-        ).append(p)
-    return [
-        {
-            "name": name,
-            "params": chosen,
-            "lr": rate,
-            "weight_decay": recipe.weight_decay if decays else 0.0,
-        }
-        for (name, rate, decays), parameters in groups.items()
-        if (chosen := [p for p in parameters if p.requires_grad])
-    ]
+        is_second = name.split(".")[0] in ("fc2", "norm2")
+        rate = recipe.lr_fc2 if is_second and recipe.lr_fc2 is not None else recipe.lr_fc
+        groups.setdefault(("head", rate, p.ndim > 1), []).append(p)
+
+    trained = []
+    for (name, rate, decays), parameters in groups.items():
+        parameters = [p for p in parameters if p.requires_grad]
+        if parameters:
+            decay = recipe.weight_decay if decays else 0.0
+            trained.append({"name": name, "params": parameters, "lr": rate, "weight_decay": decay})
+    return trained
 
 
 def warmup_cosine(step: int, *, n_steps: int, warmup: float) -> float:
-    """The learning rate's factor: linear up over the share `warmup` of the steps, then half a cosine down to nearly 0."""
+    """The learning rate's factor: linear up over the share `warmup` of the steps, then half a
+    cosine down to nearly 0."""
     rising = max(1, round(warmup * n_steps))
     if step < rising:
         return (step + 1) / rising
@@ -208,23 +65,24 @@ def warmup_cosine(step: int, *, n_steps: int, warmup: float) -> float:
 
 
 def losses(prediction: torch.Tensor, target: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """(n,) loss of each row: 1 - cosine, and with `contrastive` or `huber` that much of the other one (`loss_mix`) beside it."""
+    """(n,) loss of each row: 1 - cosine, and `loss_mix` of the contrastive or Huber loss."""
     cosine = 1 - F.cosine_similarity(prediction, target, dim=-1)
     if recipe.loss == "cosine":
         return cosine
+
     unit = F.normalize(prediction, dim=-1)
     if recipe.loss == "huber":
-        scale = (
-            target.shape[1] ** 0.5
-        )  # so that an entry is near 1 and Huber's corner means something
-        return cosine + recipe.loss_mix * F.huber_loss(
-            unit * scale, target * scale, reduction="none"
-        ).mean(dim=1)
-    logits, own = unit @ target.T / TEMPERATURE, torch.arange(len(target), device=target.device)
-    both = F.cross_entropy(logits, own, reduction="none") + F.cross_entropy(
-        logits.T, own, reduction="none"
-    )
-    return cosine + recipe.loss_mix * both / 2
+        # scaled so that an entry is near 1 and Huber's corner means something
+        scale = target.shape[1] ** 0.5
+        huber = F.huber_loss(unit * scale, target * scale, reduction="none").mean(dim=1)
+        return cosine + recipe.loss_mix * huber
+
+    # contrastive: each prediction must find its own target among the batch, and the other way
+    logits = unit @ target.T / TEMPERATURE
+    own = torch.arange(len(target), device=target.device)
+    forward = F.cross_entropy(logits, own, reduction="none")
+    backward = F.cross_entropy(logits.T, own, reduction="none")
+    return cosine + recipe.loss_mix * (forward + backward) / 2
 
 
 # --- batches ---
@@ -238,29 +96,34 @@ def tower_inputs(
     *,
     augment: bool = False,
 ) -> torch.Tensor:
-    """What the tower's `forward` takes for `rows`: kept activations, or pixels through its frozen part (changed if `augment`)."""
+    """What the tower's `forward` takes for `rows`.
+
+    Kept activations, or pixels (changed at random if `augment`) through the tower's frozen part.
+    """
     kept = data.activations if fitted.tower.trains else data.embeddings
     if kept is not None and not augment:
         return torch.from_numpy(kept[rows]).to(encoder.device, torch.float32)
+
     pixels = torch.from_numpy(data.pixels[rows]).to(encoder.device)
     if augment:
-        may_flip = (
-            torch.ones(len(rows), dtype=torch.bool)
-            if data.may_flip is None
-            else torch.from_numpy(data.may_flip[rows])
-        )
-        pixels = augmentation.augment(
-            pixels.permute(0, 3, 1, 2), may_flip.to(encoder.device)
-        ).permute(0, 2, 3, 1)
+        pixels = _augmented(pixels, data.may_flip, rows)
     with autocast(encoder.device):
-        return fitted.tower.frozen(
-            encoder.normalise(pixels).contiguous(memory_format=torch.channels_last)
-        )
+        return fitted.tower.frozen(encoder.normalize(pixels))
+
+
+def _augmented(
+    pixels: torch.Tensor, may_flip: np.ndarray | None, rows: np.ndarray
+) -> torch.Tensor:
+    flippable = torch.ones(len(rows), dtype=torch.bool)
+    if may_flip is not None:
+        flippable = torch.from_numpy(may_flip[rows])
+    changed = augmentation.augment(pixels.permute(0, 3, 1, 2), flippable.to(pixels.device))
+    return changed.permute(0, 2, 3, 1)
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One epoch, drawn from its own seed: which image and which version of the target each step takes."""
+    """One epoch, drawn from its own seed: the image and the target version of each step."""
 
     images: np.ndarray
     versions: np.ndarray
@@ -275,28 +138,37 @@ class EpochPlan:
 def epoch_plan(
     data: TrainingSet, rows: np.ndarray, recipe: Recipe, *, seed: int, epoch: int
 ) -> EpochPlan:
-    """The order of `rows` in `epoch`; with `sample_duplicates` each row's place goes to one of the images that stand for it."""
+    """The order of `rows` in `epoch`.
+
+    With `sample_duplicates` each row's place goes to one of the images that stand for it.
+    """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(rows)
-    versions = random.integers(len(data.targets) if recipe.augment_text else 1, size=len(order))
+    n_versions = len(data.targets) if recipe.augment_text else 1
+    versions = random.integers(n_versions, size=len(order))
     if recipe.sample_duplicates and data.stands_for is not None:
-        order = _drawn(data.stands_for, order, random)
+        order = _sample_stand_ins(data.stands_for, order, random)
+
     n_batches = -(-len(order) // recipe.batch_size)
-    return EpochPlan(order, versions, np.linspace(0, len(order), n_batches + 1).round().astype(int))
+    bounds = np.linspace(0, len(order), n_batches + 1).round().astype(int)
+    return EpochPlan(order, versions, bounds)
 
 
-def _drawn(stands_for: np.ndarray, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _sample_stand_ins(
+    stands_for: np.ndarray, rows: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """For each of `rows` one of the images that stand for it, itself included."""
     by_keeper = np.argsort(stands_for, kind="stable")
     first = np.searchsorted(stands_for[by_keeper], rows)
     count = np.searchsorted(stands_for[by_keeper], rows, side="right") - first
     return by_keeper[first + random.integers(np.maximum(count, 1))]
 
 
-# --- the run ---
+# --- the loop ---
 
 
 class Trainer:
-    """Training in progress: `steps` goes on from where it stands; `save` and `load` keep all of it."""
+    """Training in progress: `steps` continues where it stands; `save` and `load` keep all of it."""
 
     def __init__(
         self,
@@ -309,121 +181,141 @@ class Trainer:
         seed: int,
         label: str = "",
     ):
-        self.fitted, self.encoder, self.data, self.rows = fitted, encoder, data, rows
-        self.recipe, self.seed, self.label = recipe, seed, label
-        self.groups = parameter_groups(fitted.tower, fitted.head, recipe)
-        self.optimiser = torch.optim.AdamW(self.groups)
+        self.fitted = fitted
+        self.encoder = encoder
+        self.data = data
+        self.rows = rows
+        self.recipe = recipe
+        self.seed = seed
+        self.label = label
+
         self.n_batches = -(-len(rows) // recipe.batch_size)
         n_steps = recipe.epochs * -(-self.n_batches // recipe.accumulate)
+        self.groups = parameter_groups(fitted.tower, fitted.head, recipe)
+        self.optimizer = torch.optim.AdamW(self.groups)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, lambda step: warmup_cosine(step, n_steps=n_steps, warmup=recipe.warmup)
+            self.optimizer, lambda step: warmup_cosine(step, n_steps=n_steps, warmup=recipe.warmup)
         )
-        self.scaler = torch.amp.GradScaler(encoder.device.type, enabled=_is_fp16(encoder.device))
+        self.scaler = torch.amp.GradScaler(encoder.device.type, enabled=_uses_fp16(encoder.device))
+
         self.average = snapshot(fitted) if recipe.ema else None
-        self.best, self.epoch, self.batch, self.total, self.updates = snapshot(fitted), 1, 0, 0.0, 0
+        self.best = snapshot(fitted)
+        self.epoch = 1
+        self.batch = 0
+        self.total = 0.0  # loss of the epoch so far, summed over rows
+        self.updates = 0
 
     def steps(self) -> Iterator[None]:
         """Train through the present epoch, yielding after each batch."""
-        drawn = epoch_plan(self.data, self.rows, self.recipe, seed=self.seed, epoch=self.epoch)
+        plan = epoch_plan(self.data, self.rows, self.recipe, seed=self.seed, epoch=self.epoch)
         self.fitted.head.train()
-        with tqdm(
-            total=self.n_batches,
-            initial=self.batch,
-            desc=f"{self.label} epoch {self.epoch}/{self.recipe.epochs}",
-            unit="batch",
-            leave=False,
-        ) as bar:
+        label = f"{self.label} epoch {self.epoch}/{self.recipe.epochs}"
+        progress = tqdm(
+            total=self.n_batches, initial=self.batch, desc=label, unit="batch", leave=False
+        )
+        with progress:
             while self.batch < self.n_batches:
-                self.total += self._batch(*drawn.batch(self.batch))
+                self.total += self._batch(*plan.batch(self.batch))
                 self.batch += 1
-                bar.update()
+                progress.update()
                 yield
 
     def _batch(self, rows: np.ndarray, versions: np.ndarray) -> float:
+        """Forward, backward, and an update where one is due; the batch's loss summed over rows."""
         try:
             loss = self._loss(rows, versions)
             if not torch.isfinite(loss):
                 raise FloatingPointError(
-                    f"{self.label}: the loss is {loss.item()} in epoch {self.epoch}, batch {self.batch}, at learning rates "
-                    f"{sorted(set(self.schedule.get_last_lr()))}; lower them. Ids: {[self.data.ids[i] for i in rows]}"
+                    f"{self.label}: the loss is {loss.item()} in epoch {self.epoch}, "
+                    f"batch {self.batch}, at learning rates "
+                    f"{sorted(set(self.schedule.get_last_lr()))}; lower them. "
+                    f"Ids: {[self.data.ids[i] for i in rows]}"
                 )
             self.scaler.scale(loss * len(rows) / self._rows_in_update()).backward()
-            if (self.batch + 1) % self.recipe.accumulate == 0 or self.batch + 1 == self.n_batches:
+
+            is_last = self.batch + 1 == self.n_batches
+            if is_last or (self.batch + 1) % self.recipe.accumulate == 0:
                 self._update()
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
-                f"{self.label}: out of GPU memory with batch_size {self.recipe.batch_size}. Halve it and double accumulate, turn "
-                f"on grad_checkpointing, or lower trainable_blocks. ({error})"
+                f"{self.label}: out of GPU memory with batch_size {self.recipe.batch_size}. "
+                "Halve it and double accumulate, turn on grad_checkpointing, or lower "
+                f"trainable_blocks. ({error})"
             ) from error
         return loss.item() * len(rows)
 
     def _loss(self, rows: np.ndarray, versions: np.ndarray) -> torch.Tensor:
         target = torch.from_numpy(self.data.targets[versions, rows]).to(self.encoder.device)
-        x = tower_inputs(
-            self.fitted, self.encoder, self.data, rows, augment=self.recipe.augment_images
-        )
-        each = losses(self.fitted.forward(x), target, self.recipe)
+        augment = self.recipe.augment_images
+        x = tower_inputs(self.fitted, self.encoder, self.data, rows, augment=augment)
+        loss = losses(self.fitted.forward(x), target, self.recipe)
         if not self.recipe.weight_by_clip_score:
-            return each.mean()
-        weight = torch.from_numpy(self.data.agreement[rows]).to(each)
-        return (weight * each).sum() / weight.sum()
+            return loss.mean()
+
+        weight = torch.from_numpy(self.data.weight[rows]).to(loss)
+        return (weight * loss).sum() / weight.sum()
 
     def _rows_in_update(self) -> float:
-        """Rows of all the batches that this update adds up, so that its size does not depend on their number."""
+        """Rows of all the batches that this update adds up: its size must not depend on them."""
         first = self.batch // self.recipe.accumulate * self.recipe.accumulate
         last = min(first + self.recipe.accumulate, self.n_batches)
         return len(self.rows) * (last - first) / self.n_batches
 
     def _update(self) -> None:
-        self.scaler.unscale_(self.optimiser)
+        self.scaler.unscale_(self.optimizer)
         if self.recipe.clip_norm:
-            nn.utils.clip_grad_norm_(
-                [p for g in self.groups for p in g["params"]], self.recipe.clip_norm
-            )
-        self.scaler.step(self.optimiser)
+            parameters = [p for group in self.groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
+
         self.updates += 1
         if self.average is not None:
             self._add_to_average()
 
     @torch.no_grad()
     def _add_to_average(self) -> None:
-        decay = min(
-            self.recipe.ema, (1 + self.updates) / (10 + self.updates)
-        )  # early on the average must not be the start
-        now = weights(self.fitted)
-        floats = [name for name in now if now[name].is_floating_point()]
+        # early on the average must not be the start
+        decay = min(self.recipe.ema, (1 + self.updates) / (10 + self.updates))
+        current = weights(self.fitted)
+        floats = [name for name in current if current[name].is_floating_point()]
         torch._foreach_lerp_(
             [self.average[name] for name in floats],
-            [now[name].detach() for name in floats],
+            [current[name].detach() for name in floats],
             1 - decay,
         )
-        for name in now.keys() - set(floats):
-            self.average[name].copy_(now[name])
+        for name in current.keys() - set(floats):
+            self.average[name].copy_(current[name])
+
+    # --- checkpoints ---
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint: weights as safetensors, the rest for torch.load(weights_only=True), which names the weights' file."""
+        """Write a checkpoint.
+
+        The weights go into a safetensors file, and what else there is into state.pt, which
+        torch.load(weights_only=True) reads and which names the weights' file.
+        """
         name = f"weights-{self.epoch}-{self.batch}.safetensors"
         parts = {"now": snapshot(self.fitted), "best": self.best, "average": self.average or {}}
+        tensors = {
+            f"{part}.{tensor}": p.cpu().contiguous()
+            for part, state in parts.items()
+            for tensor, p in state.items()
+        }
         with atomic(folder / name) as temporary:
-            save_file(
-                {
-                    f"{part}.{n}": p.cpu().contiguous()
-                    for part, state in parts.items()
-                    for n, p in state.items()
-                },
-                temporary,
-            )
+            save_file(tensors, temporary)
+
+        on_gpu = torch.cuda.is_available()
         state = {
             "weights": name,
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state_all() if on_gpu else [],
             "history": self.fitted.history,
-            "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "position": {
                 "epoch": self.epoch,
                 "batch": self.batch,
@@ -433,34 +325,42 @@ class Trainer:
         }
         with atomic(folder / "state.pt") as temporary:
             torch.save(state, temporary)
+
         for old in folder.glob("weights-*.safetensors"):
             if old.name != name:
                 old.unlink()
 
     def load(self, folder: Path) -> bool:
-        """Go on from a checkpoint; False when there is none. Raises ValueError naming a file that is broken or no data."""
+        """Continue from a checkpoint; False when there is none.
+
+        Raises ValueError naming a file that is broken or holds more than data.
+        """
         if not (folder / "state.pt").exists():
             return False
         with readable(folder / "state.pt"):
             state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
             file = folder / state["weights"]
+
         parts: dict[str, dict] = {"now": {}, "best": {}, "average": {}}
         for name, tensor in load_weights(file, str(self.encoder.device)).items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         restore(self.fitted, parts["now"])
-        self.best, self.average = parts["best"], parts["average"] or None
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.best = parts["best"]
+        self.average = parts["average"] or None
+
+        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
         if state["cuda_random"]:
             torch.cuda.set_rng_state_all(state["cuda_random"])
+
         self.fitted.history[:] = state["history"]
         for name, value in state["position"].items():
             setattr(self, name, value)
         return True
 
 
-def _is_fp16(device: torch.device) -> bool:
+def _uses_fp16(device: torch.device) -> bool:
     return device.type == "cuda" and not torch.cuda.is_bf16_supported()
