@@ -136,9 +136,7 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
     return Encoder(
         model=model,
         tokenizer=tokenizer,
-        geometry=ImagePreprocess(
-            size or given, settings["interpolation"], settings["resize_mode"]
-        ),
+        geometry=ImagePreprocess(size or given, settings["interpolation"], settings["resize_mode"]),
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
         device=target,

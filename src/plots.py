@@ -89,13 +89,13 @@ def image_grid(images: list, titles: list[str], *, columns: int = 4, width: floa
 
 
 def learning_curves(history: list[dict]) -> Figure:
-    """Training loss and inner validation score by epoch, one line a fold; `history` rows have row, fold, epoch, loss, score."""
-    names = list(dict.fromkeys(entry["row"] for entry in history))
+    """Training loss and inner validation score by epoch, one line a fold; `history` rows have variant, fold, epoch, loss, score."""
+    names = list(dict.fromkeys(entry["variant"] for entry in history))
     figure, axes = plt.subplots(1, 2, figsize=(9, 3))
     for name, colour in zip(names, (GREY, GREEN, ORANGE, BLUE, *plt.cm.tab10.colors), strict=False):
         for fold in sorted({e["fold"] for e in history}):
             line = sorted(
-                (e for e in history if e["row"] == name and e["fold"] == fold),
+                (e for e in history if e["variant"] == name and e["fold"] == fold),
                 key=lambda e: e["epoch"],
             )
             label = name if fold == 0 else None
@@ -122,7 +122,7 @@ def learning_curves(history: list[dict]) -> Figure:
 def factor_curves(found: list[dict]) -> Figure:
     """Inner validation score over the probe's against the way from the probe (0) to the best epoch (1); one line a fit.
 
-    The choice is ringed. `found` rows have row, fold, factors {factor: score} and the chosen factor.
+    The choice is ringed. `found` rows have variant, fold, factors {factor: score} and the chosen factor.
     """
     figure, axes = plt.subplots(figsize=(6, 2.8))
     for entry, colour in zip(

@@ -9,11 +9,11 @@ from src import dask_workers, encoder, knn
 from src.data import prompts
 from src.dedup import filters, similarity
 from src.metrics import cosines, l2_normalize
-from src.model_a import fit
-from src.model_a.recipe import Recipe
+from src.model_a import fit, folds
 from src.model_b import text_pool
 from src.submit.predictor import Predictor
 from tests.helpers import toy_training, trained_output
+from tests.helpers.recipes import small_recipe
 
 cupy = pytest.importorskip("cupy")  # not on every platform
 pytestmark = pytest.mark.skipif(not cupy.cuda.is_available(), reason="no GPU that CUDA can use")
@@ -208,18 +208,18 @@ def test_embeddings_of_both_kinds_are_near_those_of_the_cpu(tmp_path, rng):
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"trainable_blocks": -1}, {"compile": True, "trainable_blocks": -1}]
+    "change", [{}, {"trainable_blocks": -1}, {"compile_tower": True, "trainable_blocks": -1}]
 )
 def test_a_model_trained_on_a_gpu_predicts_alike_on_the_cpu(tmp_path, change):
     name = toy_training.write_clip(tmp_path / "clip")
     clip = encoder.load(name, device="cuda")
     data, rows, scored = toy_training.data_for(clip), np.arange(40), np.arange(40, 60)
-    recipe = Recipe(epochs=4, batch_size=16, **change)
-    fit.train_fold(
+    recipe = small_recipe(epochs=4, batch_size=16, **change)
+    folds.train_fold(
         clip, data, data, rows=rows, scored=scored, recipe=recipe, seed=0, base=tmp_path / "fold"
     )
     trained = [
-        fit.load_fold(tmp_path / "fold", encoder.load(name, device=device))
+        folds.load_fold(tmp_path / "fold", encoder.load(name, device=device))
         for device in ("cuda", "cpu")
     ]
     assert next(trained[0].tower.parameters()).is_cuda

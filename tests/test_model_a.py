@@ -11,11 +11,12 @@ import torch
 from src import dask_workers, encoder
 from src.artifacts import load_embeddings
 from src.data import images
-from src.model_a import fit
-from src.model_a.recipe import Recipe
+from src.model_a import fit, folds, training_set
+from src.model_a.tower import make_tower
 from tests.helpers import toy_training
+from tests.helpers.recipes import small_recipe
 
-RECIPE = Recipe(epochs=2, batch_size=16, lr_vision=1e-3)
+RECIPE = small_recipe(epochs=2, batch_size=16)
 CONVNEXT = {
     "timm_model_name": "test_convnext",
     "timm_pool": "avg",
@@ -72,11 +73,11 @@ def test_a_tower_is_trained_kept_loaded_and_predicts_the_same(tmp_path, vision, 
     clip = encoder.load(toy_training.write_clip(tmp_path / "clip", vision, **options), device="cpu")
     data = toy_training.data_for(clip, 12)
     rows, recipe = np.arange(12), replace(RECIPE, head="paper", epochs=1, batch_size=4)
-    found = fit.train_fold(
+    found = folds.train_fold(
         clip, data, data, rows=rows, scored=rows[:6], recipe=recipe, seed=0, base=tmp_path / "fold"
     )
     _, stored = load_embeddings(tmp_path / "fold_test")
-    fitted = fit.load_fold(tmp_path / "fold", clip)
+    fitted = folds.load_fold(tmp_path / "fold", clip)
     assert fit.predict_pixels(fitted, clip, data.pixels) == pytest.approx(stored, abs=1e-5)
     assert (
         found["rows_trained"] == 12
@@ -88,11 +89,11 @@ def test_a_tower_is_trained_kept_loaded_and_predicts_the_same(tmp_path, vision, 
 def test_a_fold_is_not_trained_twice_and_not_loaded_with_another_clip(tmp_path, monkeypatch):
     clip = encoder.load(toy_training.write_clip(tmp_path / "clip"), device="cpu")
     data = toy_training.data_for(clip)
-    first = fit.train_fold(clip, data, data, **tasks(tmp_path)[0])
-    monkeypatch.setattr(fit, "fit", None)
-    assert fit.train_fold(clip, data, data, **tasks(tmp_path)[0]) == first
+    first = folds.train_fold(clip, data, data, **tasks(tmp_path)[0])
+    monkeypatch.setattr(folds, "fit", None)
+    assert folds.train_fold(clip, data, data, **tasks(tmp_path)[0]) == first
     with pytest.raises(ValueError, match="model_a_fold0 was trained from another CLIP"):
-        fit.load_fold(tmp_path / "model_a_fold0", replace(clip, fingerprint="other"))
+        folds.load_fold(tmp_path / "model_a_fold0", replace(clip, fingerprint="other"))
 
 
 def test_two_dask_workers_give_what_one_process_gives(tmp_path):
@@ -105,11 +106,11 @@ def test_two_dask_workers_give_what_one_process_gives(tmp_path):
     )  # goes to the workers as its file
     shared, threads = {"encoder": clip, "data": data, "test": data}, torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker has: another number adds in another order
-    here = dask_workers.run(fit.train_fold, tasks(tmp_path / "here"), shared=shared)
+    here = dask_workers.run(folds.train_fold, tasks(tmp_path / "here"), shared=shared)
     torch.set_num_threads(threads)
     before = set(active_children())
     there = dask_workers.run(
-        fit.train_fold, tasks(tmp_path / "there"), shared=shared, cluster="local"
+        folds.train_fold, tasks(tmp_path / "there"), shared=shared, cluster="local"
     )
     deadline = time.monotonic() + 60  # for a killed worker on a busy machine to be gone
     while set(active_children()) > before and time.monotonic() < deadline:
@@ -133,31 +134,33 @@ def test_an_unknown_cluster_is_refused():
 
 def test_frozen_activations_are_kept_for_the_same_images_alone(tmp_path, monkeypatch):
     clip = encoder.load(toy_training.write_clip(tmp_path / "clip"), device="cpu")
-    data, tower = toy_training.data_for(clip), fit.make_tower(clip, RECIPE)
+    data, tower = toy_training.data_for(clip), make_tower(clip, RECIPE)
     pixels = images.Pixels(data.ids, data.pixels, "key", content=data.ids)
-    kept = fit.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy")
+    kept = training_set.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy")
     with encoder.autocast(clip.device):
         torch.testing.assert_close(
-            torch.from_numpy(np.array(kept)), tower.frozen(clip.normalise(data.pixels))
+            torch.from_numpy(np.array(kept)), tower.frozen(clip.normalize(data.pixels))
         )
-    monkeypatch.setattr(fit, "_write_activations", lambda *args: False)
-    assert fit.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy") is not None
+    monkeypatch.setattr(training_set, "_write_activations", lambda *args: False)
+    assert training_set.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy") is not None
     assert (
-        fit.frozen_activations(tower, clip, replace(pixels, key="other"), tmp_path / "kept.npy")
+        training_set.frozen_activations(
+            tower, clip, replace(pixels, key="other"), tmp_path / "kept.npy"
+        )
         is None
     )
 
 
 def test_embeddings_by_way_of_kept_activations_are_the_encoder_s_own(tmp_path):
     clip = encoder.load(toy_training.write_clip(tmp_path / "clip"), device="cpu")
-    data, tower = toy_training.data_for(clip), fit.make_tower(clip, RECIPE)
+    data, tower = toy_training.data_for(clip), make_tower(clip, RECIPE)
     pixels = images.Pixels(data.ids, data.pixels, "key", content=data.ids)
-    kept = fit.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy")
+    kept = training_set.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy")
     rounding = (
         0.01 if encoder.multiplies_bf16() else 1e-5
     )  # the encoder's own adds the last block's output up in bf16
     np.testing.assert_allclose(
-        fit._finish(tower, kept, batch_size=7),
+        training_set.embeddings_from_activations(tower, kept, batch_size=7),
         encoder.embed_images(clip, data.pixels),
         atol=rounding,
     )
@@ -176,16 +179,16 @@ def test_another_size_interpolates_position_embeddings(tmp_path):
     assert (a * b).sum(axis=1).min() > 0.5
 
 
-def test_agreement_ranks_images_by_their_own_prompt(tmp_path):
+def test_clip_score_weights_rank_images_by_their_own_prompt(tmp_path):
     clip = encoder.load(toy_training.write_clip(tmp_path / "clip"), device="cpu")
     texts = ["a fox", "two boats", "a red house"]
     own = encoder.embed_texts(clip, texts)
     embeddings = np.stack([own[0], -own[1], np.ones(24) / np.sqrt(24)]).astype(np.float32)
-    weight = fit.agreement(clip, embeddings, texts, tmp_path, "pairs")
+    weight = training_set.clip_score_weights(clip, embeddings, texts, tmp_path, "pairs")
     assert weight[0] == 1.5 and weight[1] == 0.5 and weight[2] == 1.0
 
 
-def test_gather_joins_folds_and_averages_test_rows(tmp_path):
+def test_collected_predictions_join_folds_and_averages_test_rows(tmp_path):
     from src.artifacts import save_embeddings
 
     for f, angle in enumerate((0.0, 1.0)):
@@ -193,8 +196,8 @@ def test_gather_joins_folds_and_averages_test_rows(tmp_path):
         save_embeddings(tmp_path / f"f{f}_oof", [f"p{f}"], rows)
         save_embeddings(tmp_path / f"f{f}_test", ["t"], rows)
     bases = [tmp_path / "f0", tmp_path / "f1"]
-    assert fit.collect_fold_predictions(bases, "oof")[0] == ["p0", "p1"]
-    assert fit.collect_fold_predictions(bases, "test")[1] == pytest.approx(
+    assert folds.collect_fold_predictions(bases, "oof")[0] == ["p0", "p1"]
+    assert folds.collect_fold_predictions(bases, "test")[1] == pytest.approx(
         np.array([[np.cos(0.5), np.sin(0.5)]]), abs=1e-6
     )
 
@@ -203,13 +206,15 @@ def test_activations_too_large_to_keep_are_not_kept(tmp_path, monkeypatch):
     clip = encoder.load(toy_training.write_clip(tmp_path / "clip"), device="cpu")
     raw = toy_training.data_for(clip, 12)
     pixels = images.Pixels(raw.ids, raw.pixels, "some images", raw.ids)
-    whole = fit.make_tower(clip, replace(RECIPE, trainable_blocks=-1))
-    assert fit.frozen_activations(whole, clip, pixels, tmp_path / "kept.npy") is None, (
+    whole = make_tower(clip, replace(RECIPE, trainable_blocks=-1))
+    assert training_set.frozen_activations(whole, clip, pixels, tmp_path / "kept.npy") is None, (
         "no block is frozen"
     )
-    monkeypatch.setattr(fit, "ACTIVATION_BYTES", 1000)
+    monkeypatch.setattr(training_set, "ACTIVATION_BYTES", 1000)
     assert (
-        fit.frozen_activations(fit.make_tower(clip, RECIPE), clip, pixels, tmp_path / "kept.npy")
+        training_set.frozen_activations(
+            make_tower(clip, RECIPE), clip, pixels, tmp_path / "kept.npy"
+        )
         is None
     )
     assert not list(tmp_path.glob("*kept*"))

@@ -103,7 +103,7 @@ FAULTS = [
         "02_train_model_a",
         "head_init",
         "nothing",
-        "02_train_model_a: start must be one of probe, random, got 'nothing'",
+        "02_train_model_a: head_init must be one of probe, random, got 'nothing'",
     ),
     ("02_train_model_a", "cluster", "tcp://127.0.0.1:9", "cluster: "),
     (

@@ -6,7 +6,8 @@ import open_clip
 import pytest
 import torch
 
-from src.model_a.tower import Tower, blocks_of, chain, strided_depthwise_in_float32
+from src.model_a.chain import blocks_of, chain_of
+from src.model_a.tower import Tower, strided_depthwise_in_float32
 
 CONFIGS = {
     "openai_vit": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 3, "head_width": 32},
@@ -196,7 +197,7 @@ def test_a_tower_of_fewer_blocks_is_refused_with_the_number():
 
 def test_a_chain_that_is_none_is_left_whole():
     whole = visual("openai_vit")
-    assert chain(whole) is not None
+    assert chain_of(whole) is not None
     whole.transformer.resblocks[0].register_forward_hook(lambda module, args, out: out * 1)
     whole._embeds_kept, whole._embeds = whole._embeds, lambda x: whole._embeds_kept(x)
     whole.forward = lambda x: whole._pool(whole.transformer(whole._embeds(x) * 2))[0] @ whole.proj

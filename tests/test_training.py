@@ -15,11 +15,13 @@ import torch
 from src import encoder
 from src.data import images
 from src.model_a import fit as fit_module
+from src.model_a import fitted as fitted_module
 from src.model_a import head, training
-from src.model_a.recipe import Recipe
+from src.model_a.tower import make_tower
 from tests.helpers import toy_training
+from tests.helpers.recipes import small_recipe
 
-FAST = Recipe(epochs=3, batch_size=16, lr_vision=1e-3, patience=9)
+FAST = small_recipe(epochs=3, batch_size=16, patience=9)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_groups_have_two_rates_layer_decay_and_no_decay_on_norms(clip):
         trainable_blocks=2,
         weight_decay=0.1,
     )
-    groups = training.parameter_groups(fit_module.make_tower(clip, recipe), head.Head(24), recipe)
+    groups = training.parameter_groups(make_tower(clip, recipe), head.Head(24), recipe)
     assert {(g["name"], g["lr"]) for g in groups} == {
         ("tower", 1.0),
         ("tower", 0.5),
@@ -140,9 +142,9 @@ def test_accumulated_batches_are_one_large_batch(clip, data):
 
 
 def test_kept_activations_train_the_same_model(clip, data):
-    tower = fit_module.make_tower(clip, FAST)
+    tower = make_tower(clip, FAST)
     with encoder.autocast(clip.device):
-        kept = replace(data, activations=tower.frozen(clip.normalise(data.pixels)).numpy())
+        kept = replace(data, activations=tower.frozen(clip.normalize(data.pixels)).numpy())
     assert fit(clip, kept, FAST).history[-1]["score"] == pytest.approx(
         fit(clip, data, FAST).history[-1]["score"], abs=1e-4
     )
@@ -158,7 +160,7 @@ OPTIONS = [
     {"lora_rank": 2},
     {"augment_images": True},
     {"activation": "gelu"},
-    {"start": "random"},
+    {"head_init": "random"},
     {"grad_checkpointing": True},
     {"weight_by_clip_score": True},
     {"trainable_blocks": -1},
@@ -169,7 +171,7 @@ OPTIONS = [
 def test_every_option_trains_and_never_ends_below_its_start(clip, data, change):
     fitted = fit(
         clip,
-        replace(data, agreement=np.linspace(0.5, 1.5, 60, dtype=np.float32)),
+        replace(data, weight=np.linspace(0.5, 1.5, 60, dtype=np.float32)),
         replace(FAST, epochs=2, **change),
     )
     assert len(fitted.history) == 3 and fitted.history[1]["loss"] > 0
@@ -191,7 +193,7 @@ def test_the_average_lags_behind_and_between_is_linear():
         {"a": torch.zeros(2), "n": torch.tensor(0)},
         {"a": torch.ones(2), "n": torch.tensor(5)},
     )
-    middle = training.interpolate(start, end, 0.25)
+    middle = fitted_module.interpolate(start, end, 0.25)
     assert middle["a"].tolist() == [0.25, 0.25] and middle["n"] == 5
 
 
@@ -201,14 +203,14 @@ def test_a_loss_that_is_nan_stops_with_epoch_rate_and_ids(clip, data):
     inner, _ = fit_module.inner_split(data.group, np.arange(60), 3)
     broken[0, [i for i in range(60) if i not in inner]] = data.targets[0, 0]
     fitted, _ = fit_module.init_model(clip, data, inner, inner[:5], FAST, 3)
-    run = training.Trainer(
+    trainer = training.Trainer(
         fitted, clip, replace(data, targets=broken), inner, recipe=FAST, seed=3, label="fold 0"
     )
     with pytest.raises(
         FloatingPointError,
         match=r"fold 0: the loss is nan in epoch 1, batch \d, at learning rates .*'p5'",
     ):
-        list(run.steps())
+        list(trainer.steps())
 
 
 def test_out_of_memory_says_what_to_lower(clip, data, monkeypatch):
@@ -227,7 +229,7 @@ def test_stopped_inside_an_epoch_and_resumed_it_ends_with_the_same_weights(
     clip, data, tmp_path, monkeypatch, ema
 ):
     recipe = replace(FAST, ema=ema, augment_images=True)
-    undisturbed = training.snapshot(fit(clip, data, recipe))
+    undisturbed = fitted_module.snapshot(fit(clip, data, recipe))
     monkeypatch.setattr(fit_module, "CHECKPOINT_STEPS", 1)
     batches = iter(range(100))
 
@@ -240,7 +242,7 @@ def test_stopped_inside_an_epoch_and_resumed_it_ends_with_the_same_weights(
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             fit(clip, data, recipe, checkpoint=tmp_path / "run")
-    resumed = training.snapshot(fit(clip, data, recipe, checkpoint=tmp_path / "run"))
+    resumed = fitted_module.snapshot(fit(clip, data, recipe, checkpoint=tmp_path / "run"))
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
     torch.load(tmp_path / "run" / "state.pt", weights_only=True)
 
@@ -250,15 +252,15 @@ import sys, numpy as np, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from src import encoder
-from src.model_a import fit, training
-from src.model_a.recipe import Recipe
+from src.model_a import fit, folds
 from tests.helpers import toy_training
+from tests.helpers.recipes import small_recipe
 fit.CHECKPOINT_STEPS = 1
 clip = encoder.load(sys.argv[1], device="cpu")
 data, folder = toy_training.data_for(clip), Path(sys.argv[2])
-recipe = Recipe(epochs=6, batch_size=8, lr_vision=1e-3, patience=9, ema=0.9, augment_images=True)
+recipe = small_recipe(epochs=6, batch_size=8, patience=9, ema=0.9, augment_images=True)
 print("ready", flush=True)
-fit.train_fold(clip, data, data, rows=np.arange(50), scored=np.arange(50, 60), recipe=recipe, seed=0, base=folder / "fold")
+folds.train_fold(clip, data, data, rows=np.arange(50), scored=np.arange(50, 60), recipe=recipe, seed=0, base=folder / "fold")
 """
 
 

@@ -111,9 +111,7 @@ def tower_inputs(
         return fitted.tower.frozen(encoder.normalize(pixels))
 
 
-def _augmented(
-    pixels: torch.Tensor, may_flip: np.ndarray | None, rows: np.ndarray
-) -> torch.Tensor:
+def _augmented(pixels: torch.Tensor, may_flip: np.ndarray | None, rows: np.ndarray) -> torch.Tensor:
     flippable = torch.ones(len(rows), dtype=torch.bool)
     if may_flip is not None:
         flippable = torch.from_numpy(may_flip[rows])

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +23,20 @@ from src import artifacts, encoder, knn, paths
 from src.data import prompts, sources
 from src.dedup import filters, folds
 from src.encoder import Encoder
-from src.model_a import fit, head
-from src.model_a.recipe import Recipe, out_of_range
+from src.model_a import head
+from src.model_a.recipe import (
+    ABLATION_LIMITS,
+    BASELINE_LIMITS,
+    Recipe,
+    baseline_recipe,
+    out_of_range,
+)
+from src.model_a.tower import make_tower
+from src.model_a.training_set import ACTIVATION_BYTES
 from src.model_b import datastore, routes, weighting
 from src.paths import display_path, resolve
 from src.runner.params import FILES, input_paths
 
-RENAMED = {
-    "start": "head_init",
-    "compile": "compile_tower",
-}  # fields of Recipe whose parameter has another name
 CHARACTERS = 100  # of a prompt in a text file: how many there are is not counted, only estimated
 TIMEOUT = 5  # seconds for a Dask scheduler to answer
 LIMITS = {  # what a notebook, and no dataclass such as Recipe, would find out of range; None: no end
@@ -45,9 +49,8 @@ LIMITS = {  # what a notebook, and no dataclass such as Recipe, would find out o
     "group_similarity": (-1, 0.99),
     "max_group_share": (0, 1),
     "n_folds": (2, None),
-    "baseline_epochs": (0, None),
-    "baseline_lr": (0, None),
-    "ablation_epochs": (0, None),
+    **BASELINE_LIMITS,
+    **ABLATION_LIMITS,
     "n_bootstrap": (2, None),
     "worst": (1, None),
     "tolerance": (0, None),
@@ -185,20 +188,10 @@ def _check_training(found: Findings, values: dict) -> None:
     _check_models(found, values)
     _check_cluster(found, values)
     with found.noting("02_train_model_a"):
-        given = {
-            f.name: values[RENAMED.get(f.name, f.name)]
-            for f in fields(Recipe)
-            if RENAMED.get(f.name, f.name) in values
-        }
-        recipe = Recipe(**given)
+        recipe = Recipe.from_parameters(values)
         if found.clips[values["clip"]] is not None:
             with found.noting("baseline_blocks"):
-                baseline = {
-                    "trainable_blocks": values["baseline_blocks"],
-                    "lora_rank": 0,
-                    "grad_checkpointing": False,
-                }
-                _dry_step(found, values["clip"], replace(recipe, **baseline))
+                _dry_step(found, values["clip"], baseline_recipe(values))
         for name in [values["clip"], *values["extra_clips"]]:
             if found.clips[name] is not None:
                 _dry_step(found, name, recipe)
@@ -209,12 +202,12 @@ def _dry_step(found: Findings, name: str, recipe: Recipe) -> None:
     the memory suffices.
     """
     clip = found.clips[name]
-    tower, on_gpu = fit.make_tower(clip, recipe), clip.device.type == "cuda"
+    tower, on_gpu = make_tower(clip, recipe), clip.device.type == "cuda"
     shape = (recipe.batch_size if on_gpu else 1, clip.geometry.size, clip.geometry.size, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     try:
         with encoder.autocast(clip.device):
-            frozen = tower.frozen(clip.normalise(noise))
+            frozen = tower.frozen(clip.normalize(noise))
             embedding = tower(frozen)
         if on_gpu and embedding.requires_grad:
             embedding.float().sum().backward()
@@ -385,9 +378,7 @@ def room_needed(found: Findings, per_stage: dict[str, dict], output: Path) -> di
         needed["embeddings"] += rows * 4 * width
         if name in found.trained:
             kept = [rows * n_bytes for n_bytes in found.kept.get(name, {}).values()]
-            needed["activations"] += sum(
-                n_bytes for n_bytes in kept if n_bytes <= fit.ACTIVATION_BYTES
-            )
+            needed["activations"] += sum(n_bytes for n_bytes in kept if n_bytes <= ACTIVATION_BYTES)
             fits = per_stage.get("01_dedup", {}).get("n_folds", 1) * (
                 4 if name == training["clip"] else 1
             )

@@ -25,8 +25,8 @@ from src.ensemble.blending import combine
 from src.ensemble.confidence import load_confidence
 from src.ensemble.members import member_names
 from src.errors import UserError
-from src.model_a import fit
 from src.model_a.fold_ensemble import FoldEnsemble
+from src.model_a.folds import load_fold
 from src.model_b import routes
 from src.paths import display_path, resolve
 
@@ -108,7 +108,7 @@ class Predictor:
 
             members = [member for member in used if clips_a[member] == name]
             folds = {
-                member: [fit.load_fold(base, clip) for base in fold_bases(self.output, member)]
+                member: [load_fold(base, clip) for base in fold_bases(self.output, member)]
                 for member in members
             }
             ensembles[name] = FoldEnsemble(clip, folds)

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from src import encoder
-from src.model_a import fit
-from src.model_a.recipe import Recipe
+from src.model_a import fit, folds
 from src.model_a.training import Trainer
 from tests.helpers import toy_training
 from tests.helpers.bad_files import Hostile, shorten
+from tests.helpers.recipes import small_recipe
 
 
 def change_tensors(file: Path, change: Callable[[dict], object]) -> None:
@@ -185,10 +185,10 @@ def trained(tmp_path_factory) -> tuple[Path, encoder.Encoder]:
     clip = encoder.load(toy_training.write_clip(folder / "clip"), device="cpu")
     training, recipe = (
         toy_training.data_for(clip, 24),
-        Recipe(epochs=1, batch_size=16, lr_vision=1e-3),
+        small_recipe(epochs=1, batch_size=16),
     )
     rows = np.arange(24)
-    fit.train_fold(
+    folds.train_fold(
         clip,
         training,
         training,
@@ -206,7 +206,7 @@ def trained(tmp_path_factory) -> tuple[Path, encoder.Encoder]:
 def a_run(clip: encoder.Encoder) -> Trainer:
     training, recipe = (
         toy_training.data_for(clip, 24),
-        Recipe(epochs=1, batch_size=16, lr_vision=1e-3),
+        small_recipe(epochs=1, batch_size=16),
     )
     inner, held_out = fit.inner_split(training.group, np.arange(24), 0)
     return Trainer(
@@ -313,10 +313,10 @@ def test_a_fold_that_does_not_fit_is_refused_and_nothing_runs(trained, tmp_path,
     spoil, expected = FOLDS[name]
     for suffix in (".json", ".safetensors"):
         shutil.copy(trained[0] / f"fold{suffix}", tmp_path / f"fold{suffix}")
-    fit.load_fold(tmp_path / "fold", trained[1])
+    folds.load_fold(tmp_path / "fold", trained[1])
     spoil(tmp_path)
     with pytest.raises(ValueError, match=expected):
-        fit.load_fold(tmp_path / "fold", trained[1])
+        folds.load_fold(tmp_path / "fold", trained[1])
     assert not (tmp_path / "owned").exists()
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from src import encoder
-from src.model_a import training
+from src.model_a.training_set import TrainingSet
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 3, "head_width": 32}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -39,7 +39,7 @@ def write_clip(folder: Path, vision: dict = VISION, **model_options: object) -> 
     return f"local-dir:{folder}"
 
 
-def data_for(clip, n: int = 60) -> training.TrainingSet:
+def data_for(clip, n: int = 60) -> TrainingSet:
     rng = np.random.default_rng(0)
     size = clip.geometry.size
     pixels = rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
@@ -53,6 +53,4 @@ def data_for(clip, n: int = 60) -> training.TrainingSet:
         + 0.3
     )
     targets = (targets / np.linalg.norm(targets, axis=1, keepdims=True)).astype(np.float32)
-    return training.TrainingSet(
-        [f"p{i}" for i in range(n)], pixels, embeddings, targets[None], np.arange(n)
-    )
+    return TrainingSet([f"p{i}" for i in range(n)], pixels, embeddings, targets[None], np.arange(n))

@@ -12,9 +12,9 @@ from src.ensemble import confidence
 from src.ensemble.blending import combine
 from src.ensemble.members import load_members
 from src.metrics import cosines
-from src.model_a import fit
-from src.model_a.recipe import Recipe
+from src.model_a import folds, training_set
 from src.model_b import datastore, routes, weighting
+from tests.helpers.recipes import small_recipe
 from tests.helpers.tiny_clip import write_clip
 
 COLOURS = {
@@ -35,13 +35,15 @@ def write_output(folder: Path) -> Path:
     clip = encoder.load(clip_name, device="cpu")
     train, test = (_images(folder / part, seed) for seed, part in enumerate(("train", "test")))
     targets = prompts.encode(train["prompt"].to_list())
-    recipe = Recipe(epochs=1, batch_size=8)
-    data = fit.training_set(clip, train, output, name="pairs", recipe=recipe, targets=targets[None])
-    blind = fit.training_set(clip, test, output, name="test", recipe=recipe)
+    recipe = small_recipe(epochs=1, batch_size=8)
+    data = training_set.training_set(
+        clip, train, output, name="pairs", recipe=recipe, targets=targets[None]
+    )
+    blind = training_set.prediction_set(clip, test, output, name="test", recipe=recipe)
     fold = np.arange(len(train)) % 2
     bases = [output / paths.FOLD.format(row="model_a", fold=f) for f in (0, 1)]
     for f, base in enumerate(bases):
-        fit.train_fold(
+        folds.train_fold(
             clip,
             data,
             blind,

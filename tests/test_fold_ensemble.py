@@ -1,3 +1,5 @@
+"""Folds that share the blocks which none of them changed predict what they predict alone."""
+
 from copy import deepcopy
 
 import numpy as np
@@ -6,10 +8,12 @@ import torch
 
 from src import encoder
 from src.metrics import l2_normalize
-from src.model_a import fit, training
+from src.model_a import fit
+from src.model_a.fitted import FittedModel
 from src.model_a.fold_ensemble import FoldEnsemble
 from src.model_a.head import Head
-from src.model_a.recipe import Recipe
+from src.model_a.tower import make_tower
+from tests.helpers.recipes import small_recipe
 from tests.helpers.tiny_clip import write_clip
 
 _constants = np.random.default_rng(0)
@@ -26,9 +30,9 @@ def clip(tmp_path_factory):
 def fold(clip, seed, **recipe):
     """A fold whose trained weights are moved at random, as training would."""
     torch.manual_seed(seed)
-    recipe = Recipe(**recipe)
+    recipe = small_recipe(**recipe)
     head = Head(clip.model.visual.head.proj.out_features)
-    found = training.FittedModel(fit.make_tower(clip, recipe), head)
+    found = FittedModel(make_tower(clip, recipe), head)
     with torch.no_grad():
         for parameter in found.tower.parameters():
             if parameter.requires_grad:
@@ -42,9 +46,9 @@ def whole(clip, folds):
 
 def test_shared_blocks_change_no_prediction(clip):
     members = {"model_a": [fold(clip, seed, trainable_blocks=2) for seed in (1, 2)]}
-    trunk = FoldEnsemble(clip, members)
-    assert trunk.shared == {"model_a"}
-    embedding, found = trunk(PIXELS)
+    ensemble = FoldEnsemble(clip, members)
+    assert ensemble.shared == {"model_a"}
+    embedding, found = ensemble(PIXELS)
     np.testing.assert_allclose(embedding, encoder.embed_images(clip, PIXELS), atol=1e-5)
     np.testing.assert_allclose(found["model_a"], whole(clip, members["model_a"]), atol=1e-5)
     assert (
@@ -55,14 +59,14 @@ def test_shared_blocks_change_no_prediction(clip):
 
 def test_the_frozen_blocks_run_once(clip):
     folds = [fold(clip, seed, trainable_blocks=2) for seed in (1, 2)]
-    trunk = FoldEnsemble(clip, {"model_a": folds})
+    ensemble = FoldEnsemble(clip, {"model_a": folds})
     stems = [
         tower.visual.trunk.conv_stem
-        for tower in (trunk.plain, clip.model, *(f.tower for f in folds))
+        for tower in (ensemble.plain, clip.model, *(f.tower for f in folds))
     ]
     calls = []
     hooks = [stem.register_forward_hook(lambda *_: calls.append(1)) for stem in stems]
-    trunk(PIXELS)
+    ensemble(PIXELS)
     for hook in hooks:
         hook.remove()
     assert len(calls) == 1
@@ -77,9 +81,9 @@ def test_a_member_of_another_cut_or_with_other_frozen_blocks_runs_whole(clip):
         "deeper": [fold(clip, 2, trainable_blocks=4)],
         "changed": [changed],
     }
-    trunk = FoldEnsemble(clip, members)
-    assert trunk.shared == {"model_a"}
-    found = trunk(PIXELS)[1]
+    ensemble = FoldEnsemble(clip, members)
+    assert ensemble.shared == {"model_a"}
+    found = ensemble(PIXELS)[1]
     for name, folds in members.items():
         np.testing.assert_allclose(found[name], whole(clip, folds), atol=1e-5)
 
@@ -92,9 +96,9 @@ def test_in_front_of_adapters_the_blocks_are_shared(clip, lora_blocks):
             for seed in (1, 2)
         ]
     }
-    trunk = FoldEnsemble(clip, members)
-    assert trunk.shared == {"lora"} and trunk.plain.cut == members["lora"][0].tower.cut
-    embedding, found = trunk(PIXELS)
+    ensemble = FoldEnsemble(clip, members)
+    assert ensemble.shared == {"lora"} and ensemble.plain.cut == members["lora"][0].tower.cut
+    embedding, found = ensemble(PIXELS)
     np.testing.assert_allclose(embedding, encoder.embed_images(clip, PIXELS), atol=1e-5)
     np.testing.assert_allclose(found["lora"], whole(clip, members["lora"]), atol=1e-5)
 

@@ -1,0 +1,121 @@
+"""Prompts changed at random, with their targets encoded anew, and what each augmentation is worth."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from src import paths
+from src.artifacts import load_embeddings
+from src.data import prompts
+from src.metrics import avg_cos, cosines
+from src.model_a.folds import train_fold
+from src.model_a.recipe import Recipe
+from src.model_a.variants import Variant
+
+
+@dataclass(frozen=True)
+class TargetVersion:
+    """Targets (n, 384) of which `rows` are those of changed prompts, `texts`."""
+
+    targets: np.ndarray
+    rows: np.ndarray
+    texts: list[str]
+    drift: float  # mean cosine of the changed targets to the original ones
+
+
+def target_versions(
+    pairs: pl.DataFrame,
+    targets: np.ndarray,
+    out: Path,
+    *,
+    recipe: Recipe,
+    ablation: bool,
+    seed: int,
+    model: str,
+    device: str,
+) -> dict[str, TargetVersion]:
+    """A version of `targets` (n, 384) by kind of change, for each that is trained on or ablated.
+
+    Where a kind is ablated alone, only the rows that the first fold learns from are changed.
+    """
+    used = {"synonyms": recipe.augment_synonyms, "shuffle": recipe.augment_shuffle}
+    texts = pairs["prompt"].to_list()
+    first_fold = pairs["fold"] == pairs["fold"].min()
+    ablated = np.flatnonzero(pairs["filter2"] & ~first_fold)
+
+    versions = {}
+    for kind, is_used in used.items():
+        if not is_used and not ablation:
+            continue
+        rows = np.arange(len(texts)) if is_used else ablated
+        changed, encoded = prompts.changed_targets(
+            [texts[i] for i in rows],
+            out / paths.CACHE,
+            kind=kind,
+            seed=seed,
+            model=model,
+            device=device,
+        )
+        version = np.array(targets)
+        version[rows] = encoded
+        drift = avg_cos(targets[rows], encoded)
+        versions[kind] = TargetVersion(version, rows, changed, drift)
+    return versions
+
+
+def stacked_targets(
+    targets: np.ndarray, versions: Mapping[str, TargetVersion], recipe: Recipe
+) -> np.ndarray:
+    """(v, n, 384): the prompts' own targets, then the versions that the recipe trains on."""
+    used = {"synonyms": recipe.augment_synonyms, "shuffle": recipe.augment_shuffle}
+    return np.stack([targets, *(versions[kind].targets for kind, on in used.items() if on)])
+
+
+# --- what each augmentation is worth ---
+
+
+def ablate_augmentations(
+    variant: Variant,
+    fold: np.ndarray,
+    out: Path,
+    versions: Mapping[str, TargetVersion],
+    *,
+    epochs: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Out-of-fold cosines on the first fold's rows, without and with each augmentation alone.
+
+    By name: `none`, `images`, and the kinds of `versions`. Empty where `epochs` is 0.
+    """
+    if not epochs:
+        return {}
+
+    plain = replace(
+        variant.recipe,
+        epochs=epochs,
+        augment_images=False,
+        augment_synonyms=False,
+        augment_shuffle=False,
+    )
+    own = variant.data.targets[0]
+    trials = {
+        "none": (plain, own[None]),
+        "images": (replace(plain, augment_images=True), own[None]),
+    }
+    for kind, version in versions.items():
+        recipe = replace(plain, **{f"augment_{kind}": True})
+        trials[kind] = (recipe, np.stack([own, version.targets]))
+
+    number = int(fold.min())
+    cosine_of = {}
+    for name, (recipe, targets) in trials.items():
+        trial = replace(variant, recipe=recipe, data=replace(variant.data, targets=targets))
+        task = trial.task(fold, number, scored=variant.visible, seed=seed) | {"label": name}
+        base = out / paths.FOLD.format(row=f"ablation_{name}", fold=number)
+        train_fold(trial.encoder, trial.data, trial.test, base=base, **task)
+        _, oof = load_embeddings(base.with_name(base.name + "_oof"))
+        cosine_of[name] = cosines(own[task["scored"]], oof)
+    return cosine_of
