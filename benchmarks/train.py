@@ -1,11 +1,11 @@
-"""The training loop and prediction as shares of the bare model's rate on a batch that is already in memory.
+"""The training loop and prediction as shares of the bare model's rate on a batch in memory.
 
-    python benchmarks/train.py loop       images a second of the loop over those of a bare forward, backward and step
+    python benchmarks/train.py loop       the loop against a bare forward, backward and step
     python benchmarks/train.py predict    of prediction over a bare forward
     python benchmarks/train.py rows       cost of an epoch against rows
 
-Needs the demo and its 01 (./run_all.sh --only 01). Twice each: `cut` trains the last three blocks on kept activations, the default;
-`whole` trains the tower from the pixels on.
+Needs the demo and its 01 (./run_all.sh --only 01). Twice each: `cut` trains the last three blocks
+on kept activations, the default; `whole` trains the tower from the pixels on.
 """
 
 import argparse
@@ -21,20 +21,15 @@ from timing import in_turns, machine, peak_mib, table
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from recipes import default_recipe
+
 from src import artifacts, encoder, paths
 from src.encoder import autocast
-from src.model_a import fit, recipe
+from src.model_a import fit
 from src.model_a.training import Trainer, losses, tower_inputs
+from src.model_a.training_set import training_set
 
-DEFAULT = recipe.Recipe(
-    epochs=1,
-    batch_size=32,
-    lr_vision=2e-3,
-    lr_fc=1e-3,
-    trainable_blocks=3,
-    sample_duplicates=True,
-    ema=0.98,
-)
+DEFAULT = default_recipe(epochs=1)
 RECIPES = {"cut": DEFAULT, "whole": replace(DEFAULT, trainable_blocks=-1, lr_vision=1e-4)}
 
 
@@ -42,10 +37,12 @@ class Bench:
     """The demo's pairs as a recipe's training set, and a start for it."""
 
     def __init__(self, output: Path, clip: str, kind: str):
-        self.recipe, self.encoder, self.output = RECIPES[kind], encoder.load(clip), output
+        self.recipe = RECIPES[kind]
+        self.encoder = encoder.load(clip)
+        self.output = output
         self.pairs = artifacts.load_table(output / paths.PAIRS)
         _, targets = artifacts.load_embeddings(output / paths.TARGETS, self.pairs["id"].to_list())
-        self.data = fit.training_set(
+        self.data = training_set(
             self.encoder,
             self.pairs,
             output,
@@ -55,58 +52,59 @@ class Bench:
         )
         self.kept = np.flatnonzero(self.pairs["filter2"])
 
-    def run(self, rows: np.ndarray) -> Trainer:
-        """A run at its start: probe, optimiser, schedule."""
+    def trainer(self, rows: np.ndarray) -> Trainer:
+        """A training at its start: probe, optimiser, schedule."""
         inner, held_out = fit.inner_split(self.data.group, rows, 0)
         fitted, _ = fit.init_model(self.encoder, self.data, inner, held_out, self.recipe, 0)
         return Trainer(fitted, self.encoder, self.data, inner, recipe=self.recipe, seed=0)
 
-    def epoch(self, run: Trainer, batches: int) -> Callable[[], None]:
+    def epoch(self, trainer: Trainer, batches: int) -> Callable[[], None]:
         """The engine's own loop over `batches` of one epoch."""
 
         def through() -> None:
-            run.epoch, run.batch = run.epoch + 1, run.n_batches - batches
-            for _ in run.steps():
+            trainer.epoch += 1
+            trainer.batch = trainer.n_batches - batches
+            for _ in trainer.steps():
                 pass
 
         return through
 
-    def bare(self, run: Trainer, batches: int) -> Callable[[], None]:
+    def bare(self, trainer: Trainer, batches: int) -> Callable[[], None]:
         """Forward, backward and step, over and over on one batch of the same size."""
-        rows = run.rows[: self.recipe.batch_size]
-        x, target = (
-            tower_inputs(run.fitted, self.encoder, self.data, rows),
-            torch.from_numpy(self.data.targets[0, rows]),
-        )
-        target = target.to(self.encoder.device)
+        rows = trainer.rows[: self.recipe.batch_size]
+        x = tower_inputs(trainer.fitted, self.encoder, self.data, rows)
+        target = torch.from_numpy(self.data.targets[0, rows]).to(self.encoder.device)
 
         def through() -> None:
-            run.fitted.head.train()
+            trainer.fitted.head.train()
             for _ in range(batches):
-                losses(run.fitted.forward(x), target, self.recipe).mean().backward()
-                run.optimiser.step()
-                run.optimiser.zero_grad(set_to_none=True)
+                losses(trainer.fitted.forward(x), target, self.recipe).mean().backward()
+                trainer.optimizer.step()
+                trainer.optimizer.zero_grad(set_to_none=True)
 
         return through
 
 
 def loop(bench: Bench, arguments: argparse.Namespace) -> None:
     batches = arguments.batches
-    run, other = bench.run(bench.kept), bench.run(bench.kept)
+    trainer = bench.trainer(bench.kept)
+    other = bench.trainer(bench.kept)
     functions = {
         "bare step": bench.bare(other, batches),
-        "training loop": bench.epoch(run, batches),
+        "training loop": bench.epoch(trainer, batches),
     }
     table(in_turns(functions, arguments.repeats), "bare step")
     print(
-        f"{batches} batches of {bench.recipe.batch_size}; peak memory of the process {peak_mib():.0f} MiB"
+        f"{batches} batches of {bench.recipe.batch_size}; "
+        f"peak memory of the process {peak_mib():.0f} MiB"
     )
 
 
 def predict(bench: Bench, arguments: argparse.Namespace) -> None:
-    fitted, n = bench.run(bench.kept).fitted, 128 * (len(bench.kept) // 128)
+    fitted = bench.trainer(bench.kept).fitted
+    n = 128 * (len(bench.kept) // 128)
     pixels = np.ascontiguousarray(bench.data.pixels[np.arange(128)])
-    x = bench.encoder.normalise(pixels).contiguous(memory_format=torch.channels_last)
+    x = bench.encoder.normalize(pixels)
     few = arguments.batches * bench.recipe.batch_size // 128 * 128
 
     @torch.inference_mode()
@@ -136,16 +134,15 @@ def predict(bench: Bench, arguments: argparse.Namespace) -> None:
 def cost(bench: Bench, arguments: argparse.Namespace) -> None:
     print(f"{'rows':>6} {'s an epoch, lowest of ' + str(arguments.repeats):>26} {'ms a row':>9}")
     for n in (1000, 2000, 3000, 4000, 6000):
-        run = bench.run(np.arange(n))
-        through, times = bench.epoch(run, run.n_batches), []
+        trainer = bench.trainer(np.arange(n))
+        through = bench.epoch(trainer, trainer.n_batches)
+        times = []
         for _ in range(arguments.repeats):
             start = time.perf_counter()
             through()
             times.append(time.perf_counter() - start)
-        print(
-            f"{len(run.rows):6,} {min(times):26.2f} {1000 * min(times) / len(run.rows):9.2f}",
-            flush=True,
-        )
+        n_rows = len(trainer.rows)
+        print(f"{n_rows:6,} {min(times):26.2f} {1000 * min(times) / n_rows:9.2f}", flush=True)
 
 
 def main() -> None:

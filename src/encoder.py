@@ -40,7 +40,7 @@ class Encoder:
 
     @property
     def batch(self) -> int:
-        """Images in a forward pass: a small batch stays in a CPU's cache, a large one fills a GPU."""
+        """Images in a pass: a small batch stays in a CPU's cache, a large one fills a GPU."""
         return 128 if self.device.type == "cuda" else 32
 
     @property
@@ -220,7 +220,7 @@ def local_folder(clip: str) -> Path:
 
 
 def _text_tower(clip: str) -> dict:
-    """For a local folder with its Hugging Face text tower's config: read it there, not on the hub."""
+    """A local folder's config of its Hugging Face text tower: read there, not on the hub."""
     if not clip.startswith(LOCAL):
         return {}
     folder = local_folder(clip)

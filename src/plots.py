@@ -131,7 +131,11 @@ def factor_curves(found: list[dict]) -> Figure:
         factors = {float(factor): score for factor, score in entry["factors"].items()}
         gain = [score - factors[0.0] for score in factors.values()]
         axes.plot(
-            list(factors), gain, "o-", color=colour, label=f"{entry['row']}, fold {entry['fold']}"
+            list(factors),
+            gain,
+            "o-",
+            color=colour,
+            label=f"{entry['variant']}, fold {entry['fold']}",
         )
         axes.plot(
             entry["factor"],

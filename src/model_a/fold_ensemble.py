@@ -53,7 +53,7 @@ class FoldEnsemble:
         return embedding.cpu().numpy(), predictions
 
     def _embed(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Activations in front of the cut (None without a member) and the CLIP's unit embeddings."""
+        """Activations in front of the cut (None without a member), and the unit embeddings."""
         with autocast(self.clip.device):
             if self.plain is None:
                 return None, F.normalize(self.clip.model.encode_image(x).float(), dim=-1)

@@ -40,7 +40,7 @@ def train_fold(
     base: Path,
     label: str = "",
 ) -> dict:
-    """Fit on `rows`, predict `scored` (indices into `data`) and the test set; keep all under `base`.
+    """Fit on `rows`, predict `scored` (indices into `data`) and the test set; keep all at `base`.
 
     A fold that was trained before from the same rows, targets, CLIP and recipe is not trained
     again; one that was stopped continues. Returns history, factor, factors, rows_trained, seconds
@@ -92,7 +92,7 @@ def _beside(base: Path, ending: str) -> Path:
 
 
 def _checkpoint_folder(base: Path, key: str) -> Path:
-    """The folder for checkpoints of the fit `key`; one of another recipe or other rows is emptied."""
+    """The folder for checkpoints of the fit `key`; those of another fit are removed."""
     folder = _beside(base, ".checkpoint")
     if not (folder / key).exists():
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Prompts changed at random, with their targets encoded anew, and what each augmentation is worth."""
+"""Prompts changed at random with their targets encoded anew, and what augmentation is worth."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

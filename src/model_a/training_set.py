@@ -27,7 +27,7 @@ STAND_IN_SIMILARITY = 0.85
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Aligned by row: ids, pixels (n, s, s, 3) uint8, frozen unit embeddings (n, D), targets, groups.
+    """Aligned by row: ids, pixels (n, s, s, 3) uint8, frozen embeddings (n, D), targets, groups.
 
     `targets` are (v, n, 384): `targets[0]` are those of the prompts themselves, further ones those
     of changed prompts, one drawn in each epoch. `activations` (n, ...) are what the tower's frozen
@@ -248,7 +248,7 @@ def _write_activations(tower: Tower, encoder: Encoder, pixels: np.ndarray, file:
 def embeddings_from_activations(
     tower: Tower, activations: np.ndarray, *, batch_size: int = 128
 ) -> np.ndarray:
-    """(n, D) frozen embeddings from kept activations: the blocks before the cut do not run again."""
+    """(n, D) frozen embeddings from kept activations: blocks before the cut do not run again."""
     device = next(tower.parameters()).device
     parts = []
     with autocast(device):

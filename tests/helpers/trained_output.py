@@ -55,7 +55,7 @@ def write_output(folder: Path) -> Path:
         )
     for what, name in (("oof", paths.OOF), ("test", paths.TEST)):
         artifacts.save_embeddings(
-            output / name.format(row="model_a"), *fit.collect_fold_predictions(bases, what)
+            output / name.format(row="model_a"), *folds.collect_fold_predictions(bases, what)
         )
     artifacts.save_json(
         output / paths.MEMBERS_A, {"members": ["model_a"], "clip": {"model_a": clip_name}}
