@@ -208,7 +208,7 @@ def openmoji(folder: Path, size: int = 256) -> tuple[pl.DataFrame, np.ndarray]:
     frame = pl.DataFrame(rows)
     targets = prompts.encode(frame["prompt"].to_list())
     scan = similarity.scan_pairs(targets, 0.85, curve=filters.CURVE, link=0.7)
-    group, _ = folds.balanced_groups(scan, max_share=0.1)
+    group = folds.balanced_groups(scan, max_share=0.1).label
     return frame.with_columns(
         keeper=frame["id"].gather(scan.keeper),
         similarity=pl.Series(scan.similarity),

@@ -28,7 +28,8 @@ CACHE = "cache"
 
 # --- 01_dedup ---
 
-# id, image, prompt, source, reason, filter1, filter2, keeper, similarity, group, fold
+# id, image, prompt, source, reason, filter1, filter2, keeper, similarity, group,
+# group_similarity (at which the row's group was formed), fold
 PAIRS = f"{Stage.DEDUP}/pairs.parquet"
 
 # id, image, prompt, source, reason

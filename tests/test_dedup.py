@@ -1,4 +1,4 @@
-"""The filters, groups and folds: exact on a toy of named rows, and blocked equals naive."""
+"""The data filters: exact on a toy of named rows, and blocked equals naive."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from src.data.normalize import normalize_prompts
-from src.dedup import filters, folds, similarity
+from src.dedup import filters, similarity
 from src.model_b import text_pool
 from src.paths import ROOT
 
@@ -120,65 +120,6 @@ def test_the_curve_is_drawn_at_44_thresholds():
     assert filters.CURVE.tolist() == [round(0.55 + 0.01 * i, 2) for i in range(44)]
 
 
-def test_groups_are_chains_of_similar_rows():
-    assert folds.groups(rows_at(0, 20, 40, 180), 0.9).tolist() == [0, 0, 0, 1]
-
-
-def test_a_giant_group_raises_the_threshold_but_keeps_removed_rows_with_their_keeper():
-    found = similarity.scan_pairs(rows_at(0, 20, 40, 60, 80, 81), 0.99, link=0.9)
-    label, used = folds.balanced_groups(found, max_share=0.4)
-    assert used > np.cos(np.deg2rad(20)) - 0.02 and label[4] == label[5] and len(set(label)) == 5
-    label, used = folds.balanced_groups(found, max_share=1)
-    assert used == 0.9 and len(set(label)) == 1
-
-
-def test_groups_may_be_just_as_large_as_they_may():
-    found = similarity.scan_pairs(rows_at(0, 20, 180, 270), 0.99, link=0.9)
-    label, used = folds.balanced_groups(found, max_share=0.5)
-    assert label.tolist() == [0, 0, 1, 2] and used == 0.9
-
-
-def test_equal_prompts_and_equal_images_share_a_group():
-    found = similarity.scan_pairs(rows_at(0, 90, 180, 270), 0.85, link=0.7)
-    links = folds.same_value_pairs(
-        ["fox", "owl", "fox", "cat"], ["1.png", "2.png", "3.png", "2.png"]
-    )
-    assert folds.balanced_groups(found, max_share=1, links=links)[0].tolist() == [0, 1, 0, 1]
-    assert [part.dtype for part in folds.same_value_pairs([])] == [np.int64, np.int64], (
-        "no rows have no pairs, but pairs of numbers"
-    )
-
-
-def test_folds_never_split_a_group_and_a_planted_leak_is_seen():
-    x = clustered(300)
-    label = folds.groups(x, 0.8)
-    fold = folds.folds(label, 3)
-    assert all(len(set(fold[label == g])) == 1 for g in set(label))
-    assert folds.leaks(x, fold)["highest"].max() <= 0.8
-    i, j = np.argwhere(np.triu(x @ x.T, 1) > 0.8)[0]
-    fold[i] = (fold[j] + 1) % 3
-    assert folds.leaks(x, fold)["highest"].max() > 0.8
-    assert sorted(folds.folds(np.array([0, 1, 2]), 3)) == [0, 1, 2]
-    with pytest.raises(ValueError, match="2 groups cannot fill 3 folds"):
-        folds.folds(np.array([0, 0, 1]), 3)
-
-
-def test_the_leak_table_is_the_naive_one():
-    x, fold = clustered(200), np.random.default_rng(0).integers(3, size=200)
-    table = folds.leaks(x, fold)
-    across = np.where(fold[:, None] == fold, -1, x @ x.T).max(axis=1)
-    assert (
-        table["fold"].to_list() == [0, 1, 2]
-        and table["rows"].to_list() == np.bincount(fold).tolist()
-    )
-    assert table["highest"].to_numpy() == pytest.approx(
-        [across[fold == f].max() for f in range(3)], abs=1e-6
-    )
-    assert table["mean_highest"].to_numpy() == pytest.approx(
-        [across[fold == f].mean() for f in range(3)], abs=1e-6
-    )
-
-
 def test_the_longest_or_the_most_imaged_prompt_of_a_cluster_stays():
     prompts = pl.Series(["a fox", "a very red fox", "A  fox", "an owl"])
     assert filters.walk_order(prompts).tolist() == [0, 1, 2, 3]
@@ -204,50 +145,6 @@ def test_rules_within_a_source():
         prompts, min_words=1, max_tokens=9, edge_characters=0, n_tokens=np.full(3, 5), scope=scope
     )
     assert reason.to_list() == [None, None, "exact duplicate"]
-
-
-def test_a_given_fold_file_is_honoured(tmp_path):
-    pl.DataFrame({"id": ["a", "b", "c", "gone"], "fold": [1, 0, 1, 0]}).write_csv(
-        tmp_path / "folds.csv"
-    )
-    fold = folds.given_folds(
-        tmp_path / "folds.csv", ["a", "b", "c", "d", "e"], np.array([0, 1, 2, 2, 3])
-    )
-    assert fold.tolist() == [1, 0, 1, 1, 0], "d follows its group, e fills the smallest fold"
-    with pytest.raises(ValueError, match="none of its 4 ids"):
-        folds.given_folds(tmp_path / "folds.csv", ["x"], np.array([0]))
-    pl.DataFrame({"id": ["a", "b"], "fold": [1, 3]}).write_parquet(tmp_path / "folds.parquet")
-    with pytest.raises(ValueError, match="folds must be 0, 1, ..."):
-        folds.given_folds(tmp_path / "folds.parquet", ["a", "b"], np.array([0, 1]))
-
-
-def test_rows_that_a_fold_file_does_not_name_go_where_their_group_is_first_or_fewest_are(tmp_path):
-    pl.DataFrame({"id": [1, 2, 3], "fold": [1, 0, 0]}).write_csv(tmp_path / "folds.csv")
-    ids = ["1", "2", "3", "new", "x", "y", "z"]
-    fold = folds.given_folds(tmp_path / "folds.csv", ids, np.array([5, 5, 6, 5, 7, 8, 7]))
-    assert fold.tolist() == [1, 0, 0, 1, 0, 1, 0], (
-        "new follows the first of its group, x and y fill what is smaller, z follows x"
-    )
-    assert fold.dtype == np.int64
-    pl.DataFrame({"id": ["1", "2"], "fold": [0, 0]}).write_csv(tmp_path / "one.csv")
-    assert folds.given_folds(tmp_path / "one.csv", ["1", "2"], np.array([0, 1])).tolist() == [0, 0]
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        (
-            {"id": ["a"], "part": [0]},
-            r"folds.csv: columns are \['id', 'part'\], wanted id and fold",
-        ),
-        ({"id": ["a", "a"], "fold": [0, 1]}, r"each id named once; folds are \[0, 1\]"),
-        ({"id": ["a", "b"], "fold": ["0", "one"]}, r"folds are \[None, 0\]"),
-    ],
-)
-def test_a_fold_file_of_another_form_is_refused(tmp_path, table, message):
-    pl.DataFrame(table).write_csv(tmp_path / "folds.csv")
-    with pytest.raises(ValueError, match=message):
-        folds.given_folds(tmp_path / "folds.csv", ["a", "b"], np.array([0, 1]))
 
 
 ODD = [

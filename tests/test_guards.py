@@ -5,6 +5,7 @@ import pytest
 
 from src import artifacts
 from src.dedup import folds
+from src.dedup.similarity import nearest_across
 from src.ensemble import members
 from src.metrics import l2_normalize
 from src.submit import submission
@@ -20,14 +21,14 @@ def test_near_duplicates_across_folds_show_in_the_leak_check(rng):
     group = folds.groups(prompts, 0.7)
     assert (group[300:] == group[:30]).all()
     by_group = group % 3
-    assert folds.leaks(prompts, by_group)["highest"].max() < 0.7
+    kept = np.ones(330, bool)
+    honest = folds.leaks(nearest_across(prompts, by_group), by_group, kept, threshold=0.7)
+    assert honest["highest"].max() < 0.7 and honest["above"].sum() == 0
     planted = by_group.copy()
     planted[300:] = (planted[300:] + 1) % 3  # each double in another fold than its original
-    found = folds.leaks(prompts, planted)
-    assert (
-        found["highest"].min() > 0.9
-        and found["mean_highest"].max() > folds.leaks(prompts, by_group)["mean_highest"].max()
-    )
+    leaking = folds.leaks(nearest_across(prompts, planted), planted, kept, threshold=0.7)
+    assert leaking["highest"].min() > 0.9 and leaking["kept_above"].sum() == 60
+    assert leaking["mean_highest"].max() > honest["mean_highest"].max()
 
 
 def test_ids_shuffled_between_two_artifacts_are_caught_before_the_blend(tmp_path, rng):

@@ -1,16 +1,19 @@
 """Groups of near-duplicate prompts, and folds that never split a group."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from sklearn.model_selection import GroupKFold
 
 from src.artifacts import load_table
 from src.dedup import similarity
 from src.dedup.similarity import PairScan
 from src.paths import display_path, resolve
+
+UNEVEN = 1.2  # how far above an even share of the kept rows a fold may be
+ROUNDING = 1e-5  # by how much `nearest_across`, in float32 or TF32, may be off
 
 # --- groups ---
 
@@ -36,44 +39,152 @@ def same_value_pairs(*columns: Iterable) -> tuple[np.ndarray, np.ndarray]:
     return np.array(first, np.int64), np.array(rows, np.int64)
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Which rows share a group, and how near the rows of two groups may be.
+
+    `label` (n,) int64; `threshold` (n,) float32, the similarity at which a row's group was formed:
+    no row outside the group is above it with the row.
+    """
+
+    label: np.ndarray
+    threshold: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of groups."""
+        return len(np.unique(self.label))
+
+
 def balanced_groups(
     scan: PairScan, *, max_share: float, links: tuple[np.ndarray, np.ndarray] | None = None
-) -> tuple[np.ndarray, float]:
-    """(n,) int64 groups whose largest holds at most `max_share` of the rows, and their threshold.
+) -> Groups:
+    """Components at the scan's lowest link; one with too many kept rows is split inside itself.
 
-    The threshold is the lowest that the scan collected, raised in steps. A removed row shares the
-    group of its keeper, and `links` (i, j) join, whatever the threshold.
+    A component may hold `max_share` of the rows that filter 2 keeps, and one kept row in any case.
+    A larger one is divided at the lowest higher threshold that divides it, and its parts again
+    while they are too large; all others stay as they are. A removed row shares the group of its
+    keeper, and `links` (i, j) join, whatever the threshold: what only they hold together is not
+    divided, however large.
     """
-    itself = np.arange(scan.forest.n)
-    i, j = (itself, scan.keeper)
+    i = np.arange(scan.forest.n)
+    j = scan.keeper
     if links is not None:
         i = np.concatenate([i, links[0]])
         j = np.concatenate([j, links[1]])
-    for level in scan.forest.levels:
-        label = scan.forest.components(level, (i, j))
-        if np.bincount(label).max() <= max_share * len(label):
+
+    levels = scan.forest.levels
+    label = scan.forest.components(levels[0], (i, j))
+    threshold = np.full(len(label), levels[0], np.float32)
+    allowed = max(1.0, max_share * scan.stays.sum())
+
+    for level in levels[1:]:
+        too_large = np.bincount(label, weights=scan.stays) > allowed
+        inside = too_large[label]
+        if not inside.any():
             break
-    return label, round(float(level), 6)
+
+        # components at a higher level lie within those at a lower one
+        parts = scan.forest.components(level, (i, j))
+        divided = _numbered(np.where(inside, label.max() + 1 + parts, label))
+        smaller = np.bincount(divided)[divided] < np.bincount(label)[label]
+        threshold[smaller] = level
+        label = divided
+    return Groups(label, threshold)
+
+
+def _numbered(label: np.ndarray) -> np.ndarray:
+    """The same labels as 0, 1, ... in the order in which they first occur."""
+    _, first, inverse = np.unique(label, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]
+
+
+def threshold_table(groups: Groups, kept: np.ndarray) -> pl.DataFrame:
+    """For each similarity at which groups were formed, how many groups and rows it holds for.
+
+    Columns `similarity`, `groups`, `rows`, `share` of all rows, and `kept`, the rows that `kept`
+    (n,) bool marks.
+    """
+    rows = pl.DataFrame(
+        {
+            "similarity": groups.threshold.astype(np.float64).round(6),
+            "group": groups.label,
+            "kept": kept,
+        }
+    )
+    by_threshold = rows.group_by("similarity").agg(
+        groups=pl.n_unique("group").cast(pl.Int64),
+        rows=pl.len().cast(pl.Int64),
+        share=pl.len() / len(rows),
+        kept=pl.sum("kept").cast(pl.Int64),
+    )
+    return by_threshold.sort("similarity")
+
+
+def grouping_warning(
+    groups: Groups, kept: np.ndarray, *, cosine_threshold: float, max_share: float
+) -> str:
+    """What a reader must know about groups that could not be held at the asked similarity, or "".
+
+    Loud about rows grouped above `cosine_threshold`, whose near-duplicates may stand in another
+    fold, and about groups that hold more than `max_share` of the `kept` rows all the same.
+    """
+    lines = []
+    above = groups.threshold > np.float32(cosine_threshold)
+    if above.any():
+        highest = float(groups.threshold.max())
+        lines.append(
+            f"WARNING: {above.sum()} of {len(above)} rows ({(above & kept).sum()} of {kept.sum()} "
+            f"kept) are grouped at up to {highest:.2f}, above cosine_threshold {cosine_threshold}: "
+            "near-duplicates of theirs may stand in other folds, and flatter the out-of-fold score"
+        )
+
+    kept_rows = np.bincount(groups.label, weights=kept).astype(int)
+    too_large = kept_rows > max(1.0, max_share * kept.sum())
+    if too_large.any():
+        lines.append(
+            f"WARNING: {too_large.sum()} groups hold more than {max_share:.0%} of the {kept.sum()} "
+            f"kept rows, the largest {kept_rows.max()}: equal prompts or images tie them together, "
+            "and folds cannot be balanced"
+        )
+    return "\n".join(lines)
 
 
 # --- folds ---
 
 
-def folds(group: np.ndarray, n_folds: int) -> np.ndarray:
-    """(n,) int64 fold of each row: whole groups, balanced.
+def folds(group: np.ndarray, n_folds: int, kept: np.ndarray | None = None) -> np.ndarray:
+    """(n,) int64 fold of each row: whole groups, folds of about as many rows.
 
-    Raises ValueError with fewer groups than folds.
+    The rows that `kept` (n,) bool marks are the ones scored. Where a fold would hold more than
+    `UNEVEN` times its even share of them, since a prompt with many copies fills a fold, groups are
+    dealt by their kept rows instead. Raises ValueError with fewer groups than folds.
     """
-    n_groups = len(np.unique(group))
-    if n_groups < n_folds:
+    label = np.unique(group, return_inverse=True)[1]
+    rows = np.bincount(label)
+    if len(rows) < n_folds:
         raise ValueError(
-            f"{n_groups} groups cannot fill {n_folds} folds: "
+            f"{len(rows)} groups cannot fill {n_folds} folds: "
             "add rows, lower n_folds or raise group_similarity"
         )
-    fold = np.empty(len(group), dtype=np.int64)
-    splits = GroupKFold(n_folds).split(group, groups=group)
-    for number, (_, held_out) in enumerate(splits):
-        fold[held_out] = number
+    fold = _deal(rows, n_folds)[label]
+    if kept is None:
+        return fold
+
+    kept_share = np.bincount(fold[kept], minlength=n_folds) / max(kept.sum(), 1)
+    if kept_share.max() <= UNEVEN / n_folds:
+        return fold
+    kept_rows = np.bincount(label, weights=kept)
+    tie_break = rows / (rows.sum() + 1)  # rows decide between groups with equal kept rows
+    return _deal(kept_rows + tie_break, n_folds)[label]
+
+
+def _deal(sizes: np.ndarray, n_folds: int) -> np.ndarray:
+    """(g,) int64 fold of each group: the largest group first, each to the fold that is smallest."""
+    fold = np.empty(len(sizes), np.int64)
+    filled = np.zeros(n_folds)
+    for group in np.argsort(sizes, kind="stable")[::-1]:
+        fold[group] = filled.argmin()
+        filled[fold[group]] += sizes[group]
     return fold
 
 
@@ -126,16 +237,59 @@ def _fold_table(file: Path) -> pl.DataFrame:
 # --- the leak table ---
 
 
-def leaks(embeddings: np.ndarray, fold: np.ndarray, *, device: str = "cpu") -> pl.DataFrame:
-    """For each fold its rows, and how near they come to the other folds.
+def leaks(
+    across: np.ndarray, fold: np.ndarray, kept: np.ndarray, *, threshold: float
+) -> pl.DataFrame:
+    """The leak table: how near each fold's rows come to the other folds.
 
-    `highest` and `mean_highest` are over the rows' highest similarity to a row of another fold.
+    `across` (n,) is each row's highest similarity to a row of another fold, as
+    `similarity.nearest_across` gives it. Columns `fold`, `rows`, `highest`, `mean_highest`, and
+    `above` and `kept_above`, the rows and the `kept` rows that are above `threshold` with another
+    fold.
     """
-    highest = similarity.nearest_across(embeddings, fold, device=device)
-    rows = pl.DataFrame({"fold": fold, "highest": highest.astype(np.float64)})
+    above = across > np.float32(threshold) + ROUNDING
+    rows = pl.DataFrame(
+        {
+            "fold": fold,
+            "highest": across.astype(np.float64),
+            "above": above,
+            "kept_above": above & kept,
+        }
+    )
     by_fold = rows.group_by("fold").agg(
         rows=pl.len().cast(pl.Int64),
         highest=pl.max("highest"),
         mean_highest=pl.mean("highest"),
+        above=pl.sum("above").cast(pl.Int64),
+        kept_above=pl.sum("kept_above").cast(pl.Int64),
     )
     return by_fold.sort("fold")
+
+
+def fold_facts(
+    groups: Groups,
+    across: np.ndarray,
+    kept: np.ndarray,
+    *,
+    group_similarity: float,
+    cosine_threshold: float,
+    given: bool,
+) -> dict:
+    """What notebook 01 records about its folds, for those who judge a score later; JSON-able.
+
+    `leaking` counts the `kept` rows that are above `group_similarity` with another fold;
+    `nearest_mean` and `nearest_sd` are over the kept rows' highest similarity to another fold.
+    """
+    above = groups.threshold > np.float32(cosine_threshold)
+    leaking = across > np.float32(group_similarity) + ROUNDING
+    return {
+        "given": given,
+        "group_similarity": group_similarity,
+        "cosine_threshold": cosine_threshold,
+        "thresholds": threshold_table(groups, kept).to_dicts(),
+        "rows_above_cosine_threshold": int(above.sum()),
+        "kept": int(kept.sum()),
+        "leaking": int((leaking & kept).sum()),
+        "nearest_mean": float(across[kept].mean()),
+        "nearest_sd": float(across[kept].std()),
+    }
