@@ -81,10 +81,13 @@ def test_no_row_is_nearer_to_another_group_than_its_own_was_formed_at():
 
 
 def test_size_counts_the_rows_that_filter_2_keeps():
-    rows = np.concatenate([np.repeat(rows_at(0), 50, axis=0), rows_at(90, 115, 180, 270)])
+    # two prompts at cos 21.9 degrees = .928 with 25 copies each, and four rows of other prompts
+    copies = np.repeat(rows_at(0, 21.9), 25, axis=0)
+    rows = np.concatenate([copies, rows_at(90, 115, 180, 270)])
     scan = similarity.scan_pairs(rows, 0.95, link=0.9)
-    groups = folds.balanced_groups(scan, max_share=0.5)
-    assert groups.label.tolist() == [0] * 50 + [1, 1, 2, 3]
+    assert scan.stays.sum() == 6
+    groups = folds.balanced_groups(scan, max_share=0.4)
+    assert groups.label.tolist() == [0] * 50 + [1, 1, 2, 3], "2 of 6 kept rows, 50 of 54 rows"
     assert (groups.threshold == np.float32(0.9)).all()
 
 
