@@ -1,12 +1,13 @@
-"""Filter 2 with its groups and its curve, as multiples of the bare matrix product on the same machine, and against its peers.
+"""Filter 2 with its groups and its curve, as multiples of the bare matrix product, and its peers.
 
-    python benchmarks/dedup.py product             one pass against the full n x n product, 60,000 x 384
-    python benchmarks/dedup.py peers               against faiss, semhash and sentence-transformers, 20,000 x 384
-    python benchmarks/dedup.py growth              15, 30, 60 and 120 thousand rows
-    python benchmarks/dedup.py large               300,000 rows
+    python benchmarks/dedup.py product   against the full n x n product, 60,000 x 384
+    python benchmarks/dedup.py peers     against faiss, semhash, sentence-transformers, 20,000 x 384
+    python benchmarks/dedup.py growth    15, 30, 60 and 120 thousand rows
+    python benchmarks/dedup.py large     300,000 rows
 
-Ratios are of times taken in one run, in turns, so that a busy machine weighs on both sides. Peers are installed for the benchmark
-alone: pip install semhash==0.5.0 (faiss-cpu and sentence-transformers are in requirements.txt).
+Ratios are of times taken in one run, in turns, so that a busy machine weighs on both sides. Peers
+are installed for the benchmark alone: pip install semhash==0.5.0 (faiss-cpu and
+sentence-transformers are in requirements.txt).
 """
 
 import argparse
@@ -26,25 +27,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src.dedup import folds, similarity
 from src.dedup.filters import CURVE
 
-THRESHOLD, LINK = 0.85, 0.7
+THRESHOLD = 0.85
+LINK = 0.7
 
 
 def clustered(n: int, *, dim: int = 384, seed: int = 0) -> np.ndarray:
-    """(n, dim) float32 unit rows as prompts lie: near a common direction, a third near-duplicates, one in fifty an exact copy."""
+    """(n, dim) float32 unit rows as prompts lie: near a common direction, with near-duplicates.
+
+    A third are near-duplicates, one in fifty is an exact copy.
+    """
     rng = np.random.default_rng(seed)
     common = rng.standard_normal(dim).astype(np.float32)
     x = rng.standard_normal((n, dim), dtype=np.float32) + 0.5 * common
+
     near = rng.random(n) < 0.35
-    x[near] = x[rng.integers(n, size=near.sum())] + 0.45 * rng.standard_normal(
-        (near.sum(), dim), dtype=np.float32
-    )
+    originals = x[rng.integers(n, size=near.sum())]
+    x[near] = originals + 0.45 * rng.standard_normal((near.sum(), dim), dtype=np.float32)
     copies = rng.random(n) < 0.02
     x[copies] = x[rng.integers(n, size=copies.sum())]
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def product(rows: torch.Tensor, block: int = 4096) -> None:
-    """The full n x n product in float32 by torch where the rows lie, block by block into one buffer, nothing looked at."""
+    """The full n x n product in float32 where the rows lie, by blocks into one buffer, not read."""
     buffer = torch.empty(block, len(rows), device=rows.device)
     for start in range(0, len(rows), block):
         part = rows[start : start + block]
@@ -52,9 +57,9 @@ def product(rows: torch.Tensor, block: int = 4096) -> None:
 
 
 def ours(x: np.ndarray) -> similarity.PairScan:
-    found = similarity.scan_pairs(x, THRESHOLD, curve=CURVE, link=LINK)
-    folds.balanced_groups(found, max_share=0.1)
-    return found
+    scan = similarity.scan_pairs(x, THRESHOLD, curve=CURVE, link=LINK)
+    folds.balanced_groups(scan, max_share=0.1)
+    return scan
 
 
 def timed(function: Callable, *arguments) -> tuple[float, object]:
@@ -74,14 +79,10 @@ def compare_with_product(n: int, repeats: int) -> None:
     x = clustered(n)
     header(n, x)
     ours(x[:2000])  # libraries loaded, threads started
-    table(
-        in_turns(
-            {"product": lambda: product(torch.from_numpy(x)), "one pass": lambda: ours(x)}, repeats
-        ),
-        "product",
-    )
+    functions = {"product": lambda: product(torch.from_numpy(x)), "one scan": lambda: ours(x)}
+    table(in_turns(functions, repeats), "product")
     _, above, kept = alone(x)
-    print(f"\nmemory above the input: {above:.0f} MiB; the pass keeps {int(kept):,} of {n:,} rows")
+    print(f"\nmemory above the input: {above:.0f} MiB; the scan keeps {int(kept):,} of {n:,} rows")
 
 
 def growth(sizes: list[int]) -> None:
@@ -98,7 +99,7 @@ def growth(sizes: list[int]) -> None:
 
 
 def alone(x: np.ndarray) -> list[float]:
-    """Seconds, MiB of memory above the input, and rows kept, of a pass in a process of its own."""
+    """Seconds, MiB of memory above the input, and rows kept, of a scan in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/x.npy", x)
         command = [sys.executable, __file__, "one", "--file", f"{folder}/x.npy"]
@@ -110,23 +111,26 @@ def one(file: str) -> None:
     x = np.load(file)
     ours(x[:2000])  # libraries loaded, threads started
     before = peak_mib()
-    seconds, found = timed(ours, x)
-    print(seconds, peak_mib() - before, found.stays.sum())
+    seconds, scan = timed(ours, x)
+    print(seconds, peak_mib() - before, scan.stays.sum())
 
 
 # --- peers ---
 
 
 def public_recipe(x: np.ndarray) -> np.ndarray:
-    """The competition's public recipe: faiss flat, 1,000 neighbours a row, in order; of each row's near ones the row stays."""
+    """The competition's public recipe: faiss flat, 1,000 neighbors a row, walked in order.
+
+    A row that still stays removes all later rows that are near it.
+    """
     import faiss
 
     index = faiss.IndexFlatIP(x.shape[1])
     index.add(x)
     stays = np.ones(len(x), bool)
     for start in range(0, len(x), 1000):
-        scores, found = index.search(x[start : start + 1000], min(1000, len(x)))
-        for row, (score, near) in enumerate(zip(scores, found, strict=True), start):
+        scores, neighbors = index.search(x[start : start + 1000], min(1000, len(x)))
+        for row, (score, near) in enumerate(zip(scores, neighbors, strict=True), start):
             if stays[row]:
                 near = near[score > THRESHOLD]
                 stays[near[near > row]] = False
@@ -156,7 +160,7 @@ def semhash_filter(x: np.ndarray) -> np.ndarray:
 
 
 def sentence_transformers_filter(x: np.ndarray) -> np.ndarray:
-    """sentence-transformers' community_detection, the function it offers for clusters above a threshold; one row of each stays."""
+    """sentence-transformers' community_detection at the threshold; one row of a cluster stays."""
     from sentence_transformers.util import community_detection
 
     stays = np.ones(len(x), bool)
@@ -168,7 +172,7 @@ def sentence_transformers_filter(x: np.ndarray) -> np.ndarray:
 
 
 def paraphrase_mining(x: np.ndarray) -> np.ndarray:
-    """sentence-transformers' mining of pairs at its own settings (100 neighbours a row), then the greedy walk over the pairs."""
+    """sentence-transformers' mining of pairs at its own settings, then the greedy walk."""
     from sentence_transformers.util import paraphrase_mining_embeddings
 
     pairs = paraphrase_mining_embeddings(torch.from_numpy(x))
@@ -183,7 +187,7 @@ def paraphrase_mining(x: np.ndarray) -> np.ndarray:
 
 
 def judge(x: np.ndarray, stays: np.ndarray) -> tuple[int, int]:
-    """How many kept rows are above the threshold with another kept row, and how many removed rows are near no kept row."""
+    """How many kept rows are near another kept row, and how many removed rows are near none."""
     kept, removed = np.flatnonzero(stays), np.flatnonzero(~stays)
     inside = similarity.scan_pairs(x[kept], THRESHOLD, keep_one=False)
     lost = 0
@@ -197,33 +201,29 @@ def compare_with_peers(n: int, repeats: int) -> None:
     x = clustered(n)
     header(n, x)
     filters = {
-        "one pass (this)": lambda x: ours(x).stays,
+        "one scan (this)": lambda x: ours(x).stays,
         "public recipe, faiss": public_recipe,
         "semhash": semhash_filter,
         "s-t paraphrase mining": paraphrase_mining,
         "s-t community detection": sentence_transformers_filter,
     }
-    print(
-        f"{'':>24} {'times this':>11} {'(spread)':>15} {'kept':>8} {'near pairs left':>16} {'lost':>6}"
-    )
+    columns = f"{'times this':>11} {'(spread)':>15} {'kept':>8} {'near pairs left':>16} {'lost':>6}"
+    print(f"{'':>24} {columns}")
     seconds = {name: [] for name in filters}
     answers = {}
     for _ in range(repeats):
         for name, function in filters.items():
             took, answers[name] = timed(function, x)
             seconds[name].append(took)
-    base = seconds["one pass (this)"]
+    base = seconds["one scan (this)"]
     for name, stays in answers.items():
         ratios = [a / b for a, b in zip(seconds[name], base, strict=True)]
         left, lost = judge(x, stays)
         spread = f"{min(ratios):.2f} - {max(ratios):.2f}"
-        print(
-            f"{name:>24} {statistics.median(ratios):11.2f} {spread:>15} {stays.sum():8,} {left:16,} {lost:6,}",
-            flush=True,
-        )
-    print(
-        "\nnear pairs left: kept rows above the threshold with another kept row; lost: removed rows that no kept row is near"
-    )
+        counts = f"{stays.sum():8,} {left:16,} {lost:6,}"
+        print(f"{name:>24} {statistics.median(ratios):11.2f} {spread:>15} {counts}", flush=True)
+    print("\nnear pairs left: kept rows above the threshold with another kept row")
+    print("lost: removed rows that no kept row is near")
 
 
 if __name__ == "__main__":

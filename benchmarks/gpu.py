@@ -1,7 +1,7 @@
 """What a GPU takes over, as multiples of the bare operation on the same GPU and beside the CPU. Needs a CUDA GPU.
 
     python benchmarks/gpu.py search     cuML behind knn.search against torch's product and topk, and faiss; K = 100
-    python benchmarks/gpu.py filter     the one pass of filter 2 by precision, against the full product
+    python benchmarks/gpu.py filter     the scan of filter 2 by precision, against the full product
     python benchmarks/gpu.py text       the text store's rules on cuDF against polars, 1,000,000 prompts
 
 Ratios are of times taken in one run, in turns. Transfers to and from the GPU count on our side; the bare operation finds its
@@ -64,18 +64,17 @@ def filter2(arguments: argparse.Namespace) -> None:
         rows = clustered(n)
         x = torch.from_numpy(rows).cuda()
 
-        def one_pass(device: str, precision: str, rows: np.ndarray = rows) -> similarity.PairScan:
+        def scan(device: str, precision: str, rows: np.ndarray = rows) -> similarity.PairScan:
             return similarity.scan_pairs(
                 rows, THRESHOLD, curve=filters.CURVE, link=LINK, device=device, precision=precision
             )
 
         functions = {"product": lambda x=x: product(x)}
         functions |= {
-            precision: lambda p=precision, f=one_pass: f("cuda", p)
-            for precision in ("float32", "tf32")
+            precision: lambda p=precision, f=scan: f("cuda", p) for precision in ("float32", "tf32")
         }
         if n < 100_000:
-            functions["float32 on the CPU"] = lambda f=one_pass: f("cpu", "float32")
+            functions["float32 on the CPU"] = lambda f=scan: f("cpu", "float32")
         measured(f"{n:,} x 384 float32", functions, arguments.repeats, "product")
 
 

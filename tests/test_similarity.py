@@ -1,4 +1,4 @@
-"""The one pass over similarities against the naive answer, whatever the block, the threads and the precision."""
+"""The scan against the naive answer, whatever the block, the threads and the precision."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def naive(
     ("block", "precision"),
     [(13, "float32"), (64, "float32"), (1000, "float32"), (64, "tf32"), (1000, "tf32")],
 )
-def test_one_pass_settles_every_threshold_as_the_naive_walk_does(block, precision):
+def test_one_scan_settles_every_threshold_as_the_naive_walk_does(block, precision):
     x = clustered(300)
     rng = np.random.default_rng(1)
     eligible, order = rng.random(300) > 0.1, rng.permutation(300)
