@@ -55,7 +55,7 @@ def search_one(n: int, dim: int, repeats: int) -> None:
     best, where = (part.cpu().numpy() for part in torch.topk(q[:200].double() @ x.T.double(), K))
     same = np.mean([len(set(a) & set(b)) / K for a, b in zip(index, where, strict=True)])
     print(
-        f"against float64: similarities within {np.abs(best - found).max():.1g}, {same:.5f} of the neighbours the same"
+        f"against float64: similarities within {np.abs(best - found).max():.1g}, {same:.5f} of the neighbors the same"
     )
 
 

@@ -31,10 +31,10 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def rows(n: int, dim: int, seed: int) -> np.ndarray:
-    """(n, dim) float32 unit rows around 200 centres, as prompts cluster."""
+    """(n, dim) float32 unit rows around 200 centers, as prompts cluster."""
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).standard_normal((200, dim), dtype=np.float32)
-    x = rng.standard_normal((n, dim), dtype=np.float32) + centres[rng.integers(200, size=n)]
+    centers = np.random.default_rng(99).standard_normal((200, dim), dtype=np.float32)
+    x = rng.standard_normal((n, dim), dtype=np.float32) + centers[rng.integers(200, size=n)]
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     return x
 
@@ -197,7 +197,7 @@ def workers(arguments: argparse.Namespace) -> None:
         for i in rest
     )
     print(
-        f"similarities differ by at most {np.abs(found[0] - expected[0]).max():.1g}; sets of neighbours differ in {len(odd)} of "
+        f"similarities differ by at most {np.abs(found[0] - expected[0]).max():.1g}; sets of neighbors differ in {len(odd)} of "
         f"{len(queries)} lists, {beyond} rows of them by more than a tie within 1e-6"
     )
 

@@ -30,15 +30,15 @@ WEIGHTINGS += [Weighting(tau=t) for t in (0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3
 GRIDS = {"k_grid": K_GRID, "weightings": WEIGHTINGS}
 ROUTES = {
     "text": routes.Route("text"),
-    "text, centred": routes.Route("", centre=True),
+    "text, centered": routes.Route("", center=True),
     "text, hubs off": routes.Route("", hubs=1.0),
     "mapped text": routes.Route("", linear=True),
-    "mapped text, centred": routes.Route("", linear=True, centre=True),
-    "mapped text, centred, hubs off": routes.Route("mapped", linear=True, centre=True, hubs=1.0),
+    "mapped text, centered": routes.Route("", linear=True, center=True),
+    "mapped text, centered, hubs off": routes.Route("mapped", linear=True, center=True, hubs=1.0),
     "image": routes.Route("image", keys="image"),
-    "image, mapped": routes.Route("", keys="image", linear=True, centre=True),
+    "image, mapped": routes.Route("", keys="image", linear=True, center=True),
 }
-USED = ("text", "mapped text, centred, hubs off", "image")
+USED = ("text", "mapped text, centered, hubs off", "image")
 
 
 class Bench:
@@ -55,7 +55,7 @@ class Bench:
             artifacts.load_embeddings(output / paths.TARGETS, ids)[1]
             for ids in (self.kept["id"].to_list(), self.pairs["id"].to_list())
         )
-        self.disk = datastore.open_store(
+        self.disk = datastore.open_datastore(
             folder / "store", dtype="float16", sentence_model=prompts.EMBEDDED
         )
         self.similar = artifacts.load_json(output / "01_dedup" / paths.META)["group_similarity"]
@@ -82,9 +82,9 @@ class Bench:
             {datastore.VALUES: prompts.encode, clip.tag: lambda t: encoder.embed_texts(clip, t)},
             shard_rows=10_000,
         )
-        place = datastore.places(self.disk, every)
+        place = datastore.rows_of_prompts(self.disk, every)
         keys, values = (
-            datastore.Selection(self.disk.column(name), place)
+            datastore.ColumnView(self.disk.column(name), place)
             for name in (clip.tag, datastore.VALUES)
         )
         library = routes.Library(keys, values, self.pictures(clip))
@@ -135,14 +135,14 @@ def ladder(bench: Bench, arguments: argparse.Namespace) -> None:
     tuned = {name: bench.tune(found, library) for name, found in lists.items()}
     base = cosines(bench.truth, tuned["text"].prediction)
     for name, (k, weighting) in weightings.PRESETS.items():
-        fused = weightings.fuse_neighbours(*lists["text"], library.values.take, weighting, k=k)
+        fused = weightings.fuse_neighbors(*lists["text"], library.values.take, weighting, k=k)
         bench.said(f"text, {name} constants", fused, base)
     for name, found in tuned.items():
         bench.said(
             name,
             found.prediction,
             base,
-            f"K = {found.k}, {found.weighting}; {', '.join(weightings.at_edge(found, **GRIDS))}",
+            f"K = {found.k}, {found.weighting}; {', '.join(weightings.choices_at_edge(found, **GRIDS))}",
         )
     members = {name: tuned[name].prediction for name in USED}
     for left in (None, *USED):
@@ -156,9 +156,9 @@ def ladder(bench: Bench, arguments: argparse.Namespace) -> None:
 def residuals(
     bench: Bench, lists: Neighbors, k: int = 50, tau: float = 0.12
 ) -> dict[str, np.ndarray]:
-    """A ridge on the image's embedding, and it plus the weighted mean of its neighbours' residuals: the values fitted.
+    """A ridge on the image's embedding, and it plus the weighted mean of its neighbors' residuals: the values fitted.
 
-    A neighbour's residual comes from a ridge that has seen neither it nor the query's fold; half and whole are added.
+    A neighbor's residual comes from a ridge that has seen neither it nor the query's fold; half and whole are added.
     """
     pictures, truth, fold = bench.pictures(bench.clip), bench.truth, bench.fold
     base, change = np.empty_like(truth), np.empty_like(truth)
@@ -171,7 +171,7 @@ def residuals(
             rest[others[out]] = truth[others[out]] - l2_normalize(
                 fitted.predict(pictures[others[out]]).astype(np.float32)
             )
-        weight = routes.share_of_total(Weighting(tau=tau)(lists[0][mine, :k]), 1.0).astype(
+        weight = routes.weight_shares(Weighting(tau=tau)(lists[0][mine, :k]), 1.0).astype(
             np.float32
         )
         change[mine] = np.einsum("qk,qkd->qd", weight, rest[lists[1][mine, :k]])
@@ -229,7 +229,7 @@ def second_clip(bench: Bench, arguments: argparse.Namespace) -> None:
         )
     texts, other = demo_texts(bench, arguments.text), encoder.load(f"local-dir:{folder}")
     (library, conflicts), (library2, _) = bench.library(texts), bench.library(texts, other)
-    mapped = ROUTES["mapped text, centred, hubs off"]
+    mapped = ROUTES["mapped text, centered, hubs off"]
     lists = {
         f"{name}{n}": bench.search(route, lib, conflicts)
         for n, lib in ((1, library), (2, library2))

@@ -72,7 +72,7 @@ def search(
     *,
     rows: np.ndarray | None = None,
     cluster: object | None = None,
-    centre: np.ndarray | None = None,
+    center: np.ndarray | None = None,
     store_rows: int | None = None,
     query_rows: int = 8192,
 ) -> Neighbors:
@@ -80,7 +80,7 @@ def search(
 
     `store` is an array or a list of shards, (n, d) float32 or float16; `queries` (q, d) float32; unit rows (float16 rows are
     set to unit length again). `index` counts through the shards. `rows` (n,) bool leaves in only those rows of the store.
-    `centre` (d,) is taken from every row of the store, which is then set to unit length; queries come as they are to be.
+    `center` (d,) is taken from every row of the store, which is then set to unit length; queries come as they are to be.
     `cluster` is None, "local", "tcp://host:port" or a Dask client: the shards become tasks. At most `store_rows` rows are held
     in float32 at a time. Equal similarities stand in order of index; where a tie runs across place k, which of the tied rows
     are in the list is the engine's choice. Raises ValueError on other shapes, types, lengths, or k.
@@ -91,12 +91,12 @@ def search(
     store_rows = store_rows or max(1, BLOCK_BYTES // (4 * queries.shape[1]))
     if cluster is not None:
         return _search_cluster(
-            shards, queries, k, engine, rows, cluster, centre, store_rows, query_rows
+            shards, queries, k, engine, rows, cluster, center, store_rows, query_rows
         )
     name, _ = resolve_engine(engine)
     if name == "cuml":
         _check_gpu()
-    build = partial(_cuml_index if name == "cuml" else _faiss_index, centre=centre)
+    build = partial(_cuml_index if name == "cuml" else _faiss_index, center=center)
     return _search_blocks(build, shards, queries, k, rows, store_rows, query_rows)
 
 
@@ -109,7 +109,7 @@ def _search_blocks(
     store_rows: int,
     query_rows: int,
 ) -> Neighbors:
-    lists = nothing(len(queries))
+    lists = empty_neighbors(len(queries))
     for start, block, inside in _blocks(shards, rows, store_rows):
         depth = min(k, len(block))
         similarity, where = _search_block(build(block, depth, start), queries, depth, query_rows)
@@ -159,36 +159,52 @@ def _search_block(search: Search, queries: np.ndarray, k: int, query_rows: int) 
     return similarity, index
 
 
-def nothing(n: int) -> Neighbors:
+def empty_neighbors(n: int) -> Neighbors:
     """Empty lists of `n` queries, to merge into."""
     return np.empty((n, 0), np.float32), np.empty((n, 0), np.int64)
 
 
 def merge(one: Neighbors, other: Neighbors, k: int) -> Neighbors:
-    """The `k` best of two lists of neighbours, best first, ties by index; in whatever order lists are merged."""
+    """The `k` best of two lists of neighbors, best first, ties by index; in whatever order lists are merged."""
     similarity = np.concatenate([one[0], other[0]], axis=1)
     index = np.concatenate([one[1], other[1]], axis=1)
-    order = np.lexsort((index, -similarity), axis=1)[:, :k]
+    similarity, index = best_first(similarity, index)
+    return similarity[:, :k], index[:, :k]
+
+
+def best_first(similarity: np.ndarray, index: np.ndarray) -> Neighbors:
+    """The same lists (q, k) in order of similarity, highest first, ties by index."""
+    order = np.lexsort((index, -similarity), axis=1)
     return np.take_along_axis(similarity, order, axis=1), np.take_along_axis(index, order, axis=1)
 
 
-def _faiss_index(block: np.ndarray, k: int, first: int, centre: np.ndarray | None = None) -> Search:
+def order_ties(similarity: np.ndarray, index: np.ndarray) -> Neighbors:
+    """Lists (q, k) that stand best first, with ties by index: only the lists that have a tie are sorted."""
+    tie = similarity[:, 1:] == similarity[:, :-1]
+    out_of_order = tie & (index[:, 1:] < index[:, :-1])
+    queries = np.flatnonzero(out_of_order.any(axis=1))
+    index = index.copy() if len(queries) else index
+    index[queries] = best_first(similarity[queries], index[queries])[1]
+    return similarity, index
+
+
+def _faiss_index(block: np.ndarray, k: int, first: int, center: np.ndarray | None = None) -> Search:
     import faiss
 
-    x = _centred(_unit_rows(block, "store", first), centre)
+    x = _centered(_unit_rows(block, "store", first), center)
     return lambda queries, k: faiss.knn(
         queries, x, k, metric=faiss.METRIC_INNER_PRODUCT
     )  # unlike an index, it copies nothing
 
 
-def _cuml_index(block: np.ndarray, k: int, first: int, centre: np.ndarray | None = None) -> Search:
+def _cuml_index(block: np.ndarray, k: int, first: int, center: np.ndarray | None = None) -> Search:
     import cupy
     from cuml.neighbors import NearestNeighbors
 
     x = _unit_rows(
         cupy.asarray(block), "store", first
     )  # float16 rows cross the bus as they are and widen on the device
-    x = _centred(x, None if centre is None else cupy.asarray(centre))
+    x = _centered(x, None if center is None else cupy.asarray(center))
     # cosine, because cuML's Euclidean metrics on unit rows give 0 for any pair above similarity 0.9995
     model = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine", output_type="cupy")
     model.fit(x)
@@ -216,10 +232,10 @@ def _unit_rows(x: np.ndarray, name: str, first: int) -> np.ndarray:
     return np.divide(x, length[:, None], out=None if x is given else x)
 
 
-def _centred(x: np.ndarray, centre: np.ndarray | None) -> np.ndarray:
-    if centre is None:
+def _centered(x: np.ndarray, center: np.ndarray | None) -> np.ndarray:
+    if center is None:
         return x
-    x = x - centre
+    x = x - center
     x /= np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
     return x
 
@@ -253,7 +269,7 @@ def _search_cluster(
     engine: str,
     rows: np.ndarray | None,
     cluster: object,
-    centre: np.ndarray | None,
+    center: np.ndarray | None,
     store_rows: int,
     query_rows: int,
 ) -> Neighbors:
@@ -269,11 +285,11 @@ def _search_cluster(
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", "Sending large graph")
-        shared = client.submit(_itself, queries, pure=False)
+        shared = client.submit(_identity, queries, pure=False)
         pieces = _pieces(shards, rows, _piece_rows(shards, len(client.nthreads()), store_rows))
         settings = {
             "engine": engine,
-            "centre": centre,
+            "center": center,
             "store_rows": store_rows,
             "query_rows": query_rows,
             "pure": False,
@@ -282,7 +298,7 @@ def _search_cluster(
             client.submit(_search_piece, piece, shared, k, mask, **settings): start
             for start, piece, mask in pieces
         }
-        lists = nothing(len(queries))
+        lists = empty_neighbors(len(queries))
         for future, (similarity, index) in as_completed(starts, with_results=True):
             lists = merge(lists, (similarity, index + starts[future]), k)
     return lists
@@ -334,7 +350,7 @@ def _search_piece(
     return search(piece, queries, k, rows=mask, **settings)
 
 
-def _itself(x: np.ndarray) -> np.ndarray:
+def _identity(x: np.ndarray) -> np.ndarray:
     return x
 
 
@@ -362,9 +378,9 @@ def _check(
         raise ValueError(
             f"rows must be bool of shape ({n},), got {rows.dtype} of shape {rows.shape}"
         )
-    seen = n if rows is None else int(rows.sum())
-    if not 1 <= k <= seen:
-        raise ValueError(f"k = {k} is not within 1..{seen}, the rows of the store that may be seen")
+    visible = n if rows is None else int(rows.sum())
+    if not 1 <= k <= visible:
+        raise ValueError(f"k = {k} is not within 1..{visible}, the visible rows of the store")
     if (store_rows is not None and store_rows < 1) or query_rows < 1:
         raise ValueError(
             f"blocks of {store_rows} store rows and {query_rows} queries: both must be at least 1"

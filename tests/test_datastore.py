@@ -28,7 +28,7 @@ class Encoder:
 
 def filled(folder, texts=WORDS, dtype="float16", **more):
     encoders = {"values": Encoder(6, 1), "clip": Encoder(4, 2), **more}
-    empty = datastore.open_store(folder, dtype=dtype, sentence_model="toy")
+    empty = datastore.open_datastore(folder, dtype=dtype, sentence_model="toy")
     return datastore.add(empty, texts, encoders, shard_rows=3), encoders
 
 
@@ -41,7 +41,7 @@ def test_rows_keys_and_values_stay_together(tmp_path, dtype):
         1,
     ]
     assert {x.dtype.name for x in store.column("values")} == {dtype}
-    rows = datastore.places(store, ["boat", "cat", "fox"])
+    rows = datastore.rows_of_prompts(store, ["boat", "cat", "fox"])
     for name, encoder in encoders.items():
         expected = l2_normalize(np.stack([encoder.of(t) for t in ("boat", "cat", "fox")]))
         np.testing.assert_allclose(
@@ -58,7 +58,7 @@ def test_what_is_there_is_not_encoded_again(tmp_path):
     assert (
         store.rows()["prompt"].to_list()
         == WORDS
-        == datastore.open_store(tmp_path).rows()["prompt"].to_list()
+        == datastore.open_datastore(tmp_path).rows()["prompt"].to_list()
     )
     assert filled(tmp_path)[1]["clip"].asked == []
 
@@ -79,7 +79,7 @@ def test_a_shard_that_was_not_finished_is_written_again(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         filled(tmp_path, clip=Dies(4, 2))
-    assert datastore.open_store(tmp_path).rows()["prompt"].to_list() == WORDS[:3]
+    assert datastore.open_datastore(tmp_path).rows()["prompt"].to_list() == WORDS[:3]
     store, encoders = filled(tmp_path)
     assert encoders["clip"].asked == WORDS[3:] and store.rows()["prompt"].to_list() == WORDS
 
@@ -99,14 +99,14 @@ def test_precomputed_shards_are_searched_where_they_lie(tmp_path):
         pairs.append(files)
     for _ in range(2):  # the second time nothing is added
         store = datastore.add_precomputed(store, pairs, clip="clip")
-    rows = datastore.precomputed_rows(store, pairs)
+    rows = datastore.precomputed_prompts(store, pairs)
     assert (
         len(store) == 27
         and rows["row"].to_list() == list(range(7, 27))
         and rows["prompt"].null_count() == 20
     )
     assert rows["id"].n_unique() == 20 and rows["id"][11] == "values1/00004/1"
-    chosen = datastore.Selection(
+    chosen = datastore.ColumnView(
         store.column("clip"), np.concatenate([[6, 0], rows["row"].to_numpy()])
     )
     queries = l2_normalize(keys[:3].astype(np.float32))
@@ -123,7 +123,7 @@ def test_a_selection_searches_its_rows_alone_in_its_own_order(tmp_path):
         draw.permutation(50)[:30],
     )
     seen = draw.random(30) < 0.6
-    found = datastore.Selection([x[:20], x[20:]], place).search(x[:9], 5, "faiss", seen=seen)
+    found = datastore.ColumnView([x[:20], x[20:]], place).search(x[:9], 5, "faiss", visible=seen)
     expected = knn.search(x[place], x[:9], 5, "faiss", rows=seen)
     np.testing.assert_array_equal(found[1], expected[1])
     np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
@@ -131,12 +131,12 @@ def test_a_selection_searches_its_rows_alone_in_its_own_order(tmp_path):
 
 def test_refuses(tmp_path):
     with pytest.raises(ValueError, match="dtype 'int8' is not one of"):
-        datastore.open_store(tmp_path, dtype="int8", sentence_model="toy")
+        datastore.open_datastore(tmp_path, dtype="int8", sentence_model="toy")
     with pytest.raises(FileNotFoundError):
-        datastore.open_store(tmp_path)
+        datastore.open_datastore(tmp_path)
     store, _ = filled(tmp_path / "store")
     with pytest.raises(ValueError, match="was begun with dtype float16, float32 is asked for"):
-        datastore.open_store(tmp_path / "store", dtype="float32", sentence_model="toy")
+        datastore.open_datastore(tmp_path / "store", dtype="float32", sentence_model="toy")
     with pytest.raises(ValueError, match=r"rows 0\.\.7 are not within the 7 of the store"):
         datastore.take(store.column("clip"), np.array([0, 7]))
     np.save(tmp_path / "k.npy", np.zeros((3, 4), np.float16))

@@ -209,7 +209,7 @@ def test_a_text_store_keeps_the_first_of_equal_prompts_across_batches(tmp_path):
         tmp_path / "store.parquet",
         min_words=3,
         max_characters=40,
-        known=pl.Series(["A B C"]),
+        exclude=pl.Series(["A B C"]),
         engine="polars",
     )
     store = pl.read_parquet(tmp_path / "store.parquet").sort("row")
@@ -219,7 +219,7 @@ def test_a_text_store_keeps_the_first_of_equal_prompts_across_batches(tmp_path):
         "empty": 2,
         "fewer than 3 words": 3,
         "more than 40 characters": 1,
-        "already known": 1,
+        "training prompt": 1,
         "kept": 1,
     }
     assert [f.name for f in tmp_path.iterdir()] == ["store.parquet"]

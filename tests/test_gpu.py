@@ -21,7 +21,7 @@ _constants = np.random.default_rng(0)
 
 
 def near_duplicates(n: int, dim: int, spread: float = 0.3) -> np.ndarray:
-    """Unit rows around a third as many centres, so that many pairs are near, and a few the same."""
+    """Unit rows around a third as many centers, so that many pairs are near, and a few the same."""
     rng = np.random.default_rng([n, dim])
     x = l2_normalize(
         (
@@ -66,18 +66,18 @@ def test_cuml_gives_what_faiss_gives(spread, k, store_rows, query_rows):
     assert (found[0][:20, 0] > 1 - 2e-6).all() and found[0].max() <= 1
 
 
-def test_shards_of_half_precision_rows_left_out_and_a_centre(tmp_path, rng):
+def test_shards_of_half_precision_rows_left_out_and_a_center(tmp_path, rng):
     half = near_duplicates(4000, 256).astype(np.float16)
     np.save(tmp_path / "shard.npy", half[:2500])
     shards, rows = (
         [np.load(tmp_path / "shard.npy", mmap_mode="r"), half[2500:]],
         rng.random(4000) < 0.5,
     )
-    centre, queries = l2_normalize(half.astype(np.float32)).mean(axis=0), near_duplicates(300, 256)
-    moved = l2_normalize(l2_normalize(half.astype(np.float32)) - centre)
-    found = knn.search(shards, queries, 30, "cuml", rows=rows, centre=centre, store_rows=600)
+    center, queries = l2_normalize(half.astype(np.float32)).mean(axis=0), near_duplicates(300, 256)
+    moved = l2_normalize(l2_normalize(half.astype(np.float32)) - center)
+    found = knn.search(shards, queries, 30, "cuml", rows=rows, center=center, store_rows=600)
     same_lists(
-        found, knn.search(shards, queries, 30, "faiss", rows=rows, centre=centre), queries, moved
+        found, knn.search(shards, queries, 30, "faiss", rows=rows, center=center), queries, moved
     )
     assert rows[found[1]].all()
 
@@ -174,12 +174,12 @@ def test_cudf_and_polars_write_the_same_text_store(tmp_path, rng):
         pl.DataFrame({"prompt": part}).with_columns(source=pl.lit("list"))
         for part in (odd + many[:3000], many[3000:] + odd)
     ]
-    limits = {"min_words": 3, "max_characters": 200, "known": pl.Series(["A cat  on a mat"])}
+    limits = {"min_words": 3, "max_characters": 200, "exclude": pl.Series(["A cat  on a mat"])}
     tallies = [
         text_pool.write_text_pool(batches, tmp_path / f"{engine}.parquet", engine=engine, **limits)
         for engine in ("cudf", "polars")
     ]
-    assert tallies[0] == tallies[1] and tallies[0]["already known"] > 0
+    assert tallies[0] == tallies[1] and tallies[0]["training prompt"] > 0
     assert pl.read_parquet(tmp_path / "cudf.parquet").equals(
         pl.read_parquet(tmp_path / "polars.parquet")
     )
@@ -243,7 +243,7 @@ def test_new_images_get_the_same_embeddings_and_prompts_on_a_gpu(tmp_path):
     )
     assert (
         same.mean() > 0.5 and close[same].min() > 0.999
-    )  # bf16 may exchange the last of two neighbours as near as each other
+    )  # bf16 may exchange the last of two neighbors as near as each other
     assert close.min() > 0.99 and all(
         first[0] in names for first, names in zip(on_gpu.prompts, on_cpu.prompts, strict=True)
     )

@@ -20,7 +20,7 @@ def random_rows(n, d=16, seed=0):
 
 
 def assert_same(found, expected, store, queries):
-    """The same similarities, and the same neighbours up to ties within 1e-6."""
+    """The same similarities, and the same neighbors up to ties within 1e-6."""
     np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
     own = np.einsum("qd,qkd->qk", queries, store[found[1]])
     np.testing.assert_allclose(own, expected[0], atol=2e-6)
@@ -88,14 +88,14 @@ def test_the_store_is_left_as_it_was_and_memory_maps_too(tmp_path):
     np.testing.assert_array_equal(slightly_long, kept)
 
 
-def test_centred_keys_equal_naive():
-    store, queries, centre = (
+def test_centered_keys_equal_naive():
+    store, queries, center = (
         random_rows(90),
         random_rows(5, seed=1),
         random_rows(1, seed=2)[0] * np.float32(0.3),
     )
-    similarity, index = knn.search(store, queries, 6, "faiss", centre=centre, store_rows=40)
-    exact = queries @ l2_normalize(store - centre).T
+    similarity, index = knn.search(store, queries, 6, "faiss", center=center, store_rows=40)
+    exact = queries @ l2_normalize(store - center).T
     np.testing.assert_array_equal(index, np.argsort(-exact, axis=1)[:, :6])
     np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :6], atol=1e-6)
 

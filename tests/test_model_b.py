@@ -7,29 +7,17 @@ import pytest
 from src import artifacts, paths
 from src.metrics import avg_cos, l2_normalize
 from src.model_b import datastore, explain, query_map
-from src.model_b.routes import (
-    TEXT_ONLY,
-    Library,
-    ModelB,
-    Route,
-    WeightedRoute,
-    allowed,
-    files,
-    fit_route,
-    heaviest,
-    load,
-    search_out_of_fold,
-    store_conflicts,
-    text_conflicts,
-    together,
-)
+from src.model_b.isolation import TEXT_ONLY, run_conflicts, text_conflicts, visible_rows
+from src.model_b.model import ModelB, WeightedRoute, files, fit_model, load, merge_routes
+from src.model_b.routes import Library, Route, fit_route, search_out_of_fold
 from src.model_b.weighting import (
     PRESETS,
     Weighting,
-    at_edge,
+    choices_at_edge,
     distance,
     fuse,
-    fuse_neighbours,
+    fuse_neighbors,
+    merge_weighted,
     tune,
     weights,
 )
@@ -78,7 +66,7 @@ def test_the_public_formula_on_a_hand_made_case():
     _, public = PRESETS["public"]
     similarity = np.array([[0.5, 0.4, 0.2]])
     np.testing.assert_allclose(public(similarity), [expected], rtol=1e-6)
-    fused = fuse_neighbours(
+    fused = fuse_neighbors(
         similarity, np.array([[0, 1, 2]]), np.stack([fox, owl, boat]).__getitem__, public, k=3
     )
     np.testing.assert_allclose(fused[0], expected / np.sqrt((expected**2).sum()), atol=1e-6)
@@ -92,9 +80,9 @@ def test_delta_inside_gives_an_exact_match_everything_and_outside_does_not():
     )
     _, paper = PRESETS["paper"]
     assert np.isinf(paper(similarity)[0, :2]).all()
-    fused = fuse_neighbours(similarity, index, values.__getitem__, paper, k=3)
+    fused = fuse_neighbors(similarity, index, values.__getitem__, paper, k=3)
     np.testing.assert_allclose(fused, [[np.sqrt(0.5), np.sqrt(0.5), 0]], atol=1e-7)
-    outside = fuse_neighbours(similarity, index, values.__getitem__, Weighting(), k=3)
+    outside = fuse_neighbors(similarity, index, values.__getitem__, Weighting(), k=3)
     assert 0 < outside[0, 2] < 1e-3
 
 
@@ -125,8 +113,8 @@ def test_the_paper_s_and_the_public_constants():
 
 def test_no_queries_have_no_predictions():
     none = np.empty((0, 4), np.float32), np.empty((0, 4), np.int64)
-    assert fuse_neighbours(*none, take, OUTSIDE, k=2).shape == (0, 6)
-    index, weight = heaviest([none[1]], [none[0]], 3)
+    assert fuse_neighbors(*none, take, OUTSIDE, k=2).shape == (0, 6)
+    index, weight = merge_weighted([none[1]], [none[0]], 3)
     assert index.shape == weight.shape == (0, 3)
 
 
@@ -143,7 +131,7 @@ def test_equation_5_by_hand():
 
 def test_coef_does_not_matter_after_unit_length():
     one, other = (
-        fuse_neighbours(*lists(5, 8), take, Weighting(dim=4, coef=coef), k=8) for coef in (1e-3, 50)
+        fuse_neighbors(*lists(5, 8), take, Weighting(dim=4, coef=coef), k=8) for coef in (1e-3, 50)
     )
     np.testing.assert_allclose(one, other, atol=1e-6)
 
@@ -159,7 +147,7 @@ def test_blocked_fusion_equals_naive(weighting, k):
     weight = weighting(similarity[:, :k])
     naive = l2_normalize(sum(weight[:, [j]] * VALUES[index[:, j]] for j in range(k)))
     np.testing.assert_allclose(
-        fuse_neighbours(similarity, index, take, weighting, k=k, rows=3), naive, atol=1e-6
+        fuse_neighbors(similarity, index, take, weighting, k=k, rows=3), naive, atol=1e-6
     )
 
 
@@ -176,15 +164,15 @@ def test_the_grid_scores_what_fusing_scores_and_a_fold_does_not_choose_for_itsel
     tuned = tune(similarity, index, take, truth, fold, k_grid=[8, 1, 4], weightings=weightings)
     by_name = {str(w): w for w in weightings}
     for k, name, score in tuned.grid.iter_rows():
-        predicted = fuse_neighbours(similarity, index, take, by_name[name], k=k)
+        predicted = fuse_neighbors(similarity, index, take, by_name[name], k=k)
         assert score == pytest.approx(avg_cos(truth, predicted), abs=1e-5)
     assert (tuned.k, str(tuned.weighting)) == tuned.grid.sort("avg_cos")[-1].select(
         "k", "weighting"
     ).row(0)
     assert tuned.choices.row(0) == (0, 8, "dim 0")
-    own = fuse_neighbours(similarity, index, take, Weighting(dim=0), k=8)
+    own = fuse_neighbors(similarity, index, take, Weighting(dim=0), k=8)
     np.testing.assert_allclose(tuned.prediction[fold == 0], own[fold == 0], atol=1e-6)
-    assert at_edge(tuned, [8, 1, 4], weightings)[0] == f"K = {tuned.k}"
+    assert choices_at_edge(tuned, [8, 1, 4], weightings)[0] == f"K = {tuned.k}"
 
 
 def test_a_grid_of_one_predicts_every_row_the_same_way():
@@ -194,24 +182,24 @@ def test_a_grid_of_one_predicts_every_row_the_same_way():
     assert (tuned.k, tuned.weighting) == (3, OUTSIDE) and tuned.choices.rows() == [
         (f, 3, "dim 4") for f in range(3)
     ]
-    expected = fuse_neighbours(similarity, index, take, OUTSIDE, k=3)
+    expected = fuse_neighbors(similarity, index, take, OUTSIDE, k=3)
     np.testing.assert_allclose(tuned.prediction, expected, atol=1e-6)
     np.testing.assert_allclose(tuned.final, expected, atol=1e-6)
-    assert at_edge(tuned, [3], [OUTSIDE]) == []
+    assert choices_at_edge(tuned, [3], [OUTSIDE]) == []
 
 
 def test_choices_at_the_end_of_their_grid_are_named():
     sharp, soft = Weighting(tau=0.1), Weighting(tau=0.3)
     grid = [Weighting(dim=2), Weighting(dim=4), Weighting(dim=6), sharp, Weighting(tau=0.2), soft]
     edges = [
-        at_edge(SimpleNamespace(k=k, weighting=w), [1, 5, 9], grid)
+        choices_at_edge(SimpleNamespace(k=k, weighting=w), [1, 5, 9], grid)
         for k, w in ((5, grid[1]), (9, grid[0]), (1, grid[2]), (5, sharp), (5, grid[4]), (5, soft))
     ]
     assert edges == [[], ["K = 9", "dim 2"], ["K = 1", "dim 6"], ["tau 0.1"], [], ["tau 0.3"]]
-    assert at_edge(SimpleNamespace(k=5, weighting=sharp), [5, 9], [*grid[:3], sharp]) == [
+    assert choices_at_edge(SimpleNamespace(k=5, weighting=sharp), [5, 9], [*grid[:3], sharp]) == [
         "K = 5"
     ], "one tau has no ends"
-    assert at_edge(SimpleNamespace(k=5, weighting=soft), [5], [sharp, soft]) == ["tau 0.3"]
+    assert choices_at_edge(SimpleNamespace(k=5, weighting=soft), [5], [sharp, soft]) == ["tau 0.3"]
 
 
 # --- what a query may see ---
@@ -229,8 +217,8 @@ def test_a_text_just_at_the_threshold_is_no_conflict():
 def test_a_fold_sees_neither_itself_nor_text_like_it():
     store_fold = np.array([0, 0, 1, TEXT_ONLY, TEXT_ONLY])
     conflicts = np.array([[0, 0], [0, 0], [0, 0], [1, 0], [0, 0]], bool)
-    assert allowed(store_fold, conflicts, 0).tolist() == [False, False, True, False, True]
-    assert allowed(store_fold, conflicts, 1).tolist() == [True, True, False, True, True]
+    assert visible_rows(store_fold, conflicts, 0).tolist() == [False, False, True, False, True]
+    assert visible_rows(store_fold, conflicts, 1).tolist() == [True, True, False, True, True]
 
 
 def library(n_train=30):
@@ -243,25 +231,25 @@ def library(n_train=30):
         keys[:n_train] + 0.3 * draw.standard_normal((n_train, 8)).astype(np.float32) + 1
     )
     return Library(
-        datastore.Selection(shards[0], place), datastore.Selection(shards[1], place), images
+        datastore.ColumnView(shards[0], place), datastore.ColumnView(shards[1], place), images
     ), keys
 
 
 def test_conflicts_of_the_store_equal_naive():
     found_library, _ = library(25)
     train, fold = VALUES[20:], np.arange(20) % 3
-    found = store_conflicts(found_library, train, fold, 0.5, rows=4)
+    found = run_conflicts(found_library.values, 25, train, fold, 0.5, rows=4)
     naive = np.array(
         [[(t @ train[fold == f].T).max() > 0.5 for f in range(3)] for t in VALUES[25:]]
     )
     assert not found[:25].any() and naive.any() and not naive.all()
     np.testing.assert_array_equal(found[25:], naive)
-    np.testing.assert_array_equal(store_conflicts(found_library, train, fold, 0.5), found)
+    np.testing.assert_array_equal(run_conflicts(found_library.values, 25, train, fold, 0.5), found)
 
 
 ROUTES = [
     Route("text"),
-    Route("mapped", linear=True, centre=True),
+    Route("mapped", linear=True, center=True),
     Route("hubs", hubs=0.5),
     Route("image", keys="image"),
 ]
@@ -273,7 +261,15 @@ def test_out_of_fold_search_finds_no_row_of_its_own_fold(route):
     fold = np.arange(30) % 3
     store_fold, conflicts = np.concatenate([fold, np.full(10, TEXT_ONLY)]), np.zeros((40, 3), bool)
     conflicts[35, 0] = True
-    _, index = search_out_of_fold(route, found_library, fold, np.arange(30), conflicts, 12, "faiss")
+    _, index = search_out_of_fold(
+        route,
+        found_library,
+        fold=fold,
+        group=np.arange(30),
+        conflicts=conflicts,
+        k=12,
+        engine="faiss",
+    )
     assert (store_fold[index] != fold[:, None]).all()
     assert 35 not in index[fold == 0] and (route.keys == "image" or 35 in index[fold == 1])
 
@@ -289,7 +285,7 @@ def test_a_route_learns_nothing_from_the_fold_that_it_is_scored_on():
     rows = np.flatnonzero(fold != 0)
     for route in ROUTES:
         before, after = (
-            fit_route(route, x, rows, np.arange(30)).bridge(one.images) for x in (one, changed)
+            fit_route(route, x, rows, np.arange(30)).query_map(one.images) for x in (one, changed)
         )
         np.testing.assert_array_equal(before, after)
 
@@ -298,7 +294,13 @@ def test_the_zero_shot_route_is_a_plain_search_by_text_keys():
     found_library, keys = library()
     fold, conflicts = np.arange(30) % 3, np.zeros((40, 3), bool)
     similarity, index = search_out_of_fold(
-        Route("text"), found_library, fold, fold, conflicts, 5, "faiss"
+        Route("text"),
+        found_library,
+        fold=fold,
+        group=fold,
+        conflicts=conflicts,
+        k=5,
+        engine="faiss",
     )
     exact = found_library.images @ keys.T
     exact[:, :30][fold[:, None] == fold] = -np.inf
@@ -306,37 +308,37 @@ def test_the_zero_shot_route_is_a_plain_search_by_text_keys():
     np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :5], atol=1e-6)
 
 
-def test_hubs_are_taken_off_a_route_s_similarities_once_it_is_centred():
+def test_hubs_are_taken_off_a_route_s_similarities_once_it_is_centered():
     found_library, keys = library()
-    seen, rows, images = np.arange(40) != 7, np.arange(20), found_library.images
-    fitted = fit_route(Route("both", centre=True, hubs=0.5), found_library, rows, np.arange(30))
-    centred, moved = (
+    visible, rows, images = np.arange(40) != 7, np.arange(20), found_library.images
+    fitted = fit_route(Route("both", center=True, hubs=0.5), found_library, rows, np.arange(30))
+    centered, moved = (
         l2_normalize(keys - keys[:20].mean(axis=0)),
         l2_normalize(images - images[:20].mean(axis=0)),
     )
-    exact = np.where(seen, moved @ centred.T, -1)
+    exact = np.where(visible, moved @ centered.T, -1)
     near = np.argsort(-exact, axis=1)[:, :6]
     changed = np.take_along_axis(
-        exact - 0.5 * (centred @ moved[:20].T).mean(axis=1), near, axis=1
+        exact - 0.5 * (centered @ moved[:20].T).mean(axis=1), near, axis=1
     )  # the bank has fewer than 50
-    similarity, index = fitted.search(found_library, images, 6, "faiss", seen=seen)
+    similarity, index = fitted.search(found_library, images, 6, "faiss", visible=visible)
     np.testing.assert_allclose(similarity, -np.sort(-changed, axis=1), atol=1e-5)
     np.testing.assert_array_equal(
         index, np.take_along_axis(near, np.argsort(-changed, axis=1), axis=1)
     )
-    assert fitted.search(found_library, images[:0], 6, "faiss", seen=seen)[1].shape == (0, 6)
+    assert fitted.search(found_library, images[:0], 6, "faiss", visible=visible)[1].shape == (0, 6)
     whole, by_parts = (
         fitted._hubness(found_library, np.arange(40), "faiss", rows=n) for n in (100, 7)
     )
     np.testing.assert_allclose(by_parts, whole, atol=1e-6)
 
 
-def test_the_nearest_allowed_prompt_by_hand():
+def test_the_nearest_visible_prompt_by_hand():
     found_library, _ = library()
     truth, fold = l2_normalize(VALUES[:9] + 0.1), np.arange(9) % 2
-    seen = {0: np.arange(40) > 5, 1: np.arange(40) < 30}
-    cosine, row = explain.nearest_allowed(truth, found_library.values, fold, seen)
-    exact = np.where(np.stack([seen[f] for f in fold]), truth @ VALUES.T, -1)
+    visible = {0: np.arange(40) > 5, 1: np.arange(40) < 30}
+    cosine, row = explain.nearest_visible(truth, found_library.values, fold, visible)
+    exact = np.where(np.stack([visible[f] for f in fold]), truth @ VALUES.T, -1)
     np.testing.assert_array_equal(row, exact.argmax(axis=1))
     np.testing.assert_allclose(cosine, exact.max(axis=1), atol=1e-6)
 
@@ -345,12 +347,14 @@ def test_the_nearest_allowed_prompt_by_hand():
 
 
 def test_one_list_is_as_long_as_the_shortest_and_equals_stand_by_index():
-    index, weight = heaviest(
+    index, weight = merge_weighted(
         [np.array([[3, 1, 5], [9, 2, 4]])], [np.array([[0.2, 0.2, 0.6], [0.5, 0.3, 0.2]])], 2
     )
     assert index.tolist() == [[5, 1], [9, 2]] and weight.tolist() == [[0.6, 0.2], [0.5, 0.3]]
     twice = [np.array([[3, 1], [9, 2]]), np.array([[1, 3], [2, 4]])]
-    index, weight = heaviest(twice, [np.array([[0.4, 0.1]] * 2), np.array([[0.2, 0.3]] * 2)], 9)
+    index, weight = merge_weighted(
+        twice, [np.array([[0.4, 0.1]] * 2), np.array([[0.2, 0.3]] * 2)], 9
+    )
     assert index.tolist() == [[3, 1], [9, 2]], "the first row has two prompts, so both have two"
     np.testing.assert_allclose(weight, [[0.7, 0.3], [0.4, 0.3]])
 
@@ -361,7 +365,7 @@ def test_routes_together_weigh_by_their_shares():
         (np.array([[0.7, 0.6]]), np.array([[2, 6]])),
     ]
     tuned = [SimpleNamespace(k=2, weighting=Weighting(tau=0.1))] * 2
-    index, weight = together(lists, tuned, [0.75, 0.25], 9)
+    index, weight = merge_routes(lists, tuned, [0.75, 0.25], 9)
     first, second = 1 / (1 + np.exp(-4)), 1 / (1 + np.exp(-1))
     assert index.tolist() == [[4, 2, 6]], "prompt 8 is beyond K"
     np.testing.assert_allclose(
@@ -370,7 +374,7 @@ def test_routes_together_weigh_by_their_shares():
 
 
 def test_lists_of_routes_as_one_by_hand():
-    index, weight = heaviest(
+    index, weight = merge_weighted(
         [np.array([[3, 1]]), np.array([[1, 7]])],
         [np.array([[0.4, 0.2]]), np.array([[0.3, 0.1]])],
         9,
@@ -387,17 +391,22 @@ def test_what_is_stored_predicts_what_was_stored(tmp_path):
         "values": lambda t: VALUES[[number[x] for x in t]],
         "clip": lambda t: keys[[number[x] for x in t]],
     }
-    empty = datastore.open_store(
+    empty = datastore.open_datastore(
         tmp_path / paths.STORE_SHARDS, dtype="float16", sentence_model="toy"
     )
     disk = datastore.add(empty, texts[::-1], encoders, shard_rows=15)
     store = pl.DataFrame(
-        {"id": texts, "prompt": texts, "source": "toy", "row": datastore.places(disk, texts)}
+        {
+            "id": texts,
+            "prompt": texts,
+            "source": "toy",
+            "row": datastore.rows_of_prompts(disk, texts),
+        }
     )
     place, images = store["row"].to_numpy(), l2_normalize(keys[:30] + 0.5)
     lib = Library(
-        datastore.Selection(disk.column("clip"), place),
-        datastore.Selection(disk.column("values"), place),
+        datastore.ColumnView(disk.column("clip"), place),
+        datastore.ColumnView(disk.column("values"), place),
         images,
     )
     shares, rows, group = (0.3, 0.4, 0.2, 0.1), np.arange(30), np.arange(30)
@@ -420,9 +429,11 @@ def test_what_is_stored_predicts_what_was_stored(tmp_path):
         similar[:, :8], np.take_along_axis(queries @ keys.T, index, axis=1), atol=1e-3
     )
     assert (np.diff(weight, axis=1) <= 0).all() and (weight.sum(axis=1) <= 1 + 1e-6).all()
-    table = explain.neighbours(["a", "b", "c", "d", "e"], model.store, similarity, index, weight)
+    table = explain.neighbor_table(
+        ["a", "b", "c", "d", "e"], model.prompts, similarity, index, weight
+    )
     assert (
-        table.columns == ["query", "rank", "neighbour", "prompt", "similarity", "weight"]
+        table.columns == ["query", "rank", "neighbor", "prompt", "similarity", "weight"]
         and len(table) == 40
     )
     assert table.row(9) == (
@@ -441,7 +452,7 @@ def test_what_is_stored_predicts_what_was_stored(tmp_path):
     assert files(tmp_path) == [tmp_path / name for name in wanted]
     choice = artifacts.load_json(tmp_path / paths.CHOICE_B)
     assert choice["avg_cos"] == 0.5 and [part["share"] for part in choice["parts"]] == list(shares)
-    assert choice["parts"][1]["penalty"] == fitted[1].bridge.penalty is not None
+    assert choice["parts"][1]["penalty"] == fitted[1].query_map.penalty is not None
     with pytest.raises(FileNotFoundError, match="run ./run_all.sh --only 03 first"):
         load(tmp_path / "none")
 
@@ -465,8 +476,8 @@ def test_a_second_clip_is_asked_for_and_looks_up_in_its_own_store():
     np.testing.assert_allclose(
         prediction, l2_normalize(0.75 * alone[0] + 0.25 * alone[1]), atol=1e-6
     )
-    naive = fitted[1].search(second, queries["other"], 4, "faiss", seen=np.ones(40, bool))
-    np.testing.assert_allclose(alone[1], fuse_neighbours(*naive, take, soft, k=4), atol=1e-6)
+    naive = fitted[1].search(second, queries["other"], 4, "faiss", visible=np.ones(40, bool))
+    np.testing.assert_allclose(alone[1], fuse_neighbors(*naive, take, soft, k=4), atol=1e-6)
     np.testing.assert_allclose(
         similarity, np.take_along_axis(queries["clip"] @ keys.T, index, axis=1), atol=1e-6
     )
@@ -477,7 +488,7 @@ def test_a_second_clip_is_asked_for_and_looks_up_in_its_own_store():
 def test_shards_that_lie_elsewhere_are_no_files_of_the_output(tmp_path):
     np.save(tmp_path / "keys.npy", VALUES)
     np.save(tmp_path / "values.npy", VALUES)
-    empty = datastore.open_store(
+    empty = datastore.open_datastore(
         tmp_path / "output" / paths.STORE_SHARDS, dtype="float32", sentence_model="toy"
     )
     datastore.add_precomputed(
@@ -493,15 +504,15 @@ def test_shards_that_lie_elsewhere_are_no_files_of_the_output(tmp_path):
 def test_each_failure_is_told_in_a_sentence():
     index = np.array([[0, 1, 2], [9, 1, 8], [9, 8, 2], [9, 8, 7]])
     best_value = np.array([0.2, 0.9, 0.9, 0.9], np.float32)
-    said = explain.reasons(
-        (np.zeros((4, 3)), index), take, VALUES[:4], best_value, np.arange(4), range(4), near=2
+    said = explain.failure_reasons(
+        index, take, VALUES[:4], (best_value, np.arange(4)), range(4), near=2
     )
     reach = VALUES[:4] @ VALUES[9]
     assert said == [
-        "nothing near in the store: the nearest allowed prompt (0.20) is far, 0.90 is usual",
-        "outvoted: the nearest allowed prompt (0.90) is number 2, the others pull away",
-        f"ranked low: the nearest allowed prompt (0.90) is number 3, the first has {reach[2]:.2f}",
-        f"ranked low: the nearest allowed prompt (0.90) is not among the first 3, the first has {reach[3]:.2f}",
+        "nothing near in the store: the nearest visible prompt (0.20) is far, 0.90 is usual",
+        "outvoted: the nearest visible prompt (0.90) is number 2, the others pull away",
+        f"ranked low: the nearest visible prompt (0.90) is number 3, the first has {reach[2]:.2f}",
+        f"ranked low: the nearest visible prompt (0.90) is not among the first 3, the first has {reach[3]:.2f}",
     ]
 
 
@@ -509,17 +520,16 @@ def test_a_hub_is_first_for_more_than_five_times_as_many_as_is_usual():
     def said(copies: int, best: int) -> str:
         index = np.concatenate([np.tile([9, 8], (copies, 1)), 10 + np.arange(20).reshape(10, 2)])
         n = len(index)
-        return explain.reasons(
-            (None, index),
+        return explain.failure_reasons(
+            index,
             take,
             VALUES[np.zeros(n, int)],
-            np.full(n, 0.9),
-            np.full(n, best),
+            (np.full(n, 0.9), np.full(n, best)),
             [0],
             near=1,
         )[0]
 
-    assert said(6, 7) == "a hub: the first neighbour is among the first 1 of 6 queries, 1 is usual"
+    assert said(6, 7) == "a hub: the first neighbor is among the first 1 of 6 queries, 1 is usual"
     assert said(5, 7).startswith("ranked low") and said(6, 9).startswith("outvoted")
 
 
@@ -527,54 +537,43 @@ def test_each_failure_has_its_reason():
     truth = VALUES[:4]
     index = np.array([[0, 1, 2], [9, 1, 8], [9, 8, 2], [9, 8, 7]])
     best_value, best_row = np.array([0.2, 0.9, 0.9, 0.9], np.float32), np.array([0, 1, 2, 3])
-    said = explain.reasons(
-        (np.zeros((4, 3)), index), take, truth, best_value, best_row, [0, 1, 3], near=2
-    )
+    said = explain.failure_reasons(index, take, truth, (best_value, best_row), [0, 1, 3], near=2)
     assert (
         said[0].startswith("nothing near in the store")
         and said[1].startswith("outvoted")
         and said[2].startswith("ranked low")
     )
     many = np.concatenate([np.tile([9, 8, 7], (40, 1)), 10 + np.arange(30).reshape(10, 3)])
-    alike = VALUES[np.zeros(50, int)], np.full(50, 0.9), np.full(50, 7)
-    said = explain.reasons((np.zeros((50, 3)), many), take, *alike, [0], near=1)
-    assert said[0].startswith("a hub: the first neighbour is among the first 1 of 40 queries")
+    alike = VALUES[np.zeros(50, int)], (np.full(50, 0.9), np.full(50, 7))
+    said = explain.failure_reasons(many, take, *alike, [0], near=1)
+    assert said[0].startswith("a hub: the first neighbor is among the first 1 of 40 queries")
 
 
 # --- from images to prompts ---
 
 
-def test_a_linear_map_and_centres_bring_images_to_their_prompts():
+def test_a_linear_map_and_centers_bring_images_to_their_prompts():
     draw = np.random.default_rng(7)
     texts = l2_normalize(draw.standard_normal((400, 8)).astype(np.float32) + 0.5)
     images = l2_normalize(texts @ draw.standard_normal((8, 8)).astype(np.float32) + 0.3)
-    learnt = query_map.learn(images[:300], texts[:300], np.arange(300), linear=True, centre=True)
+    learnt = query_map.learn(images[:300], texts[:300], np.arange(300), linear=True, center=True)
     moved = learnt(images[300:])
     assert (
-        avg_cos(l2_normalize(texts[300:] - learnt.key_centre), moved)
+        avg_cos(l2_normalize(texts[300:] - learnt.key_center), moved)
         > 0.9
         > avg_cos(texts[300:], images[300:])
     )
-    centred = query_map.learn(images, texts, np.arange(400), linear=False, centre=True)
+    centered = query_map.learn(images, texts, np.arange(400), linear=False, center=True)
     np.testing.assert_allclose(
-        centred(images), l2_normalize(images - images.mean(axis=0)), atol=1e-6
+        centered(images), l2_normalize(images - images.mean(axis=0)), atol=1e-6
     )
     np.testing.assert_allclose(query_map.QueryMap()(images), images, atol=1e-6)
 
 
-def test_hubs_and_a_second_clip_reorder_the_same_candidates():
+def test_hubness_is_the_mean_similarity_to_the_nearest_images():
     bank = l2_normalize(np.array([[1, 0.1], [1, -0.1], [0, 1]], np.float32))
     hub = query_map.hubness(np.array([[1, 0], [0, 1]], np.float32), bank, "faiss", depth=2)
     np.testing.assert_allclose(hub, [bank[0, 0], (bank[2, 1] + bank[0, 1]) / 2], atol=1e-6)
-    similarity, index = np.array([[0.9, 0.8, 0.7]], np.float32), np.array([[4, 2, 6]])
-    found = query_map.reorder(similarity, index, np.array([[-0.3, 0, 0]]))
-    assert found[1].tolist() == [[2, 6, 4]] and found[0][0] == pytest.approx([0.8, 0.7, 0.6])
-    assert query_map.rerank(similarity, index, np.array([[0.1, 0.2, 0.3]]), 0.0)[1].tolist() == [
-        [4, 2, 6]
-    ]
-    assert query_map.rerank(similarity, index, np.array([[0.1, 0.2, 0.3]]), 1.0)[1].tolist() == [
-        [6, 2, 4]
-    ]
 
 
 @pytest.mark.parametrize(
@@ -602,33 +601,38 @@ def test_hubs_and_a_second_clip_reorder_the_same_candidates():
             r"do not fit values of shape \(2, 4\)",
         ),
         (
-            lambda: fuse_neighbours(*lists(3, 4), take, OUTSIDE, k=5),
+            lambda: fuse_neighbors(*lists(3, 4), take, OUTSIDE, k=5),
             "k = 5 is not within 1..4",
         ),
         (
-            lambda: fuse_neighbours(*lists(3, 4), take, OUTSIDE, k=0),
+            lambda: fuse_neighbors(*lists(3, 4), take, OUTSIDE, k=0),
             "k = 0 is not within 1..4",
         ),
         (
-            lambda: fuse_neighbours(np.ones((3, 4)), np.ones((3, 5)), take, OUTSIDE, k=1),
+            lambda: fuse_neighbors(np.ones((3, 4)), np.ones((3, 5)), take, OUTSIDE, k=1),
             r"\(3, 4\), index \(3, 5\)",
         ),
         (
-            lambda: fuse_neighbours(np.ones(3), np.ones(3), take, OUTSIDE, k=1),
+            lambda: fuse_neighbors(np.ones(3), np.ones(3), take, OUTSIDE, k=1),
             r"both must be \(q, K\)",
         ),
         (
-            lambda: allowed(np.zeros(3), np.zeros((4, 2), bool), 0),
+            lambda: visible_rows(np.zeros(3), np.zeros((4, 2), bool), 0),
             r"3 store rows, conflicts of shape \(4, 2\)",
         ),
-        (lambda: allowed(np.zeros(3), np.zeros((3, 2), bool), 2), "fold 2"),
-        (lambda: allowed(np.zeros(3), np.zeros((3, 2), bool), -1), "fold -1"),
+        (lambda: visible_rows(np.zeros(3), np.zeros((3, 2), bool), 2), "fold 2"),
+        (lambda: visible_rows(np.zeros(3), np.zeros((3, 2), bool), -1), "fold -1"),
         (
             lambda: text_conflicts(VALUES, VALUES, np.zeros(3, int), 0.7),
             "3 folds for 40 training rows",
         ),
         (lambda: Route("odd", keys="sound"), "route odd: keys 'sound' is not one of"),
-        (lambda: query_map.rerank(*lists(3, 4), np.ones((3, 4)), 2), "share = 2 is not within"),
+        (lambda: Route.from_dict({"name": "x", "centre": True}), "route x: centre was renamed"),
+        (lambda: Route.from_dict({"name": "x", "key": "text"}), r"route x: unknown \['key'\]"),
+        (
+            lambda: Route.from_parameters({"name": "x", "clip": 3}, ["one", "two"]),
+            "names a clip that is not there",
+        ),
     ],
 )
 def test_refuses(call, message):
@@ -645,8 +649,8 @@ def test_refuses_one_fold_and_a_store_too_small():
         search_out_of_fold(
             Route("text"),
             library()[0],
-            np.arange(30) % 3,
-            np.arange(30),
-            np.zeros((40, 3), bool),
-            35,
+            fold=np.arange(30) % 3,
+            group=np.arange(30),
+            conflicts=np.zeros((40, 3), bool),
+            k=35,
         )

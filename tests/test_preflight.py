@@ -123,7 +123,7 @@ FAULTS = [
         "routes: route x: keys 'sound' is not one of",
     ),
     ("03_cuml_knn_model_b", "routes", [], "routes: none is given; the paper's is [{name: text}]"),
-    ("03_cuml_knn_model_b", "routes", [{"nam": "x"}], "routes: TypeError: "),
+    ("03_cuml_knn_model_b", "routes", [{"nam": "x"}], "routes: route None: unknown ['nam']"),
     (
         "03_cuml_knn_model_b",
         "routes",

@@ -1,83 +1,110 @@
-"""Neighbors as tables for people: which prompts, how similar, with what weight and why."""
+"""Neighbors as tables and sentences for people: which prompts, how similar, with what weight and why."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 
-from src.model_b.datastore import Selection
-from src.model_b.weighting import Neighbors, ValueLookup
+from src.knn import Neighbors
+from src.model_b.datastore import ColumnView
+from src.model_b.weighting import ValueLookup
 
-# --- words ---
+FAR = 0.05  # the nearest visible prompt is far when its cosine is this much below the median
+HUB_FACTOR = 5  # a hub is listed for this many times as many queries as the median prompt
 
 
-def neighbours(
+def neighbor_table(
     queries: Sequence[str],
-    store: pl.DataFrame,
+    prompts: pl.DataFrame,
     similarity: np.ndarray,
     index: np.ndarray,
     weight: np.ndarray,
 ) -> pl.DataFrame:
-    """Lists as a table `query, rank, neighbour, prompt, similarity, weight`; rank from 0."""
-    flat, k = index.ravel(), index.shape[1]
+    """Lists as a table `query, rank, neighbor, prompt, similarity, weight`; rank from 0."""
+    k = index.shape[1]
+    flat_index = index.ravel()
     return pl.DataFrame(
         {
             "query": np.repeat(np.asarray(queries, dtype=object), k).tolist(),
             "rank": np.tile(np.arange(k), len(index)),
-            "neighbour": store["id"].gather(flat),
-            "prompt": store["prompt"].gather(flat),
+            "neighbor": prompts["id"].gather(flat_index),
+            "prompt": prompts["prompt"].gather(flat_index),
             "similarity": similarity.ravel(),
             "weight": weight.ravel(),
         }
     )
 
 
-def nearest_allowed(
+def spread_by_score(score: np.ndarray, count: int) -> np.ndarray:
+    """(count,) int64: rows at equal steps of rank from the worst score to the best, the very ends left out."""
+    ranks = np.linspace(0, len(score) - 1, count + 2).round().astype(int)[1:-1]
+    return np.argsort(score)[ranks]
+
+
+def nearest_visible(
     truth: np.ndarray,
-    values: Selection,
+    values: ColumnView,
     fold: np.ndarray,
-    seen: dict[int, np.ndarray],
+    visible: dict[int, np.ndarray],
     engine: str = "auto",
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each query the allowed prompt that is nearest to its truth: cosine (q,) float32 and row (q,) int64 of the store."""
-    cosine, row = np.empty(len(truth), np.float32), np.empty(len(truth), np.int64)
-    for f, mask in seen.items():
-        similarity, index = values.search(truth[fold == f], 1, engine, seen=mask)
-        cosine[fold == f], row[fold == f] = similarity[:, 0], index[:, 0]
+) -> Neighbors:
+    """For each query the visible prompt nearest to its truth: cosine (q,) float32 and row (q,) int64 of the run."""
+    cosine = np.empty(len(truth), np.float32)
+    row = np.empty(len(truth), np.int64)
+    for f, visible_rows in visible.items():
+        in_fold = fold == f
+        similarity, index = values.search(truth[in_fold], 1, engine, visible=visible_rows)
+        cosine[in_fold] = similarity[:, 0]
+        row[in_fold] = index[:, 0]
     return cosine, row
 
 
-def reasons(
-    lists: Neighbors,
-    take: ValueLookup,
+def failure_reasons(
+    index: np.ndarray,
+    lookup: ValueLookup,
     truth: np.ndarray,
-    best_value: np.ndarray,
-    best_row: np.ndarray,
-    rows: Sequence[int],
+    best: Neighbors,
+    queries: Sequence[int],
     *,
     near: int = 10,
 ) -> list[str]:
-    """A sentence on why each of the queries `rows` went wrong, from its list of neighbours.
+    """A sentence on why each of `queries` went wrong, from its list of neighbors `index` (q, K).
 
-    `best_row`, `best_value` (q,): see `nearest_allowed`. In order: the store holds nothing near the truth; the first neighbour
-    is a hub; what is near is ranked low; or it is outvoted.
+    `best` is `nearest_visible`'s answer. In order: the datastore holds nothing near the truth; the first neighbor is a hub;
+    what is near is ranked low; or it is outvoted.
     """
-    index, typical = lists[1], float(np.median(best_value))
-    counts = np.bincount(index[:, :near].ravel(), minlength=int(best_row.max()) + 1)
-    usual, said = np.median(counts[counts > 0]), []
-    for r in rows:
-        rank = np.flatnonzero(index[r] == best_row[r])
-        place = f"number {rank[0] + 1}" if len(rank) else f"not among the first {index.shape[1]}"
-        first, best = index[r, 0], f"the nearest allowed prompt ({best_value[r]:.2f})"
-        if best_value[r] < typical - 0.05:
-            said.append(f"nothing near in the store: {best} is far, {typical:.2f} is usual")
-        elif counts[first] > 5 * usual and first != best_row[r]:
-            said.append(
-                f"a hub: the first neighbour is among the first {near} of {counts[first]} queries, {usual:.0f} is usual"
+    best_cosine, best_row = best
+    median_cosine = float(np.median(best_cosine))
+
+    # in how many lists each prompt stands among the first `near`
+    list_counts = np.bincount(index[:, :near].ravel(), minlength=int(best_row.max()) + 1)
+    median_count = np.median(list_counts[list_counts > 0])
+
+    reasons = []
+    for q in queries:
+        first = index[q, 0]
+        ranks = np.flatnonzero(index[q] == best_row[q])
+        rank = int(ranks[0]) if len(ranks) else None
+        nearest = f"the nearest visible prompt ({best_cosine[q]:.2f})"
+        place = f"number {rank + 1}" if len(ranks) else f"not among the first {index.shape[1]}"
+
+        if best_cosine[q] < median_cosine - FAR:
+            reason = f"nothing near in the store: {nearest} is far, {median_cosine:.2f} is usual"
+        elif list_counts[first] > HUB_FACTOR * median_count and first != best_row[q]:
+            reason = (
+                f"a hub: the first neighbor is among the first {near} of {list_counts[first]} "
+                f"queries, {median_count:.0f} is usual"
             )
-        elif not len(rank) or rank[0] >= near:
-            reached = float(take(index[r, :1])[0] @ truth[r])
-            said.append(f"ranked low: {best} is {place}, the first has {reached:.2f}")
+        elif rank is None or rank >= near:
+            first_cosine = float(lookup(index[q, :1])[0] @ truth[q])
+            reason = f"ranked low: {nearest} is {place}, the first has {first_cosine:.2f}"
         else:
-            said.append(f"outvoted: {best} is {place}, the others pull away")
-    return said
+            reason = f"outvoted: {nearest} is {place}, the others pull away"
+        reasons.append(reason)
+    return reasons
+
+
+def reason_counts(reasons: Sequence[str]) -> dict[str, int]:
+    """How often each kind of reason of `failure_reasons` is given, the most frequent first."""
+    kinds = pl.Series([reason.split(":")[0] for reason in reasons])
+    return dict(kinds.value_counts(sort=True).iter_rows())

@@ -11,10 +11,8 @@ import polars as pl
 from src.artifacts import atomic
 from src.data.normalize import normalize_prompts
 
-BUCKETS = 64  # files that a text store is divided into while it is made distinct: one of them is in memory at a time
-
-
-# --- text at tens of millions of prompts ---
+BUCKETS = 64  # files that the prompts are divided into; one at a time is made distinct in memory
+SCHEMA = {"row": pl.Int64, "prompt": pl.String, "source": pl.String}
 
 
 def frame_engine(engine: str = "auto") -> str:
@@ -27,33 +25,29 @@ def frame_engine(engine: str = "auto") -> str:
         usable = cupy.cuda.is_available()
     except ImportError:
         usable = False
+
     if engine == "cudf" and not usable:
         raise ValueError("engine: cudf was asked for, but no GPU is usable; use auto or polars")
     return "cudf" if usable and engine != "polars" else "polars"
 
 
 def judge_prompts(batch, *, min_words: int, max_characters: int):
-    """A table `prompt, ...` (polars or cuDF) with its normalised `text` and the `reason` to drop a row, by the row alone."""
+    """A table `prompt, ...` (polars or cuDF) with its normalized `text`, and the `reason` to drop a row, by the row alone."""
     frame = nw.from_native(batch, eager_only=True)
-    frame = frame.with_columns(
-        nw.from_native(normalize_prompts(frame["prompt"].to_native()), series_only=True).alias(
-            "text"
-        )
-    )
-    words = (
-        nw.col("text").str.len_chars()
-        - nw.col("text").str.replace_all(" ", "", literal=True).str.len_chars()
-        + 1
-    )
-    reason = nw.when(nw.col("text").str.len_chars() > max_characters).then(
-        nw.lit(f"more than {max_characters} characters")
-    )
-    reason = (
-        nw.when(words < min_words).then(nw.lit(f"fewer than {min_words} words")).otherwise(reason)
-    )
-    return frame.with_columns(
-        nw.when(nw.col("text") == "").then(nw.lit("empty")).otherwise(reason).alias("reason")
-    ).to_native()
+    text = nw.from_native(normalize_prompts(frame["prompt"].to_native()), series_only=True)
+    frame = frame.with_columns(text.alias("text"))
+
+    # a normalized text has single spaces, so words are spaces plus one
+    length = nw.col("text").str.len_chars()
+    length_without_spaces = nw.col("text").str.replace_all(" ", "", literal=True).str.len_chars()
+    words = length - length_without_spaces + 1
+
+    too_long = nw.lit(f"more than {max_characters} characters")
+    too_short = nw.lit(f"fewer than {min_words} words")
+    reason = nw.when(length > max_characters).then(too_long)
+    reason = nw.when(words < min_words).then(too_short).otherwise(reason)
+    reason = nw.when(nw.col("text") == "").then(nw.lit("empty")).otherwise(reason)
+    return frame.with_columns(reason.alias("reason")).to_native()
 
 
 def write_text_pool(
@@ -62,77 +56,84 @@ def write_text_pool(
     *,
     min_words: int = 3,
     max_characters: int = 2000,
-    known: pl.Series | None = None,
+    exclude: pl.Series | None = None,
     engine: str = "auto",
 ) -> Counter:
-    """Write the distinct usable prompts of `batches` (prompt, source) to a Parquet `file` (row, prompt, source); the tally.
+    """Write the distinct usable prompts of `batches` (prompt, source) to a Parquet `file` (row, prompt, source).
 
-    Of prompts that are equal when normalised the first stays, and none that equals a `known` one. Exact, in the memory of a
-    batch and of one of 64 parts that the prompts are divided into on disk; rows are in the order of the parts. The tally
-    counts rows by reason, and those `kept`.
+    Of prompts that are equal when normalized the first stays, and none that equals one of `exclude`. Exact, in the memory of
+    a batch and of one of 64 parts that the prompts are divided into on disk; rows are in the order of the parts. Returns the
+    number of rows by reason, and of those `kept`.
     """
-    tally, engine = Counter(), frame_engine(engine)
-    known = normalize_prompts(known).unique() if known is not None else pl.Series(dtype=pl.String)
+    engine = frame_engine(engine)
+    excluded = pl.Series(dtype=pl.String) if exclude is None else normalize_prompts(exclude).unique()
+    limits = {"min_words": min_words, "max_characters": max_characters}
+
+    reason_counts = Counter()
     file.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=file.parent) as folder:
-        tally.update(
-            _divide(
-                batches, Path(folder), engine, min_words=min_words, max_characters=max_characters
-            )
-        )
+        reason_counts.update(_partition_usable(batches, Path(folder), engine, **limits))
         with atomic(file) as temporary:
-            tally.update(_distinct(Path(folder), temporary, known))
-    return tally
+            reason_counts.update(_write_distinct(Path(folder), temporary, excluded))
+    return reason_counts
 
 
-def _divide(batches: Iterable[pl.DataFrame], folder: Path, engine: str, **limits: int) -> Counter:
+def _partition_usable(
+    batches: Iterable[pl.DataFrame], folder: Path, engine: str, **limits: int
+) -> Counter:
     """Apply the rules batch by batch, and append what stays to the part that its text's hash names."""
     import pyarrow.parquet as pq
 
-    tally, writers, rows = Counter(), {}, 0
+    reason_counts = Counter()
+    writers = {}
+    rows_read = 0
     for batch in batches:
-        numbered = batch.select("prompt", "source").with_row_index("row", offset=rows)
-        rows += len(batch)
-        if engine == "cudf":
-            import cudf
+        numbered = batch.select("prompt", "source").with_row_index("row", offset=rows_read)
+        rows_read += len(batch)
+        judged = _judge_on(engine, numbered, **limits)
+        dropped = judged.drop_nulls("reason").group_by("reason").len()
+        reason_counts.update(dict(dropped.rows()))
 
-            seen = pl.from_arrow(
-                judge_prompts(cudf.DataFrame.from_arrow(numbered.to_arrow()), **limits).to_arrow()
-            )
-        else:
-            seen = judge_prompts(numbered, **limits)
-        tally.update(dict(seen.drop_nulls("reason").group_by("reason").len().rows()))
-        usable = (
-            seen.filter(pl.col("reason").is_null())
-            .drop("reason")
-            .with_columns(pl.col("row").cast(pl.Int64))
+        usable = judged.filter(pl.col("reason").is_null()).select(
+            pl.col("row").cast(pl.Int64),
+            "prompt",
+            "source",
+            "text",
+            part=(pl.col("text").hash() % BUCKETS).cast(pl.Int64),
         )
-        usable = usable.with_columns(part=(pl.col("text").hash() % BUCKETS).cast(pl.Int64))
-        for (part,), piece in usable.partition_by("part", as_dict=True, include_key=False).items():
-            table = piece.to_arrow()
+        for (part,), rows in usable.partition_by("part", as_dict=True, include_key=False).items():
+            table = rows.to_arrow()
             if part not in writers:
                 writers[part] = pq.ParquetWriter(folder / f"{part:03}.parquet", table.schema)
             writers[part].write_table(table)
+
     for writer in writers.values():
         writer.close()
-    return tally
+    return reason_counts
 
 
-def _distinct(folder: Path, file: Path, known: pl.Series) -> Counter:
+def _judge_on(engine: str, batch: pl.DataFrame, **limits: int) -> pl.DataFrame:
+    if engine == "cudf":
+        import cudf
+
+        judged = judge_prompts(cudf.DataFrame.from_arrow(batch.to_arrow()), **limits)
+        return pl.from_arrow(judged.to_arrow())
+    return judge_prompts(batch, **limits)
+
+
+def _write_distinct(folder: Path, file: Path, excluded: pl.Series) -> Counter:
+    """Write the first of each text of the parts in `folder` to `file`, without those `excluded`."""
     import pyarrow.parquet as pq
 
-    tally, schema = Counter(), {"row": pl.Int64, "prompt": pl.String, "source": pl.String}
-    with pq.ParquetWriter(file, pl.DataFrame(schema=schema).to_arrow().schema) as writer:
+    reason_counts = Counter()
+    with pq.ParquetWriter(file, pl.DataFrame(schema=SCHEMA).to_arrow().schema) as writer:
         for part in sorted(folder.glob("*.parquet")):
-            frame = pl.read_parquet(part)
-            once = frame.unique("text", keep="first", maintain_order=True)
-            fresh = once.filter(~pl.col("text").is_in(known.implode()))
-            tally.update(
-                {
-                    "exact duplicate": len(frame) - len(once),
-                    "already known": len(once) - len(fresh),
-                    "kept": len(fresh),
-                }
-            )
-            writer.write_table(fresh.select(*schema).cast(schema).to_arrow())
-    return tally
+            usable = pl.read_parquet(part)
+            distinct = usable.unique("text", keep="first", maintain_order=True)
+            kept = distinct.filter(~pl.col("text").is_in(excluded.implode()))
+            writer.write_table(kept.select(*SCHEMA).cast(SCHEMA).to_arrow())
+
+            reason_counts["exact duplicate"] += len(usable) - len(distinct)
+            reason_counts["training prompt"] += len(distinct) - len(kept)
+            reason_counts["kept"] += len(kept)
+    return reason_counts

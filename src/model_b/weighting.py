@@ -7,52 +7,49 @@ from itertools import product
 import numpy as np
 import polars as pl
 
+from src.knn import Neighbors
 from src.metrics import l2_normalize
 
 KINDS = ("euclidean", "cosine")
 
-ValueLookup = Callable[
-    [np.ndarray], np.ndarray
-]  # rows of the store, any shape -> their values (..., d)
-Neighbors = tuple[
-    np.ndarray, np.ndarray
-]  # similarity, index: (q, k) each, as knn.search gives them
+ValueLookup = Callable[[np.ndarray], np.ndarray]  # rows of the run, any shape -> values (..., d)
 
 
 # --- equations 4 and 5 ---
 
 
 def distance(similarity: np.ndarray, kind: str = "euclidean") -> np.ndarray:
-    """Distance of unit vectors from their cosine: sqrt(max(2 - 2 s, 0)), or 1 - s; float64, in the shape of `similarity`."""
+    """Distance of unit vectors from their cosine: sqrt(max(2 - 2 s, 0)), or 1 - s; float64, `similarity`'s shape."""
     if kind not in KINDS:
         raise ValueError(f"distance {kind!r} is not one of {KINDS}")
-    apart = np.maximum(1 - similarity.astype(np.float64), 0)
-    return np.sqrt(2 * apart) if kind == "euclidean" else apart
+    cosine_distance = np.maximum(1 - similarity.astype(np.float64), 0)
+    return np.sqrt(2 * cosine_distance) if kind == "euclidean" else cosine_distance
 
 
 def weights(
     distance: np.ndarray, dim: float, delta: float, coef: float, *, inside: bool = False
 ) -> np.ndarray:
-    """Equation 4, in the shape of `distance`: coef / (d^dim + delta), or with delta `inside` the exponent, as it is printed.
+    """Equation 4, in the shape of `distance`: coef / (d^dim + delta), or with delta `inside` the exponent, as printed.
 
     Outside, delta bounds the weight of d = 0 at coef / delta. Inside, coef / d^(dim + delta), it does not: d = 0 weighs
-    infinitely, and `fuse` takes the limit. ValueError when delta or coef is not positive, or a distance is negative or NaN.
+    infinitely, and `fuse` takes the limit. ValueError when delta or coef is not positive, or a distance negative or NaN.
     """
     if not (delta > 0 and coef > 0 and dim >= 0):
         raise ValueError(
-            f"dim = {dim}, delta = {delta}, coef = {coef}: delta and coef must be positive, dim at least 0"
+            f"dim = {dim}, delta = {delta}, coef = {coef}: "
+            "delta and coef must be positive, dim at least 0"
         )
-    if not (distance >= 0).all():
-        raise ValueError(
-            f"{(~(distance >= 0)).sum()} of {distance.size} distances are negative or NaN"
-        )
+    invalid = ~(distance >= 0)
+    if invalid.any():
+        raise ValueError(f"{invalid.sum()} of {distance.size} distances are negative or NaN")
+
     with np.errstate(divide="ignore", over="ignore"):
         return coef / distance ** (dim + delta) if inside else coef / (distance**dim + delta)
 
 
 @dataclass(frozen=True)
 class Weighting:
-    """What a neighbour weighs: equation 4 with all its constants, or, with `tau`, softmax(s / tau)."""
+    """What a neighbor weighs: equation 4 with all its constants, or, with `tau`, softmax(s / tau)."""
 
     dim: float = 6
     delta: float = 1e-4
@@ -64,9 +61,8 @@ class Weighting:
     def __call__(self, similarity: np.ndarray) -> np.ndarray:
         """(q, k) float64 weights of lists that stand best first; softmax up to a factor of each row."""
         if self.tau is None:
-            return weights(
-                distance(similarity, self.kind), self.dim, self.delta, self.coef, inside=self.inside
-            )
+            d = distance(similarity, self.kind)
+            return weights(d, self.dim, self.delta, self.coef, inside=self.inside)
         if not self.tau > 0:
             raise ValueError(f"tau = {self.tau} must be positive")
         similarity = similarity.astype(np.float64)
@@ -76,14 +72,15 @@ class Weighting:
         return f"dim {self.dim:g}" if self.tau is None else f"tau {self.tau:g}"
 
 
-PRESETS = {  # K and the weights: as the paper prints equation 4, and as the notebook that it comes from has it
+# K and the weights: as the paper prints equation 4, and as the notebook that it comes from has it
+PRESETS = {
     "paper": (100, Weighting(dim=6, delta=1e-4, coef=1e-3, kind="euclidean", inside=True)),
     "public": (100, Weighting(dim=6, delta=1e-4, coef=1e-3, kind="cosine")),
 }
 
 
 def fuse(weight: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Equation 5, then unit length: mean over k of weight (q, k) times values (q, k, d), as (q, d) float32 unit rows.
+    """Equation 5, then unit length: the mean over k of weight (q, k) times values (q, k, d), (q, d) float32 unit rows.
 
     Where weights are infinite their rows share everything equally: the limit of distances that go to 0 together.
     """
@@ -91,34 +88,72 @@ def fuse(weight: np.ndarray, values: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"weights of shape {weight.shape} do not fit values of shape {values.shape}"
         )
-    return l2_normalize(
-        (_limit(weight).astype(np.float32)[:, None] @ values)[:, 0] / weight.shape[1]
-    )
+    weight = finite_weights(weight).astype(np.float32)
+    weighted_sum = (weight[:, None] @ values)[:, 0]
+    return l2_normalize(weighted_sum / weight.shape[1])
 
 
-def _limit(weight: np.ndarray) -> np.ndarray:
-    """Weights with each row's largest at 1; a row with infinite ones keeps these alone."""
+def finite_weights(weight: np.ndarray) -> np.ndarray:
+    """Weights (q, k) with each row's largest at 1; a row with infinite ones keeps these alone."""
     infinite = np.isinf(weight)
-    exact = infinite.any(axis=1, keepdims=True)
+    any_infinite = infinite.any(axis=1, keepdims=True)
     finite = np.where(infinite, 0, weight)
-    return np.where(exact, infinite, finite / np.where(exact, 1, finite.max(axis=1, keepdims=True)))
+    largest = np.where(any_infinite, 1, finite.max(axis=1, keepdims=True))
+    return np.where(any_infinite, infinite, finite / largest)
 
 
-def fuse_neighbours(
+def weight_shares(weight: np.ndarray, total: float) -> np.ndarray:
+    """Weights (q, k) scaled so that each row sums to `total`."""
+    weight = finite_weights(weight)
+    return total * weight / weight.sum(axis=1, keepdims=True)
+
+
+def fuse_neighbors(
     similarity: np.ndarray,
     index: np.ndarray,
-    take: ValueLookup,
+    lookup: ValueLookup,
     weighting: Weighting,
     *,
     k: int,
     rows: int = 256,
 ) -> np.ndarray:
-    """Prediction (q, d) float32 unit rows from the first `k` neighbours; values are taken for `rows` queries at a time."""
+    """Prediction (q, d) float32 unit rows from the first `k` neighbors; values are read for `rows` queries at a time."""
     _check_lists(similarity, index, k)
-    blocks = (slice(start, start + rows) for start in range(0, max(1, len(index)), rows))
-    return np.concatenate(
-        [fuse(weighting(similarity[block, :k]), take(index[block, :k])) for block in blocks]
-    )
+    predictions = []
+    for start in range(0, max(1, len(index)), rows):
+        block = slice(start, start + rows)
+        weight = weighting(similarity[block, :k])
+        predictions.append(fuse(weight, lookup(index[block, :k])))
+    return np.concatenate(predictions)
+
+
+def merge_weighted(
+    index: Sequence[np.ndarray], weight: Sequence[np.ndarray], depth: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Several lists of each query as one: `index` and `weight` (q, depth), largest weight first, ties by index.
+
+    A prompt's weights are summed. Where a query has fewer than `depth` different prompts, all lists are that short.
+    """
+    index = np.concatenate(index, axis=1)
+    weight = np.concatenate(weight, axis=1)
+
+    # bring equal prompts of a row side by side, and number the different ones
+    order = np.argsort(index, axis=1, kind="stable")
+    index = np.take_along_axis(index, order, axis=1)
+    weight = np.take_along_axis(weight, order, axis=1)
+    is_first = np.ones_like(index, bool)
+    is_first[:, 1:] = index[:, 1:] != index[:, :-1]
+    number = is_first.cumsum(axis=1) - 1
+
+    # one entry for each different prompt, with the sum of its weights
+    summed = np.zeros_like(weight)
+    np.add.at(summed, (np.arange(len(index))[:, None], number), weight)
+    prompts = np.zeros_like(index)
+    np.put_along_axis(prompts, number, index, axis=1)
+
+    fewest = int(is_first.sum(axis=1).min(initial=index.shape[1]))
+    order = np.lexsort((prompts, -summed), axis=1)[:, : min(depth, fewest)]
+    return np.take_along_axis(prompts, order, axis=1), np.take_along_axis(summed, order, axis=1)
 
 
 def _check_lists(similarity: np.ndarray, index: np.ndarray, k: int) -> None:
@@ -127,7 +162,7 @@ def _check_lists(similarity: np.ndarray, index: np.ndarray, k: int) -> None:
             f"similarity has shape {similarity.shape}, index {index.shape}; both must be (q, K)"
         )
     if not 1 <= k <= index.shape[1]:
-        raise ValueError(f"k = {k} is not within 1..{index.shape[1]}, the neighbours searched")
+        raise ValueError(f"k = {k} is not within 1..{index.shape[1]}, the neighbors searched")
 
 
 # --- K and the weights, out-of-fold ---
@@ -135,7 +170,7 @@ def _check_lists(similarity: np.ndarray, index: np.ndarray, k: int) -> None:
 
 @dataclass(frozen=True)
 class TunedWeights:
-    """What `tune` found: the whole grid, the choice over all rows, the choice for each fold, the cross-fitted rows."""
+    """What `tune` chose: over all rows, for each fold on the others, and what these predict."""
 
     grid: pl.DataFrame  # k, weighting, avg_cos over all rows
     k: int
@@ -148,7 +183,7 @@ class TunedWeights:
 def tune(
     similarity: np.ndarray,
     index: np.ndarray,
-    take: ValueLookup,
+    lookup: ValueLookup,
     truth: np.ndarray,
     fold: np.ndarray,
     *,
@@ -164,66 +199,94 @@ def tune(
         raise ValueError(
             f"choosing on the other folds needs at least 2 folds, got {folds.tolist()}"
         )
+    k_grid = sorted(k_grid)
     for k in k_grid:
         _check_lists(similarity, index, k)
-    pairs = list(product(sorted(k_grid), weightings))
-    score = _grid_cosines(similarity, index, take, truth, sorted(k_grid), weightings)
+
+    pairs = list(product(k_grid, weightings))
+    score = _grid_cosines(similarity, index, lookup, truth, k_grid, weightings)
+    mean_score = score.mean(axis=0)
 
     def predict(rows: np.ndarray, pair: tuple[int, Weighting]) -> np.ndarray:
-        return fuse_neighbours(similarity[rows], index[rows], take, pair[1], k=pair[0])
+        k, weighting = pair
+        return fuse_neighbors(similarity[rows], index[rows], lookup, weighting, k=k)
 
-    best, prediction, choices = pairs[int(score.mean(axis=0).argmax())], np.empty_like(truth), []
+    # each fold is predicted with the pair that is best on the others
+    prediction = np.empty_like(truth)
+    chosen_pairs = []
     for f in folds:
         pair = pairs[int(score[fold != f].mean(axis=0).argmax())]
         prediction[fold == f] = predict(fold == f, pair)
-        choices.append((int(f), pair[0], str(pair[1])))
-    same = all((k, name) == (best[0], str(best[1])) for _, k, name in choices)
+        chosen_pairs.append(pair)
+
+    best = pairs[int(mean_score.argmax())]
+    all_alike = all(pair == best for pair in chosen_pairs)
     return TunedWeights(
         grid=pl.DataFrame(
             {
                 "k": [k for k, _ in pairs],
-                "weighting": [str(w) for _, w in pairs],
-                "avg_cos": score.mean(axis=0),
+                "weighting": [str(weighting) for _, weighting in pairs],
+                "avg_cos": mean_score,
             }
         ),
         k=best[0],
         weighting=best[1],
         choices=pl.DataFrame(
-            choices, schema={"fold": pl.Int64, "k": pl.Int64, "weighting": pl.String}, orient="row"
+            {
+                "fold": folds.astype(np.int64),
+                "k": [k for k, _ in chosen_pairs],
+                "weighting": [str(weighting) for _, weighting in chosen_pairs],
+            }
         ),
         prediction=prediction,
-        final=prediction if same else predict(np.ones(len(fold), bool), best),
+        final=prediction if all_alike else predict(np.ones(len(fold), bool), best),
     )
 
 
-def _grid_cosines(similarity, index, take, truth, k_grid, weightings, rows=256) -> np.ndarray:
-    """(q, len(k_grid) * len(weightings)) float64 cosines with the truth, k the slower axis; each neighbour is summed once."""
+def _grid_cosines(
+    similarity: np.ndarray,
+    index: np.ndarray,
+    lookup: ValueLookup,
+    truth: np.ndarray,
+    k_grid: Sequence[int],
+    weightings: Sequence[Weighting],
+    *,
+    rows: int = 256,
+) -> np.ndarray:
+    """(q, len(k_grid) * len(weightings)) float64 cosines of predictions with `truth`, k the slower axis.
+
+    `k_grid` ascends, so the sum for one k continues that for the k before it: each neighbor is added once.
+    """
     score = np.empty((len(index), len(k_grid), len(weightings)))
+    largest_k = k_grid[-1]
     for start in range(0, len(index), rows):
         block = slice(start, start + rows)
-        near = take(index[block, : k_grid[-1]])
-        weight = np.stack(
-            [_limit(w(similarity[block, : k_grid[-1]])) for w in weightings], axis=1
-        ).astype(np.float32)
-        fused = np.zeros((len(near), len(weightings), near.shape[2]), np.float32)
-        for i, (before, k) in enumerate(zip([0, *k_grid], k_grid, strict=False)):
-            fused += weight[:, :, before:k] @ near[:, before:k]
-            along = np.einsum("qjd,qd->qj", fused, truth[block])
-            score[block, i] = along / np.linalg.norm(fused, axis=2)
+        values = lookup(index[block, :largest_k])
+        by_weighting = [finite_weights(w(similarity[block, :largest_k])) for w in weightings]
+        weight = np.stack(by_weighting, axis=1).astype(np.float32)
+
+        fused = np.zeros((len(values), len(weightings), values.shape[2]), np.float32)
+        previous_k = 0
+        for column, k in enumerate(k_grid):
+            fused += weight[:, :, previous_k:k] @ values[:, previous_k:k]
+            along_truth = np.einsum("qjd,qd->qj", fused, truth[block])
+            score[block, column] = along_truth / np.linalg.norm(fused, axis=2)
+            previous_k = k
     return score.reshape(len(index), -1)
 
 
-def at_edge(
+def choices_at_edge(
     tuned: TunedWeights, k_grid: Sequence[int], weightings: Sequence[Weighting]
 ) -> list[str]:
-    """In words, which choices over all rows lie at an end of their grid, where a wider one might do better."""
-    kind = (
-        [w.tau for w in weightings if w.tau is not None]
-        if tuned.weighting.tau is not None
-        else [w.dim for w in weightings if w.tau is None]
-    )
-    chosen = tuned.weighting.dim if tuned.weighting.tau is None else tuned.weighting.tau
-    found = [f"K = {tuned.k}"] if len(k_grid) > 1 and tuned.k in (min(k_grid), max(k_grid)) else []
-    return found + (
-        [str(tuned.weighting)] if len(kind) > 1 and chosen in (min(kind), max(kind)) else []
-    )
+    """The choices over all rows that lie at an end of their grid, in words: a wider grid might do better."""
+    at_edge = []
+    if len(k_grid) > 1 and tuned.k in (min(k_grid), max(k_grid)):
+        at_edge.append(f"K = {tuned.k}")
+
+    # equation 4's exponents and the temperatures are two grids
+    constant = "dim" if tuned.weighting.tau is None else "tau"
+    same_kind = [w for w in weightings if (w.tau is None) == (tuned.weighting.tau is None)]
+    tried = [getattr(w, constant) for w in same_kind]
+    if len(tried) > 1 and getattr(tuned.weighting, constant) in (min(tried), max(tried)):
+        at_edge.append(str(tuned.weighting))
+    return at_edge

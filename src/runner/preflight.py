@@ -235,11 +235,7 @@ def _check_search(found: Findings, values: dict) -> None:
         if not values["routes"]:
             raise ValueError("none is given; the paper's is [{name: text}]")
         for route in values["routes"]:
-            routes.Route(**{**route, "clip": ""})
-            if not 1 <= route.get("clip", 1) <= 1 + len(values["extra_clips"]):
-                raise ValueError(
-                    f"{route} names a clip that is not there: clip is 1, those of extra_clips follow"
-                )
+            routes.Route.from_parameters(route, ["clip", *values["extra_clips"]])
         names = [route["name"] for route in values["routes"]]
         if len(set(names)) < len(names) or (
             "text" in names and {"name": "text"} not in values["routes"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from src import artifacts, encoder, paths
 from src.errors import UserError
-from src.model_b import routes
+from src.model_b import model
 from src.paths import display_path, resolve
 from src.submit.predictor import Predictor, clip_names, fold_bases, used_members
 
@@ -67,7 +67,7 @@ def write(output: Path, folder: Path) -> Path:
 def _files(output: Path, members: list[str]) -> list[Path]:
     """What prediction reads below `output`, for the given members of Model A."""
     files = [output / name for name in FILES if (output / name).exists()]
-    files += routes.files(output)
+    files += model.files(output)
     for member in members:
         for base in fold_bases(output, member):
             files += [base.with_name(base.name + suffix) for suffix in (".safetensors", ".json")]

@@ -316,9 +316,9 @@ def test_an_odd_id_comes_back_from_a_submission_as_it_is(tmp_path, name):
     ],
 )
 def test_a_broken_store_is_named(tmp_path, file, content, expected):
-    store = datastore.open_store(tmp_path, dtype="float32", sentence_model="s")
+    store = datastore.open_datastore(tmp_path, dtype="float32", sentence_model="s")
     datastore.add(store, ["a fox", "an owl"], {"values": lambda texts: X[: len(texts)]})
     (tmp_path / file).write_bytes(content)
     with pytest.raises(ValueError, match=expected):
-        store = datastore.open_store(tmp_path)
+        store = datastore.open_datastore(tmp_path)
         store.rows(), store.column("values")

@@ -13,7 +13,7 @@ from src.ensemble.blending import combine
 from src.ensemble.members import load_members
 from src.metrics import cosines
 from src.model_a import folds, training_set
-from src.model_b import datastore, routes, weighting
+from src.model_b import datastore, model, routes, weighting
 from tests.helpers.recipes import small_recipe
 from tests.helpers.tiny_clip import write_clip
 
@@ -94,27 +94,27 @@ def _write_b(
         datastore.VALUES: lambda _: targets,
         "clip": lambda texts: encoder.embed_texts(clip, texts),
     }
-    empty = datastore.open_store(
+    empty = datastore.open_datastore(
         output / paths.STORE_SHARDS, dtype="float32", sentence_model="all-MiniLM-L6-v2"
     )
     disk, rows = datastore.add(empty, names, encoders), np.arange(len(ids))
     texts, values = (
-        datastore.Selection(disk.column(name), rows) for name in ("clip", datastore.VALUES)
+        datastore.ColumnView(disk.column(name), rows) for name in ("clip", datastore.VALUES)
     )
     library = routes.Library(texts, values, queries)
     store = train.select("id", "prompt", source=pl.lit("tiny"), row=pl.Series(rows))
     artifacts.save_table(output / paths.STORE, store)
     artifacts.save_embeddings(output / paths.STORE_IMAGES.format(clip="clip"), ids, queries)
     fitted = routes.fit_route(routes.Route("text"), library, rows, rows)
-    part = routes.WeightedRoute(fitted, 5, weighting.Weighting(dim=4), 1.0)
-    model = routes.ModelB(store.drop("row"), {"clip": library}, (part,), "faiss")
-    model.save(output, 0.0)
+    part = model.WeightedRoute(fitted, 5, weighting.Weighting(dim=4), 1.0)
+    fitted_model = model.ModelB(store.drop("row"), {"clip": library}, (part,), "faiss")
+    fitted_model.save(output, 0.0)
     for name, wanted, x in (
         (paths.OOF_B, ids, queries),
         (paths.TEST_B, blind.ids, blind.embeddings),
     ):
         artifacts.save_embeddings(
-            output / name.format(member="model_b"), wanted, model.predict(x)[0]
+            output / name.format(member="model_b"), wanted, fitted_model.predict(x)[0]
         )
 
 

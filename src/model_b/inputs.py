@@ -1,0 +1,68 @@
+"""What notebook 03 searches: the images' embeddings, and the prompts of a run with their keys and values on disk."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from src import encoder
+from src.data import images, prompts, sources
+from src.encoder import Encoder
+from src.model_b import datastore
+from src.model_b.datastore import ColumnView, Datastore, Encode
+from src.model_b.routes import Library
+
+
+def image_embeddings(
+    clips: Sequence[Encoder], table: pl.DataFrame, cache: Path, *, name: str
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Ids of the readable images of `table` (id, image), and their (n, D) float32 embeddings by each CLIP's tag."""
+    embeddings = {}
+    for clip in clips:
+        pixels, _ = images.cache(
+            table.select("id", "image"), cache, geometry=clip.geometry, name=name
+        )
+        embeddings[clip.tag] = encoder.image_embeddings(
+            clip, pixels, cache, name=f"{name}.{clip.tag}"
+        )
+    return pixels.ids, embeddings
+
+
+def column_encoders(
+    clips: Sequence[Encoder],
+    sentence_model: str,
+    *,
+    device: str = "auto",
+    encoded: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Encode]:
+    """What encodes the datastore's columns; `encoded` holds values that are there already, by prompt."""
+    encode_value = partial(prompts.encode, model=sentence_model, device=device, known=encoded)
+    return {
+        datastore.VALUES: encode_value,
+        **{clip.tag: partial(encoder.embed_texts, clip) for clip in clips},
+    }
+
+
+def add_precomputed(
+    stored: Datastore, folders: Sequence[str], *, clip: str
+) -> tuple[Datastore, list[pl.DataFrame]]:
+    """The datastore with the precomputed shards of `folders`, and for each folder its `datastore.precomputed_prompts`."""
+    tables = []
+    for folder in folders:
+        pairs = sources.read_store(folder)
+        stored = datastore.add_precomputed(stored, pairs, clip=clip)
+        tables.append(datastore.precomputed_prompts(stored, pairs))
+    return stored, tables
+
+
+def open_libraries(
+    stored: Datastore, rows: np.ndarray, images: Mapping[str, np.ndarray]
+) -> dict[str, Library]:
+    """By each CLIP of `images` (n_train, D), the datastore's `rows` (n,) in the order of the run."""
+    values = ColumnView(stored.column(datastore.VALUES), rows)
+    return {
+        clip: Library(ColumnView(stored.column(clip), rows), values, embeddings)
+        for clip, embeddings in images.items()
+    }

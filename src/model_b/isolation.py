@@ -1,0 +1,63 @@
+"""What a query may look up: never a row of its own fold, nor a text-only prompt that says the same as one of its fold."""
+
+import numpy as np
+
+from src.model_b.datastore import ColumnView
+
+TEXT_ONLY = -1  # the fold of a prompt that has no image
+
+
+def visible_rows(run_fold: np.ndarray, conflicts: np.ndarray, fold: int) -> np.ndarray:
+    """(n,) bool: the run's rows that a query of `fold` may find. The one place where a row is kept from its own kind.
+
+    `run_fold` (n,) is TEXT_ONLY for a prompt without an image; `conflicts` is (n, n_folds) bool. Hidden are the rows of the
+    fold itself, and so the query, its group and its duplicates (a group lies in one fold), and what conflicts with the fold.
+    """
+    if conflicts.shape[0] != len(run_fold) or not 0 <= fold < conflicts.shape[1]:
+        raise ValueError(
+            f"fold {fold}, {len(run_fold)} rows of the run, conflicts of shape {conflicts.shape}"
+        )
+    return (run_fold != fold) & ~conflicts[:, fold]
+
+
+def folds_of_run(fold: np.ndarray, n_rows: int) -> np.ndarray:
+    """(n_rows,) int64: the training rows' `fold`, which come first, then TEXT_ONLY."""
+    return np.concatenate([fold, np.full(n_rows - len(fold), TEXT_ONLY)])
+
+
+def text_conflicts(
+    text: np.ndarray, train: np.ndarray, fold: np.ndarray, threshold: float
+) -> np.ndarray:
+    """(n_text, n_folds) bool: the prompt is above `threshold` in cosine with some training row of that fold.
+
+    `text` and `train` are unit sentence embeddings; `train` holds every readable row, kept by the filters or not.
+    """
+    if len(fold) != len(train):
+        raise ValueError(f"{len(fold)} folds for {len(train)} training rows")
+
+    conflicts = np.zeros((len(text), int(fold.max()) + 1), bool)
+    for f in np.unique(fold):
+        highest_cosine = (text @ train[fold == f].T).max(axis=1)
+        conflicts[:, f] = highest_cosine > threshold
+    return conflicts
+
+
+def run_conflicts(
+    values: ColumnView,
+    n_train: int,
+    train: np.ndarray,
+    fold: np.ndarray,
+    threshold: float,
+    *,
+    rows: int = 2048,
+) -> np.ndarray:
+    """`text_conflicts` of all rows of a run (n, n_folds), read `rows` at a time.
+
+    The first `n_train` rows are training prompts and have no conflicts: their fold says who may see them.
+    """
+    n = len(values.rows)
+    conflicts = np.zeros((n, int(fold.max()) + 1), bool)
+    for start in range(n_train, n, rows):
+        block = np.arange(start, min(start + rows, n))
+        conflicts[block] = text_conflicts(values.take(block), train, fold, threshold)
+    return conflicts

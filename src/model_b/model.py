@@ -1,0 +1,211 @@
+"""Model B: the predictions of its routes, summed by shares, and its files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from src import artifacts, paths
+from src.knn import Neighbors
+from src.metrics import l2_normalize
+from src.model_b import datastore
+from src.model_b.datastore import ColumnView
+from src.model_b.query_map import QueryMap
+from src.model_b.routes import FittedRoute, Library, Route, fit_route
+from src.model_b.weighting import (
+    TunedWeights,
+    Weighting,
+    fuse_neighbors,
+    merge_weighted,
+    weight_shares,
+)
+
+
+class Explained(NamedTuple):
+    """Predictions and the neighbors behind them, of all routes together, the one with the most weight first."""
+
+    prediction: np.ndarray  # (q, 384) float32 unit rows
+    similarity: np.ndarray  # (q, depth) cosine of the image's and the prompt's CLIP embeddings
+    index: np.ndarray  # (q, depth) int64 rows of the run
+    weight: np.ndarray  # (q, depth) parts of all weights, so a whole row sums to at most 1
+
+
+@dataclass(frozen=True)
+class WeightedRoute:
+    """A route as it predicts: what it learnt from all training rows, its K and weights, and its share of the sum."""
+
+    fitted: FittedRoute
+    k: int
+    weighting: Weighting
+    share: float
+
+
+@dataclass(frozen=True)
+class ModelB:
+    """Everything that predicts new images. `prompts` has id, prompt, source; every index points into it."""
+
+    prompts: pl.DataFrame
+    libraries: Mapping[str, Library]  # by the name of the CLIP
+    parts: tuple[WeightedRoute, ...]
+    engine: str = "auto"
+    cluster: object | None = None
+    depth: int = 100  # neighbors returned
+
+    def predict(
+        self, queries: np.ndarray | Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """CLIP embeddings of images (q, D) -> `prediction`, `similarity`, `index` of `Explained`.
+
+        A dict gives the embeddings by more than one CLIP.
+        """
+        explained = self.explain(queries)
+        return explained.prediction, explained.similarity, explained.index
+
+    def explain(self, queries: np.ndarray | Mapping[str, np.ndarray]) -> Explained:
+        """As `predict`, with the neighbors' `weight`. ValueError when a CLIP that a route looks up by is missing."""
+        if isinstance(queries, np.ndarray):
+            queries = {next(iter(self.libraries)): queries}
+        missing = {part.fitted.route.clip for part in self.parts} - queries.keys()
+        if missing:
+            raise ValueError(
+                f"Model B also looks up by the CLIPs {sorted(missing)}: "
+                "give embeddings by each, as a dict"
+            )
+
+        total = 0
+        indices = []
+        weights = []
+        all_visible = np.ones(len(self.prompts), bool)
+        for part in self.parts:
+            clip = part.fitted.route.clip
+            library = self.libraries[clip]
+            similarity, index = part.fitted.search(
+                library,
+                queries[clip],
+                part.k,
+                self.engine,
+                visible=all_visible,
+                cluster=self.cluster,
+            )
+            predicted = fuse_neighbors(
+                similarity, index, library.values.take, part.weighting, k=part.k
+            )
+            total = total + np.float32(part.share) * predicted
+            indices.append(index)
+            weights.append(weight_shares(part.weighting(similarity), part.share))
+
+        index, weight = merge_weighted(indices, weights, self.depth)
+        similarity = self._clip_cosines(queries, index)
+        return Explained(l2_normalize(total), similarity, index, weight)
+
+    def _clip_cosines(self, queries: Mapping[str, np.ndarray], index: np.ndarray) -> np.ndarray:
+        """(q, depth) float32: of the images and their neighbors' prompts, by the first CLIP of `queries`."""
+        clip, images = next(iter(queries.items()))
+        keys = self.libraries[clip].texts.take(index)
+        return np.einsum("qd,qkd->qk", images, keys).astype(np.float32)
+
+    def save(self, output: Path, avg_cos: float) -> None:
+        """Write the choice and what the routes learnt; the datastore's files are where the notebook put them."""
+        choice = {"avg_cos": avg_cos, "parts": []}
+        for n, part in enumerate(self.parts):
+            learnt = {
+                name: array
+                for name, array in vars(part.fitted.query_map).items()
+                if isinstance(array, np.ndarray)
+            }
+            with artifacts.atomic(output / paths.ROUTE_B.format(n=n)) as temporary:
+                np.savez(temporary, rows=part.fitted.rows, **learnt)
+            choice["parts"].append(
+                {
+                    "route": asdict(part.fitted.route),
+                    "k": part.k,
+                    "weighting": asdict(part.weighting),
+                    "share": part.share,
+                    "penalty": part.fitted.query_map.penalty,
+                }
+            )
+        artifacts.save_json(output / paths.CHOICE_B, choice)
+
+
+def fit_model(
+    prompts: pl.DataFrame,
+    libraries: Mapping[str, Library],
+    routes: Sequence[Route],
+    tuned: Mapping[str, TunedWeights],
+    shares: Mapping[str, float],
+    group: np.ndarray,
+    *,
+    seed: int = 0,
+    engine: str = "auto",
+    cluster: object | None = None,
+) -> ModelB:
+    """The model of those `routes` that have a share, learnt from all training rows; `tuned`, `shares` by their names."""
+    parts = []
+    for route in routes:
+        if shares[route.name] == 0:
+            continue
+        library = libraries[route.clip]
+        every_row = np.arange(len(library.images))
+        fitted = fit_route(route, library, every_row, group, seed=seed)
+        choice = tuned[route.name]
+        parts.append(WeightedRoute(fitted, choice.k, choice.weighting, shares[route.name]))
+
+    used_clips = dict.fromkeys(part.fitted.route.clip for part in parts)
+    used_libraries = {clip: libraries[clip] for clip in used_clips}
+    return ModelB(prompts, used_libraries, tuple(parts), engine, cluster)
+
+
+def merge_routes(
+    lists: Sequence[Neighbors], tuned: Sequence[TunedWeights], shares: Sequence[float], depth: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The neighbors of several routes as one list: `index` and `weight` (q, depth), parts of all weights."""
+    indices = []
+    weights = []
+    for (similarity, index), choice, share in zip(lists, tuned, shares, strict=True):
+        weight = choice.weighting(similarity[:, : choice.k])
+        indices.append(index[:, : choice.k])
+        weights.append(weight_shares(weight, share))
+    return merge_weighted(indices, weights, depth)
+
+
+def load(output: Path, engine: str = "auto", cluster: object | None = None) -> ModelB:
+    """Model B as notebook 03 left it in `output`. Raises FileNotFoundError naming the stage when it has not run."""
+    prompts = artifacts.load_table(output / paths.STORE)
+    stored = datastore.open_datastore(output / paths.STORE_SHARDS)
+    choice = artifacts.load_json(output / paths.CHOICE_B)
+    parts = tuple(_load_part(output, n, part) for n, part in enumerate(choice["parts"]))
+
+    rows = prompts["row"].to_numpy()
+    values = ColumnView(stored.column(datastore.VALUES), rows)
+    libraries = {}
+    for clip in dict.fromkeys(part.fitted.route.clip for part in parts):
+        _, images = artifacts.load_embeddings(output / paths.STORE_IMAGES.format(clip=clip))
+        libraries[clip] = Library(ColumnView(stored.column(clip), rows), values, images)
+    return ModelB(prompts.drop("row"), libraries, parts, engine, cluster)
+
+
+def _load_part(output: Path, n: int, part: dict) -> WeightedRoute:
+    route = Route.from_dict(part["route"])
+    with np.load(output / paths.ROUTE_B.format(n=n)) as file:
+        learnt = dict(file)
+    rows = learnt.pop("rows")
+    fitted = FittedRoute(route, QueryMap(**learnt, penalty=part["penalty"]), rows)
+    return WeightedRoute(fitted, part["k"], Weighting(**part["weighting"]), part["share"])
+
+
+def files(output: Path) -> list[Path]:
+    """What `load` reads below `output`, files and one folder. ValueError when a part of the datastore lies elsewhere."""
+    stored = datastore.open_datastore(output / paths.STORE_SHARDS)
+    outside = [shard["name"] for shard in stored.shards if "files" in shard]
+    if outside:
+        raise ValueError(
+            f"{len(outside)} precomputed shards of Model B's store lie outside "
+            f"{paths.display_path(output)}: {outside[:3]}"
+        )
+
+    patterns = (paths.ROUTE_B.format(n="*"), paths.STORE_IMAGES.format(clip="*") + ".*")
+    learnt = [file for pattern in patterns for file in sorted(output.glob(pattern))]
+    return [output / paths.STORE, output / paths.CHOICE_B, output / paths.STORE_SHARDS, *learnt]
