@@ -1,11 +1,12 @@
-"""What a GPU takes over, as multiples of the bare operation on the same GPU and beside the CPU. Needs a CUDA GPU.
+"""What a GPU takes over, as multiples of the bare operation on the same GPU and beside the CPU.
+Needs a CUDA GPU.
 
     python benchmarks/gpu.py search     cuML behind knn.search against torch's product and topk, and faiss; K = 100
     python benchmarks/gpu.py filter     the scan of filter 2 by precision, against the full product
     python benchmarks/gpu.py text       the text store's rules on cuDF against polars, 1,000,000 prompts
 
-Ratios are of times taken in one run, in turns. Transfers to and from the GPU count on our side; the bare operation finds its
-inputs there. train.py and predict.py take a GPU where there is one.
+Ratios are of times taken in one run, in turns. Transfers to and from the GPU count on our side; the
+bare operation finds its inputs there. train.py and predict.py take a GPU where there is one.
 """
 
 import argparse

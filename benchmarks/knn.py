@@ -1,4 +1,5 @@
-"""The exact search as a multiple of the bare matrix product, beside its peers, from disk, and on two Dask workers.
+"""The exact search as a multiple of the bare matrix product, beside its peers, from disk, and on
+two Dask workers.
 
     python benchmarks/knn.py product      60,000 x 1,024 store, 6,000 queries, K = 100
     python benchmarks/knn.py peers        scikit-learn, plain torch and hnswlib (with its recall) beside it, 60,000 x 1,024
@@ -6,8 +7,8 @@
     python benchmarks/knn.py disk         5,000,000 x 384 float16 streamed from disk (3.9 GB there), peak memory of the process
     python benchmarks/knn.py workers      faiss in this process against two Dask workers, the same answers
 
-Ratios are of times taken in one run, in turns, so that a busy machine weighs on both sides; --clock cpu counts processor time.
-hnswlib is installed for the benchmark alone: pip install hnswlib==0.8.0.
+Ratios are of times taken in one run, in turns, so that a busy machine weighs on both sides; --clock
+cpu counts processor time. hnswlib is installed for the benchmark alone: pip install hnswlib==0.8.0.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Independent pieces of work, here one after another or on Dask workers, with the same results in the same order."""
+"""Independent tasks, one after another or on Dask workers, with the same results in order."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -11,9 +11,11 @@ LOCAL_WORKERS = 2  # on a machine without a GPU
 
 @contextmanager
 def connect(cluster: str | None) -> Iterator[object | None]:
-    """A Dask client: `local` starts one worker a GPU (two without one), `tcp://host:port` joins a scheduler, None gives None.
+    """A Dask client: `local` starts one worker a GPU (two without one), `tcp://host:port` joins a
+    scheduler, None gives None.
 
-    Workers of a scheduler elsewhere must see the same folders under the same paths. Raises ValueError for another `cluster`.
+    Workers of a scheduler elsewhere must see the same folders under the same paths. Raises
+    ValueError for another `cluster`.
     """
     if cluster is None:
         yield None
@@ -31,18 +33,19 @@ def connect(cluster: str | None) -> Iterator[object | None]:
 
 @contextmanager
 def _local() -> Iterator[object]:
-    """Workers that end with the block: closing a client leaves them, and they would hold their memory as long as this process."""
-    workers = _started()
+    """Workers that end with the block: closing a client leaves them, and they would hold their
+    memory as long as this process.
+    """
+    workers = _start_local()
     try:
         yield workers
     finally:
-        with suppress(
-            TimeoutError
-        ):  # on a busy machine a worker that has been killed may not be gone in time
+        # on a busy machine a worker that has been killed may not be gone in time
+        with suppress(TimeoutError):
             workers.close()
 
 
-def _started() -> object:
+def _start_local() -> object:
     if torch.cuda.is_available():
         from dask_cuda import LocalCUDACluster
 
@@ -66,12 +69,11 @@ def run(
     with connect(cluster) as client:
         if client is None:
             return [function(**task, **shared) for task in tasks]
+
         sent = client.scatter(shared, broadcast=True)
         futures = [client.submit(_call, function, task, sent, pure=False) for task in tasks]
-        return [
-            future.result()
-            for future in tqdm(futures, desc=f"{len(client.nthreads())} workers", unit="task")
-        ]
+        progress = tqdm(futures, desc=f"{len(client.nthreads())} workers", unit="task")
+        return [future.result() for future in progress]
 
 
 def _call(function: Callable, task: dict, shared: dict) -> object:

@@ -1,7 +1,9 @@
-"""Exact top-K search by cosine: cuML on a GPU, faiss on a CPU, either on many Dask workers, behind one return contract.
+"""Exact top-K search by cosine: cuML on a GPU, faiss on a CPU, either on many Dask workers, behind
+one return contract.
 
-The store is any number of shards, arrays or memory maps. They are read in blocks of rows and the blocks' lists are merged
-here, so memory is bounded by a block and the engines cannot differ in anything but the last bits of a similarity.
+The store is any number of shards, arrays or memory maps. They are read in blocks of rows and the
+blocks' lists are merged here, so memory is bounded by a block and the engines cannot differ in
+anything but the last bits of a similarity.
 """
 
 import mmap
@@ -25,7 +27,9 @@ Neighbors = tuple[np.ndarray, np.ndarray]
 
 
 def resolve_engine(engine: str = "auto") -> tuple[str, str]:
-    """The engine that will search, `cuml` or `faiss`, and why. RuntimeError when `cuml` is asked for and cannot run."""
+    """The engine that will search, `cuml` or `faiss`, and why. RuntimeError when `cuml` is asked
+    for and cannot run.
+    """
     if engine not in ENGINES:
         raise ValueError(f"engine {engine!r} is not one of {ENGINES}")
     if engine == "faiss":
@@ -48,7 +52,9 @@ def _obstacle_to_cuml() -> str | None:
 
 
 def describe(engine: str = "auto") -> dict[str, str]:
-    """What searches, for meta.json: `engine`, its `engine_version`, the `engine_device`, and `why` it was taken."""
+    """What searches, for meta.json: `engine`, its `engine_version`, the `engine_device`, and `why`
+    it was taken.
+    """
     name, why = resolve_engine(engine)
     if name == "faiss":
         return {
@@ -76,14 +82,17 @@ def search(
     store_rows: int | None = None,
     query_rows: int = 8192,
 ) -> Neighbors:
-    """The `k` rows of `store` most similar to each query: `similarity` (q, k) float32 descending, `index` (q, k) int64.
+    """The `k` rows of `store` most similar to each query: `similarity` (q, k) float32 descending,
+    `index` (q, k) int64.
 
-    `store` is an array or a list of shards, (n, d) float32 or float16; `queries` (q, d) float32; unit rows (float16 rows are
-    set to unit length again). `index` counts through the shards. `rows` (n,) bool leaves in only those rows of the store.
-    `center` (d,) is taken from every row of the store, which is then set to unit length; queries come as they are to be.
-    `cluster` is None, "local", "tcp://host:port" or a Dask client: the shards become tasks. At most `store_rows` rows are held
-    in float32 at a time. Equal similarities stand in order of index; where a tie runs across place k, which of the tied rows
-    are in the list is the engine's choice. Raises ValueError on other shapes, types, lengths, or k.
+    `store` is an array or a list of shards, (n, d) float32 or float16; `queries` (q, d) float32;
+    unit rows (float16 rows are set to unit length again). `index` counts through the shards. `rows`
+    (n,) bool leaves in only those rows of the store. `center` (d,) is taken from every row of the
+    store, which is then set to unit length; queries come as they are to be. `cluster` is None,
+    "local", "tcp://host:port" or a Dask client: the shards become tasks. At most `store_rows` rows
+    are held in float32 at a time. Equal similarities stand in order of index; where a tie runs
+    across place k, which of the tied rows are in the list is the engine's choice. Raises ValueError
+    on other shapes, types, lengths, or k.
     """
     shards = [store] if isinstance(store, np.ndarray) else list(store)
     _check(shards, queries, k, rows, store_rows, query_rows)
@@ -120,7 +129,9 @@ def _search_blocks(
 def _blocks(
     shards: Sequence[np.ndarray], rows: np.ndarray | None, store_rows: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-    """Blocks of the store: the index of the first row, the rows, and which of the block they are (None for all)."""
+    """Blocks of the store: the index of the first row, the rows, and which of the block they are
+    (None for all).
+    """
     offset = 0
     for shard in shards:
         for start in range(0, len(shard), store_rows):
@@ -139,7 +150,9 @@ def _blocks(
 
 
 def _release(shard: np.ndarray) -> None:
-    """Let go of a read-only memory map's pages, which would otherwise count as this process's memory until the end."""
+    """Let go of a read-only memory map's pages, which would otherwise count as this process's
+    memory until the end.
+    """
     if not isinstance(shard, np.memmap) or shard.mode != "r":
         return
     base = shard
@@ -165,7 +178,9 @@ def empty_neighbors(n: int) -> Neighbors:
 
 
 def merge(one: Neighbors, other: Neighbors, k: int) -> Neighbors:
-    """The `k` best of two lists of neighbors, best first, ties by index; in whatever order lists are merged."""
+    """The `k` best of two lists of neighbors, best first, ties by index; in whatever order lists
+    are merged.
+    """
     similarity = np.concatenate([one[0], other[0]], axis=1)
     index = np.concatenate([one[1], other[1]], axis=1)
     similarity, index = best_first(similarity, index)
@@ -179,7 +194,9 @@ def best_first(similarity: np.ndarray, index: np.ndarray) -> Neighbors:
 
 
 def order_ties(similarity: np.ndarray, index: np.ndarray) -> Neighbors:
-    """Lists (q, k) that stand best first, with ties by index: only the lists that have a tie are sorted."""
+    """Lists (q, k) that stand best first, with ties by index: only the lists that have a tie are
+    sorted.
+    """
     tie = similarity[:, 1:] == similarity[:, :-1]
     out_of_order = tie & (index[:, 1:] < index[:, :-1])
     queries = np.flatnonzero(out_of_order.any(axis=1))
@@ -217,7 +234,9 @@ def _cuml_index(block: np.ndarray, k: int, first: int, center: np.ndarray | None
 
 
 def _unit_rows(x: np.ndarray, name: str, first: int) -> np.ndarray:
-    """`x` in float32, C order, unit rows; a NumPy or CuPy array (NumPy's functions pass on to CuPy's for the latter)."""
+    """`x` in float32, C order, unit rows; a NumPy or CuPy array (NumPy's functions pass on to
+    CuPy's for the latter).
+    """
     given, x = x, x.astype(np.float32, order="C", copy=False)
     length = np.sqrt(np.einsum("nd,nd->n", x, x))
     off = np.abs(length - 1)
@@ -242,7 +261,9 @@ def _centered(x: np.ndarray, center: np.ndarray | None) -> np.ndarray:
 
 @cache
 def _check_gpu() -> None:
-    """One small exact search before the first real one: a GPU library that answers wrongly does so silently."""
+    """One small exact search before the first real one: a GPU library that answers wrongly does so
+    silently.
+    """
     rng = np.random.default_rng(0)
     x = rng.standard_normal((256, 8), dtype=np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -275,8 +296,9 @@ def _search_cluster(
 ) -> Neighbors:
     """Pieces of shards as tasks, their lists merged as they come in.
 
-    A memory map is opened by the workers themselves, under the same path. Everything else travels inside a task, not by
-    `scatter`: what was scattered to a worker dies with it, a task is run again elsewhere.
+    A memory map is opened by the workers themselves, under the same path. Everything else travels
+    inside a task, not by `scatter`: what was scattered to a worker dies with it, a task is run
+    again elsewhere.
     """
     from distributed import as_completed
 

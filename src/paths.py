@@ -80,7 +80,7 @@ TEST_B = f"{Stage.MODEL_B}/test_{{member}}"
 MEMBERS_B = f"{Stage.MODEL_B}/members.json"
 
 # query, rank, neighbour, prompt, similarity, weight (test queries)
-NEIGHBOURS = f"{Stage.MODEL_B}/neighbours.parquet"
+NEIGHBORS = f"{Stage.MODEL_B}/neighbors.parquet"
 
 # the routes with their K, weights and shares
 CHOICE_B = f"{Stage.MODEL_B}/choice.json"

@@ -35,7 +35,7 @@ def filled(folder, texts=WORDS, dtype="float16", **more):
 @pytest.mark.parametrize("dtype", datastore.DTYPES)
 def test_rows_keys_and_values_stay_together(tmp_path, dtype):
     store, encoders = filled(tmp_path, [*WORDS, "fox"], dtype)
-    assert store.rows()["prompt"].to_list() == WORDS and [len(x) for x in store.column("clip")] == [
+    assert store.prompts()["prompt"].to_list() == WORDS and [len(x) for x in store.column("clip")] == [
         3,
         3,
         1,
@@ -56,9 +56,9 @@ def test_what_is_there_is_not_encoded_again(tmp_path):
     store, encoders = filled(tmp_path)
     assert encoders["values"].asked == encoders["clip"].asked == WORDS[4:]
     assert (
-        store.rows()["prompt"].to_list()
+        store.prompts()["prompt"].to_list()
         == WORDS
-        == datastore.open_datastore(tmp_path).rows()["prompt"].to_list()
+        == datastore.open_datastore(tmp_path).prompts()["prompt"].to_list()
     )
     assert filled(tmp_path)[1]["clip"].asked == []
 
@@ -79,9 +79,9 @@ def test_a_shard_that_was_not_finished_is_written_again(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         filled(tmp_path, clip=Dies(4, 2))
-    assert datastore.open_datastore(tmp_path).rows()["prompt"].to_list() == WORDS[:3]
+    assert datastore.open_datastore(tmp_path).prompts()["prompt"].to_list() == WORDS[:3]
     store, encoders = filled(tmp_path)
-    assert encoders["clip"].asked == WORDS[3:] and store.rows()["prompt"].to_list() == WORDS
+    assert encoders["clip"].asked == WORDS[3:] and store.prompts()["prompt"].to_list() == WORDS
 
 
 def test_precomputed_shards_are_searched_where_they_lie(tmp_path):
@@ -137,7 +137,7 @@ def test_refuses(tmp_path):
     store, _ = filled(tmp_path / "store")
     with pytest.raises(ValueError, match="was begun with dtype float16, float32 is asked for"):
         datastore.open_datastore(tmp_path / "store", dtype="float32", sentence_model="toy")
-    with pytest.raises(ValueError, match=r"rows 0\.\.7 are not within the 7 of the store"):
+    with pytest.raises(ValueError, match=r"rows 0\.\.7 are not within the 7 of the datastore"):
         datastore.take(store.column("clip"), np.array([0, 7]))
     np.save(tmp_path / "k.npy", np.zeros((3, 4), np.float16))
     np.save(tmp_path / "v.npy", np.zeros((2, 6), np.float16))

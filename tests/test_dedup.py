@@ -247,7 +247,7 @@ def test_a_text_store_is_made_distinct_in_64_parts(tmp_path):
     batches = [
         pl.DataFrame({"prompt": [f"the prompt number {i}" for i in range(1000)], "source": "list"})
     ]
-    text_pool._divide(batches, tmp_path, "polars", min_words=3, max_characters=99)
+    text_pool._partition_usable(batches, tmp_path, "polars", min_words=3, max_characters=99)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         f"{part:03}.parquet" for part in range(64)
     ]

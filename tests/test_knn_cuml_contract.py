@@ -1,4 +1,6 @@
-"""cuML's own class, autospecced, with scikit-learn's arithmetic behind it: our calls meet its real signatures, no GPU needed."""
+"""cuML's own class, autospecced, with scikit-learn's arithmetic behind it: our calls meet its real
+signatures, no GPU needed.
+"""
 
 import inspect
 from unittest.mock import create_autospec
@@ -22,7 +24,8 @@ QUERIES = l2_normalize(_constants.standard_normal((50, 16)).astype(np.float32))
 
 @pytest.fixture
 def cuml_class(monkeypatch):
-    """Put the autospecced class where the backend finds it, and let the machine seem to have a GPU."""
+    """Put the autospecced class where the backend finds it, and let the machine seem to have a GPU.
+    """
     spec = create_autospec(RealNearestNeighbors)
     spec.side_effect = on_scikit_learn
     monkeypatch.setattr(cuml.neighbors, "NearestNeighbors", spec)
@@ -34,7 +37,9 @@ def cuml_class(monkeypatch):
 
 
 def to_device(x, **_):
-    """A device array is a copy of NumPy's type that says where it is; its own class, so that a host array is told apart."""
+    """A device array is a copy of NumPy's type that says where it is; its own class, so that a host
+    array is told apart.
+    """
     assert isinstance(x, np.ndarray), f"{type(x)} would go to the device through a copy on the host"
     return np.array(x).view(OnDevice)
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,7 +61,9 @@ def test_an_exact_match_weighs_most_and_stays_finite():
 
 
 def test_the_public_formula_on_a_hand_made_case():
-    """K = 3, 1 - cos = 0.5, 0.6, 0.8: 0.001 / (0.015625 + 0.0001), / (0.046656 + 0.0001), / (0.262144 + 0.0001)."""
+    """K = 3, 1 - cos = 0.5, 0.6, 0.8: 0.001 / (0.015625 + 0.0001), / (0.046656 + 0.0001), /
+    (0.262144 + 0.0001).
+    """
     fox, owl, boat = np.eye(3, dtype=np.float32)
     expected = np.array([0.0635930048, 0.0213876294, 0.0038132427])
     _, public = PRESETS["public"]
@@ -222,7 +225,9 @@ def test_a_fold_sees_neither_itself_nor_text_like_it():
 
 
 def library(n_train=30):
-    """Keys and values of 40 prompts in two shards, in another order than the run's; images near their prompts' keys."""
+    """Keys and values of 40 prompts in two shards, in another order than the run's; images near
+    their prompts' keys.
+    """
     draw = np.random.default_rng(3)
     keys = l2_normalize(draw.standard_normal((40, 8)).astype(np.float32))
     place = draw.permutation(40)
@@ -360,12 +365,13 @@ def test_one_list_is_as_long_as_the_shortest_and_equals_stand_by_index():
 
 
 def test_routes_together_weigh_by_their_shares():
-    lists = [
-        (np.array([[0.9, 0.5, 0.1]]), np.array([[4, 2, 8]])),
-        (np.array([[0.7, 0.6]]), np.array([[2, 6]])),
-    ]
-    tuned = [SimpleNamespace(k=2, weighting=Weighting(tau=0.1))] * 2
-    index, weight = merge_routes(lists, tuned, [0.75, 0.25], 9)
+    lists = {
+        "text": (np.array([[0.9, 0.5, 0.1]]), np.array([[4, 2, 8]])),
+        "image": (np.array([[0.7, 0.6]]), np.array([[2, 6]])),
+        "unused": (np.array([[0.9, 0.8]]), np.array([[7, 9]])),
+    }
+    tuned = dict.fromkeys(lists, SimpleNamespace(k=2, weighting=Weighting(tau=0.1)))
+    index, weight = merge_routes(lists, tuned, {"text": 0.75, "image": 0.25, "unused": 0.0}, 9)
     first, second = 1 / (1 + np.exp(-4)), 1 / (1 + np.exp(-1))
     assert index.tolist() == [[4, 2, 6]], "prompt 8 is beyond K"
     np.testing.assert_allclose(
@@ -409,13 +415,20 @@ def test_what_is_stored_predicts_what_was_stored(tmp_path):
         datastore.ColumnView(disk.column("values"), place),
         images,
     )
-    shares, rows, group = (0.3, 0.4, 0.2, 0.1), np.arange(30), np.arange(30)
-    fitted = [fit_route(route, lib, rows, group) for route in ROUTES]
-    parts = tuple(
-        WeightedRoute(f, 5, Weighting(tau=0.1), share)
-        for f, share in zip(fitted, shares, strict=True)
+    shares = dict(zip([route.name for route in ROUTES], (0.3, 0.4, 0.2, 0.1), strict=True))
+    unused = Route("unused", hubs=1.0)
+    tuned = dict.fromkeys([*shares, "unused"], SimpleNamespace(k=5, weighting=Weighting(tau=0.1)))
+    model = fit_model(
+        store.drop("row"),
+        {"clip": lib, "other": lib},
+        [*ROUTES, unused],
+        tuned,
+        {**shares, "unused": 0.0},
+        np.arange(30),
+        engine="faiss",
     )
-    model = ModelB(store.drop("row"), {"clip": lib}, parts, "faiss", depth=8)
+    assert list(model.libraries) == ["clip"] and len(model.parts) == 4
+    model = replace(model, depth=8)
     queries = l2_normalize(draw.standard_normal((5, 8)).astype(np.float32))
     prediction, similarity, index, weight = model.explain(queries)
 
@@ -451,8 +464,10 @@ def test_what_is_stored_predicts_what_was_stored(tmp_path):
     wanted = [paths.STORE, paths.CHOICE_B, paths.STORE_SHARDS, *routes, *images]
     assert files(tmp_path) == [tmp_path / name for name in wanted]
     choice = artifacts.load_json(tmp_path / paths.CHOICE_B)
-    assert choice["avg_cos"] == 0.5 and [part["share"] for part in choice["parts"]] == list(shares)
-    assert choice["parts"][1]["penalty"] == fitted[1].query_map.penalty is not None
+    assert choice["avg_cos"] == 0.5 and [part["share"] for part in choice["parts"]] == list(
+        shares.values()
+    )
+    assert choice["parts"][1]["penalty"] == model.parts[1].fitted.query_map.penalty is not None
     with pytest.raises(FileNotFoundError, match="run ./run_all.sh --only 03 first"):
         load(tmp_path / "none")
 
@@ -512,7 +527,8 @@ def test_each_failure_is_told_in_a_sentence():
         "nothing near in the store: the nearest visible prompt (0.20) is far, 0.90 is usual",
         "outvoted: the nearest visible prompt (0.90) is number 2, the others pull away",
         f"ranked low: the nearest visible prompt (0.90) is number 3, the first has {reach[2]:.2f}",
-        f"ranked low: the nearest visible prompt (0.90) is not among the first 3, the first has {reach[3]:.2f}",
+        "ranked low: the nearest visible prompt (0.90) is not among the first 3, "
+        f"the first has {reach[3]:.2f}",
     ]
 
 
@@ -618,7 +634,7 @@ def test_hubness_is_the_mean_similarity_to_the_nearest_images():
         ),
         (
             lambda: visible_rows(np.zeros(3), np.zeros((4, 2), bool), 0),
-            r"3 store rows, conflicts of shape \(4, 2\)",
+            r"3 rows of the run, conflicts of shape \(4, 2\)",
         ),
         (lambda: visible_rows(np.zeros(3), np.zeros((3, 2), bool), 2), "fold 2"),
         (lambda: visible_rows(np.zeros(3), np.zeros((3, 2), bool), -1), "fold -1"),

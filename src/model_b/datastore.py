@@ -1,7 +1,9 @@
-"""Model B's prompts on disk, each with a key by one or more CLIPs and a value by the sentence encoder.
+"""Model B's prompts on disk, each with a key by one or more CLIPs and a value by the sentence
+encoder.
 
-Shards of half or single precision, memory-mapped and only ever appended to: a prompt is encoded once, and a datastore larger
-than memory is read shard by shard. What one run searches are views of its columns.
+Shards of half or single precision, memory-mapped and only ever appended to: a prompt is encoded
+once, and a datastore larger than memory is read shard by shard. What one run searches are views of
+its columns.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +29,9 @@ ShardFiles = tuple[Path, Path]  # keys and values of a precomputed shard
 
 @dataclass(frozen=True)
 class Datastore:
-    """A folder of shards. Row i of `prompts()` belongs to row i of every column: `values`, and keys by each CLIP."""
+    """A folder of shards. Row i of `prompts()` belongs to row i of every column: `values`, and keys
+    by each CLIP.
+    """
 
     folder: Path
     dtype: str
@@ -43,7 +47,9 @@ class Datastore:
         return pl.concat([empty, *(load_table(self._prompt_file(shard)) for shard in self.shards)])
 
     def column(self, name: str) -> list[np.ndarray]:
-        """The memory maps of "values" or of a CLIP's keys, one a shard. FileNotFoundError where one is missing."""
+        """The memory maps of "values" or of a CLIP's keys, one a shard. FileNotFoundError where one
+        is missing.
+        """
         return [load_array(self._column_file(shard, name), "r") for shard in self.shards]
 
     def _prompt_file(self, shard: dict) -> Path:
@@ -57,9 +63,11 @@ class Datastore:
 def open_datastore(
     folder: Path, *, dtype: str | None = None, sentence_model: str | None = None
 ) -> Datastore:
-    """The datastore in `folder`; where there is none, an empty one of `dtype` with values by `sentence_model`.
+    """The datastore in `folder`; where there is none, an empty one of `dtype` with values by
+    `sentence_model`.
 
-    FileNotFoundError when there is none and these are not given; ValueError when it was begun with others.
+    FileNotFoundError when there is none and these are not given; ValueError when it was begun with
+    others.
     """
     if not (folder / INDEX).exists() and dtype and sentence_model:
         if dtype not in DTYPES:
@@ -91,8 +99,8 @@ def add(
 ) -> Datastore:
     """The datastore with all of `prompts` in it and every column of `encoders` complete.
 
-    `encoders` are by column: "values", and CLIPs by name. Only what is missing is encoded, `shard_rows` prompts at a
-    time: an interrupted run continues after the last whole shard.
+    `encoders` are by column: "values", and CLIPs by name. Only what is missing is encoded,
+    `shard_rows` prompts at a time: an interrupted run continues after the last whole shard.
     """
     for name, encode in encoders.items():
         _complete_column(datastore, name, encode)
@@ -114,9 +122,11 @@ def add(
 
 
 def add_precomputed(datastore: Datastore, pairs: Sequence[ShardFiles], *, clip: str) -> Datastore:
-    """The datastore with row-aligned .npy shards (CLIP text, sentence embeddings), used where they lie, not copied.
+    """The datastore with row-aligned .npy shards (CLIP text, sentence embeddings), used where they
+    lie, not copied.
 
-    A pair that is there is not added again. ValueError names the pair whose rows or types do not fit.
+    A pair that is there is not added again. ValueError names the pair whose rows or types do not
+    fit.
     """
     present = {shard["files"][VALUES] for shard in datastore.shards if "files" in shard}
     for key_file, value_file in pairs:
@@ -148,7 +158,9 @@ def _aligned_rows(key_file: Path, value_file: Path) -> int:
 
 
 def precomputed_prompts(datastore: Datastore, pairs: Sequence[ShardFiles]) -> pl.DataFrame:
-    """The rows of precomputed shards as a table `id, prompt, source, row`; `prompt` is null, as they have no text."""
+    """The rows of precomputed shards as a table `id, prompt, source, row`; `prompt` is null, as
+    they have no text.
+    """
     wanted = {str(values) for _, values in pairs}
     tables = []
     offset = 0
@@ -204,13 +216,17 @@ def _append(datastore: Datastore, shard: dict) -> Datastore:
 
 
 def rows_of_prompts(datastore: Datastore, prompts: Sequence[str]) -> np.ndarray:
-    """(n,) int64: the datastore's row that holds each prompt. KeyError for a prompt that is not there."""
+    """(n,) int64: the datastore's row that holds each prompt. KeyError for a prompt that is not
+    there.
+    """
     row_of = {prompt: row for row, prompt in enumerate(datastore.prompts()["prompt"])}
     return np.fromiter((row_of[prompt] for prompt in prompts), np.int64, len(prompts))
 
 
 def take(shards: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Rows of sharded embeddings, `rows` of any shape (...,) -> (..., d) float32 unit rows; one shard open at a time."""
+    """Rows of sharded embeddings, `rows` of any shape (...,) -> (..., d) float32 unit rows; one
+    shard open at a time.
+    """
     wanted, position = np.unique(rows, return_inverse=True)
     bounds = np.cumsum([0, *map(len, shards)])
     if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < bounds[-1]:
@@ -227,7 +243,8 @@ def take(shards: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ColumnView:
-    """The rows of a datastore's column that a run searches, in the run's order: (n, d) unit rows in all.
+    """The rows of a datastore's column that a run searches, in the run's order: (n, d) unit rows in
+    all.
 
     Row i of the run is row `rows[i]` of `shards`.
     """

@@ -1,4 +1,4 @@
-"""Neighbors as tables and sentences for people: which prompts, how similar, with what weight and why."""
+"""Neighbors as tables and sentences: which prompts, how similar, with what weight and why."""
 
 from collections.abc import Sequence
 
@@ -35,8 +35,15 @@ def neighbor_table(
     )
 
 
+def neighbor_lines(prompts: Sequence[str], index: np.ndarray, weight: np.ndarray) -> list[str]:
+    """One query's neighbors `index` (k,) as lines: the part of all weights (k,), then the prompt."""
+    return [f"{w:.0%} {prompts[i]}" for i, w in zip(index, weight, strict=True)]
+
+
 def spread_by_score(score: np.ndarray, count: int) -> np.ndarray:
-    """(count,) int64: rows at equal steps of rank from the worst score to the best, the very ends left out."""
+    """(count,) int64: rows at equal steps of rank from the worst score to the best, the very ends
+    left out.
+    """
     ranks = np.linspace(0, len(score) - 1, count + 2).round().astype(int)[1:-1]
     return np.argsort(score)[ranks]
 
@@ -48,7 +55,9 @@ def nearest_visible(
     visible: dict[int, np.ndarray],
     engine: str = "auto",
 ) -> Neighbors:
-    """For each query the visible prompt nearest to its truth: cosine (q,) float32 and row (q,) int64 of the run."""
+    """For each query the visible prompt nearest to its truth: cosine (q,) float32 and row (q,)
+    int64 of the run.
+    """
     cosine = np.empty(len(truth), np.float32)
     row = np.empty(len(truth), np.int64)
     for f, visible_rows in visible.items():
@@ -70,8 +79,8 @@ def failure_reasons(
 ) -> list[str]:
     """A sentence on why each of `queries` went wrong, from its list of neighbors `index` (q, K).
 
-    `best` is `nearest_visible`'s answer. In order: the datastore holds nothing near the truth; the first neighbor is a hub;
-    what is near is ranked low; or it is outvoted.
+    `best` is `nearest_visible`'s answer. In order: the datastore holds nothing near the truth; the
+    first neighbor is a hub; what is near is ranked low; or it is outvoted.
     """
     best_cosine, best_row = best
     median_cosine = float(np.median(best_cosine))

@@ -1,4 +1,4 @@
-"""What notebook 03 searches: the images' embeddings, and the prompts of a run with their keys and values on disk."""
+"""What notebook 03 searches: the images' embeddings, and the prompts with their keys and values."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,7 +18,9 @@ from src.model_b.routes import Library
 def image_embeddings(
     clips: Sequence[Encoder], table: pl.DataFrame, cache: Path, *, name: str
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Ids of the readable images of `table` (id, image), and their (n, D) float32 embeddings by each CLIP's tag."""
+    """Ids of the readable images of `table` (id, image), and their (n, D) float32 embeddings by
+    each CLIP's tag.
+    """
     embeddings = {}
     for clip in clips:
         pixels, _ = images.cache(
@@ -37,7 +39,9 @@ def column_encoders(
     device: str = "auto",
     encoded: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Encode]:
-    """What encodes the datastore's columns; `encoded` holds values that are there already, by prompt."""
+    """What encodes the datastore's columns; `encoded` holds values that are there already, by
+    prompt.
+    """
     encode_value = partial(prompts.encode, model=sentence_model, device=device, known=encoded)
     return {
         datastore.VALUES: encode_value,
@@ -48,7 +52,9 @@ def column_encoders(
 def add_precomputed(
     stored: Datastore, folders: Sequence[str], *, clip: str
 ) -> tuple[Datastore, list[pl.DataFrame]]:
-    """The datastore with the precomputed shards of `folders`, and for each folder its `datastore.precomputed_prompts`."""
+    """The datastore with the precomputed shards of `folders`, and for each folder its
+    `datastore.precomputed_prompts`.
+    """
     tables = []
     for folder in folders:
         pairs = sources.read_store(folder)

@@ -1,4 +1,4 @@
-"""What a query may look up: never a row of its own fold, nor a text-only prompt that says the same as one of its fold."""
+"""What a query may find: no row of its own fold, and no text-only prompt that repeats one of it."""
 
 import numpy as np
 
@@ -8,10 +8,11 @@ TEXT_ONLY = -1  # the fold of a prompt that has no image
 
 
 def visible_rows(run_fold: np.ndarray, conflicts: np.ndarray, fold: int) -> np.ndarray:
-    """(n,) bool: the run's rows that a query of `fold` may find. The one place where a row is kept from its own kind.
+    """(n,) bool: the run's rows that a query of `fold` may find; the one place that isolates folds.
 
-    `run_fold` (n,) is TEXT_ONLY for a prompt without an image; `conflicts` is (n, n_folds) bool. Hidden are the rows of the
-    fold itself, and so the query, its group and its duplicates (a group lies in one fold), and what conflicts with the fold.
+    `run_fold` (n,) is TEXT_ONLY for a prompt without an image; `conflicts` is (n, n_folds) bool.
+    Hidden are the rows of the fold itself, and so the query, its group and its duplicates (a group
+    lies in one fold), and what conflicts with the fold.
     """
     if conflicts.shape[0] != len(run_fold) or not 0 <= fold < conflicts.shape[1]:
         raise ValueError(
@@ -28,9 +29,10 @@ def folds_of_run(fold: np.ndarray, n_rows: int) -> np.ndarray:
 def text_conflicts(
     text: np.ndarray, train: np.ndarray, fold: np.ndarray, threshold: float
 ) -> np.ndarray:
-    """(n_text, n_folds) bool: the prompt is above `threshold` in cosine with some training row of that fold.
+    """(n_text, n_folds) bool: some training row of the fold is above `threshold` in cosine.
 
-    `text` and `train` are unit sentence embeddings; `train` holds every readable row, kept by the filters or not.
+    `text` and `train` are unit sentence embeddings; `train` holds every readable row, kept by the
+    filters or not.
     """
     if len(fold) != len(train):
         raise ValueError(f"{len(fold)} folds for {len(train)} training rows")
@@ -53,7 +55,8 @@ def run_conflicts(
 ) -> np.ndarray:
     """`text_conflicts` of all rows of a run (n, n_folds), read `rows` at a time.
 
-    The first `n_train` rows are training prompts and have no conflicts: their fold says who may see them.
+    The first `n_train` rows are training prompts and have no conflicts: their fold says who may see
+    them.
     """
     n = len(values.rows)
     conflicts = np.zeros((n, int(fold.max()) + 1), bool)

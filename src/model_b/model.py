@@ -25,7 +25,9 @@ from src.model_b.weighting import (
 
 
 class Explained(NamedTuple):
-    """Predictions and the neighbors behind them, of all routes together, the one with the most weight first."""
+    """Predictions and the neighbors behind them, of all routes together, the one with the most
+    weight first.
+    """
 
     prediction: np.ndarray  # (q, 384) float32 unit rows
     similarity: np.ndarray  # (q, depth) cosine of the image's and the prompt's CLIP embeddings
@@ -35,7 +37,9 @@ class Explained(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightedRoute:
-    """A route as it predicts: what it learnt from all training rows, its K and weights, and its share of the sum."""
+    """A route as it predicts: what it learnt from all training rows, its K and weights, and its
+    share of the sum.
+    """
 
     fitted: FittedRoute
     k: int
@@ -45,7 +49,9 @@ class WeightedRoute:
 
 @dataclass(frozen=True)
 class ModelB:
-    """Everything that predicts new images. `prompts` has id, prompt, source; every index points into it."""
+    """Everything that predicts new images. `prompts` has id, prompt, source; every index points
+    into it.
+    """
 
     prompts: pl.DataFrame
     libraries: Mapping[str, Library]  # by the name of the CLIP
@@ -65,7 +71,9 @@ class ModelB:
         return explained.prediction, explained.similarity, explained.index
 
     def explain(self, queries: np.ndarray | Mapping[str, np.ndarray]) -> Explained:
-        """As `predict`, with the neighbors' `weight`. ValueError when a CLIP that a route looks up by is missing."""
+        """As `predict`, with the neighbors' `weight`. ValueError when a CLIP that a route looks up
+        by is missing.
+        """
         if isinstance(queries, np.ndarray):
             queries = {next(iter(self.libraries)): queries}
         missing = {part.fitted.route.clip for part in self.parts} - queries.keys()
@@ -102,13 +110,17 @@ class ModelB:
         return Explained(l2_normalize(total), similarity, index, weight)
 
     def _clip_cosines(self, queries: Mapping[str, np.ndarray], index: np.ndarray) -> np.ndarray:
-        """(q, depth) float32: of the images and their neighbors' prompts, by the first CLIP of `queries`."""
+        """(q, depth) float32: of the images and their neighbors' prompts, by the first CLIP of
+        `queries`.
+        """
         clip, images = next(iter(queries.items()))
         keys = self.libraries[clip].texts.take(index)
         return np.einsum("qd,qkd->qk", images, keys).astype(np.float32)
 
     def save(self, output: Path, avg_cos: float) -> None:
-        """Write the choice and what the routes learnt; the datastore's files are where the notebook put them."""
+        """Write the choice and what the routes learnt; the datastore's files are where the notebook
+        put them.
+        """
         choice = {"avg_cos": avg_cos, "parts": []}
         for n, part in enumerate(self.parts):
             learnt = {
@@ -142,10 +154,12 @@ def fit_model(
     engine: str = "auto",
     cluster: object | None = None,
 ) -> ModelB:
-    """The model of those `routes` that have a share, learnt from all training rows; `tuned`, `shares` by their names."""
+    """The model of those `routes` that have a share, learnt from all training rows; `tuned`,
+    `shares` by their names.
+    """
     parts = []
     for route in routes:
-        if shares[route.name] == 0:
+        if not shares[route.name] > 0:
             continue
         library = libraries[route.clip]
         every_row = np.arange(len(library.images))
@@ -159,20 +173,30 @@ def fit_model(
 
 
 def merge_routes(
-    lists: Sequence[Neighbors], tuned: Sequence[TunedWeights], shares: Sequence[float], depth: int
+    lists: Mapping[str, Neighbors],
+    tuned: Mapping[str, TunedWeights],
+    shares: Mapping[str, float],
+    depth: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The neighbors of several routes as one list: `index` and `weight` (q, depth), parts of all weights."""
+    """The neighbors of all routes that have a share as one list: `index`, `weight` (q, depth),
+    parts of all weights.
+    """
     indices = []
     weights = []
-    for (similarity, index), choice, share in zip(lists, tuned, shares, strict=True):
-        weight = choice.weighting(similarity[:, : choice.k])
-        indices.append(index[:, : choice.k])
-        weights.append(weight_shares(weight, share))
+    for name, share in shares.items():
+        if share > 0:
+            similarity, index = lists[name]
+            k = tuned[name].k
+            weight = tuned[name].weighting(similarity[:, :k])
+            indices.append(index[:, :k])
+            weights.append(weight_shares(weight, share))
     return merge_weighted(indices, weights, depth)
 
 
 def load(output: Path, engine: str = "auto", cluster: object | None = None) -> ModelB:
-    """Model B as notebook 03 left it in `output`. Raises FileNotFoundError naming the stage when it has not run."""
+    """Model B as notebook 03 left it in `output`. Raises FileNotFoundError naming the stage when it
+    has not run.
+    """
     prompts = artifacts.load_table(output / paths.STORE)
     stored = datastore.open_datastore(output / paths.STORE_SHARDS)
     choice = artifacts.load_json(output / paths.CHOICE_B)
@@ -197,7 +221,9 @@ def _load_part(output: Path, n: int, part: dict) -> WeightedRoute:
 
 
 def files(output: Path) -> list[Path]:
-    """What `load` reads below `output`, files and one folder. ValueError when a part of the datastore lies elsewhere."""
+    """What `load` reads below `output`, files and one folder. ValueError when a part of the
+    datastore lies elsewhere.
+    """
     stored = datastore.open_datastore(output / paths.STORE_SHARDS)
     outside = [shard["name"] for shard in stored.shards if "files" in shard]
     if outside:

@@ -1,7 +1,7 @@
-"""From an image to prompts: CLIP's image and text embeddings lie apart, and some prompts are near to every image.
+"""From images to prompts: CLIP's two kinds of embeddings lie apart; hubs are near to all images.
 
-Everything here is learnt from the training folds alone: the centers of both kinds, a linear map from images to prompts, and
-how near each prompt is to images in general.
+Everything here is learnt from the training folds alone: the centers of both kinds, a linear map
+from images to prompts, and how near each prompt is to images in general.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ HUB_DEPTH = 50  # hubness is the mean similarity to this many nearest images
 class QueryMap:
     """What is done to an image's embedding before it looks up prompts. None leaves a step out.
 
-    `matrix` (D, D') with `offset`, then less `center`. `key_center` is taken from every key (`knn.search`'s `center`).
+    `matrix` (D, D') with `offset`, then less `center`. `key_center` is taken from every key
+    (`knn.search`'s `center`).
     """
 
     matrix: np.ndarray | None = None
@@ -52,8 +53,8 @@ def learn(
 ) -> QueryMap:
     """A map from images (n, D) to their own prompts (n, D'), unit rows aligned by row.
 
-    `linear`: a ridge whose penalty is chosen on a held-out tenth, whole groups of it, by mean cosine. `center`: both kinds
-    are moved to their means of these rows.
+    `linear`: a ridge whose penalty is chosen on a held-out tenth, whole groups of it, by mean
+    cosine. `center`: both kinds are moved to their means of these rows.
     """
     matrix = offset = penalty = None
     if linear:
@@ -90,6 +91,8 @@ def _best_penalty(
 def hubness(
     keys: np.ndarray, bank: np.ndarray, engine: str = "auto", *, depth: int = HUB_DEPTH
 ) -> np.ndarray:
-    """(n,) float32: each key's mean similarity to its nearest `depth` images of `bank`, (n, D) and (m, D) unit rows."""
+    """(n,) float32: each key's mean similarity to its nearest `depth` images of `bank`, (n, D) and
+    (m, D) unit rows.
+    """
     similarity, _ = knn.search(bank, keys, min(depth, len(bank)), engine)
     return similarity.mean(axis=1)

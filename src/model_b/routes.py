@@ -1,4 +1,4 @@
-"""Ways to look up prompts by an image: by their CLIP text embeddings (zero-shot, the paper), or by the training images.
+"""Routes from an image to prompts: by CLIP text embeddings (the paper), or by training images.
 
 Each `Route` has its own K and weights; `src.model_b.model` sums what they predict.
 """
@@ -22,9 +22,11 @@ RENAMED = {"centre": "center"}  # keys of a route in older parameters files
 
 @dataclass(frozen=True)
 class Library:
-    """What can be looked up by one CLIP: row i of `texts`, of `values` and of the run is the same prompt.
+    """What can be looked up by one CLIP: row i of `texts`, of `values` and of the run is the same
+    prompt.
 
-    The first rows are the training pairs; `images` (n_train, D) float32 are their embeddings, also the queries out-of-fold.
+    The first rows are the training pairs; `images` (n_train, D) float32 are their embeddings, also
+    the queries out-of-fold.
     """
 
     texts: ColumnView
@@ -36,8 +38,9 @@ class Library:
 class Route:
     """One way from an image to prompts.
 
-    `keys` are CLIP's of the prompts ("text") or of the training images ("image"). `linear` and `center` are explained at
-    `query_map.learn`; `hubs` is the part of `query_map.hubness` that is taken off a similarity.
+    `keys` are CLIP's of the prompts ("text") or of the training images ("image"). `linear` and
+    `center` are explained at `query_map.learn`; `hubs` is the part of `query_map.hubness` that is
+    taken off a similarity.
     """
 
     name: str
@@ -60,7 +63,9 @@ class Route:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, object]) -> "Route":
-        """A route as parameters files and `choice.json` spell it. ValueError for a key that it does not have."""
+        """A route as parameters files and `choice.json` spell it. ValueError for a key that it does
+        not have.
+        """
         name = settings.get("name")
         for old, new in RENAMED.items():
             if old in settings:
@@ -74,7 +79,9 @@ class Route:
 
     @classmethod
     def from_parameters(cls, settings: Mapping[str, object], clips: Sequence[str]) -> "Route":
-        """A route of notebook 03's `routes`, where `clip` is a number: 1 for the first of `clips`, and 1 by default."""
+        """A route of notebook 03's `routes`, where `clip` is a number: 1 for the first of `clips`,
+        and 1 by default.
+        """
         number = settings.get("clip", 1)
         if type(number) is not int or not 1 <= number <= len(clips):
             raise ValueError(
@@ -82,6 +89,17 @@ class Route:
                 "clip is 1, those of extra_clips follow"
             )
         return cls.from_dict({**settings, "clip": clips[number - 1]})
+
+
+def ablation_routes(clip: str) -> list[Route]:
+    """The corrections of a text route one by one: centering alone, hubs alone, and the linear map
+    without hubs.
+    """
+    return [
+        Route("centered text", center=True, clip=clip),
+        Route("text less hubs", hubs=1, clip=clip),
+        Route("mapped text, hubs left in", linear=True, center=True, clip=clip),
+    ]
 
 
 @dataclass(frozen=True)
@@ -102,7 +120,9 @@ class FittedRoute:
         visible: np.ndarray,
         cluster: object | None = None,
     ) -> Neighbors:
-        """`images` (q, D) look up their `k` nearest among the run's rows `visible` (n,) bool: as `knn.search`."""
+        """`images` (q, D) look up their `k` nearest among the run's rows `visible` (n,) bool: as
+        `knn.search`.
+        """
         queries = self.query_map(images)
         if self.route.keys == "image":
             keys = self.query_map(library.images)
@@ -129,7 +149,9 @@ class FittedRoute:
     def _hubness(
         self, library: Library, candidates: np.ndarray, engine: str, *, rows: int = 8192
     ) -> np.ndarray:
-        """`query_map.hubness` (n,) of the run's rows `candidates`, read `rows` at a time: they may be nearly all."""
+        """`query_map.hubness` (n,) of the run's rows `candidates`, read `rows` at a time: they may
+        be nearly all.
+        """
         bank = self.query_map(library.images[self.rows])
         center = self.query_map.key_center
         parts = []
@@ -144,7 +166,9 @@ class FittedRoute:
 def fit_route(
     route: Route, library: Library, rows: np.ndarray, group: np.ndarray, *, seed: int = 0
 ) -> FittedRoute:
-    """Learn what `route` needs from the training rows `rows` (n,) int64, of the groups `group` (n_train,)."""
+    """Learn what `route` needs from the training rows `rows` (n,) int64, of the groups `group`
+    (n_train,).
+    """
     if not (route.linear or route.center):
         return FittedRoute(route, QueryMap(), rows)
 
@@ -171,9 +195,11 @@ def search_out_of_fold(
     seed: int = 0,
     cluster: object | None = None,
 ) -> Neighbors:
-    """Every training image looks up what is visible to its fold, by a route learnt from the other folds' rows.
+    """Every training image looks up what is visible to its fold, by a route learnt from the other
+    folds' rows.
 
-    `fold`, `group` (n_train,), `conflicts` (n, n_folds). ValueError when a fold may see fewer than k rows.
+    `fold`, `group` (n_train,), `conflicts` (n, n_folds). ValueError when a fold may see fewer than
+    k rows.
     """
     run_fold = folds_of_run(fold, len(conflicts))
     similarity = np.empty((len(fold), k), np.float32)

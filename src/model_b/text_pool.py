@@ -1,4 +1,7 @@
-"""Text-only prompts for Model B: judged by the rules of data filter 1 and made distinct, on polars or cuDF."""
+"""Text-only prompts for Model B: judged by data filter 1's rules and made distinct.
+
+The same expressions run on polars and on cuDF.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +19,9 @@ SCHEMA = {"row": pl.Int64, "prompt": pl.String, "source": pl.String}
 
 
 def frame_engine(engine: str = "auto") -> str:
-    """`cudf` where a GPU is usable, else `polars`. Raises ValueError for another name, or cudf without a GPU."""
+    """`cudf` where a GPU is usable, else `polars`. Raises ValueError for another name, or cudf
+    without a GPU.
+    """
     if engine not in ("auto", "polars", "cudf"):
         raise ValueError(f"engine must be auto, polars or cudf, got {engine!r}")
     try:
@@ -32,7 +37,9 @@ def frame_engine(engine: str = "auto") -> str:
 
 
 def judge_prompts(batch, *, min_words: int, max_characters: int):
-    """A table `prompt, ...` (polars or cuDF) with its normalized `text`, and the `reason` to drop a row, by the row alone."""
+    """A table `prompt, ...` (polars or cuDF) with its normalized `text`, and the `reason` to drop a
+    row, by the row alone.
+    """
     frame = nw.from_native(batch, eager_only=True)
     text = nw.from_native(normalize_prompts(frame["prompt"].to_native()), series_only=True)
     frame = frame.with_columns(text.alias("text"))
@@ -59,11 +66,13 @@ def write_text_pool(
     exclude: pl.Series | None = None,
     engine: str = "auto",
 ) -> Counter:
-    """Write the distinct usable prompts of `batches` (prompt, source) to a Parquet `file` (row, prompt, source).
+    """Write the distinct usable prompts of `batches` (prompt, source) to a Parquet `file` (row,
+    prompt, source).
 
-    Of prompts that are equal when normalized the first stays, and none that equals one of `exclude`. Exact, in the memory of
-    a batch and of one of 64 parts that the prompts are divided into on disk; rows are in the order of the parts. Returns the
-    number of rows by reason, and of those `kept`.
+    Of prompts that are equal when normalized the first stays, and none that equals one of
+    `exclude`. Exact, in the memory of a batch and of one of 64 parts that the prompts are divided
+    into on disk; rows are in the order of the parts. Returns the number of rows by reason, and of
+    those `kept`.
     """
     engine = frame_engine(engine)
     excluded = pl.Series(dtype=pl.String) if exclude is None else normalize_prompts(exclude).unique()

@@ -7,7 +7,6 @@ from itertools import product
 import numpy as np
 import polars as pl
 
-from src.knn import Neighbors
 from src.metrics import l2_normalize
 
 KINDS = ("euclidean", "cosine")
@@ -19,7 +18,9 @@ ValueLookup = Callable[[np.ndarray], np.ndarray]  # rows of the run, any shape -
 
 
 def distance(similarity: np.ndarray, kind: str = "euclidean") -> np.ndarray:
-    """Distance of unit vectors from their cosine: sqrt(max(2 - 2 s, 0)), or 1 - s; float64, `similarity`'s shape."""
+    """Distance of unit vectors from their cosine: sqrt(max(2 - 2 s, 0)), or 1 - s; float64,
+    `similarity`'s shape.
+    """
     if kind not in KINDS:
         raise ValueError(f"distance {kind!r} is not one of {KINDS}")
     cosine_distance = np.maximum(1 - similarity.astype(np.float64), 0)
@@ -29,10 +30,12 @@ def distance(similarity: np.ndarray, kind: str = "euclidean") -> np.ndarray:
 def weights(
     distance: np.ndarray, dim: float, delta: float, coef: float, *, inside: bool = False
 ) -> np.ndarray:
-    """Equation 4, in the shape of `distance`: coef / (d^dim + delta), or with delta `inside` the exponent, as printed.
+    """Equation 4, in the shape of `distance`: coef / (d^dim + delta), or with delta `inside` the
+    exponent, as printed.
 
-    Outside, delta bounds the weight of d = 0 at coef / delta. Inside, coef / d^(dim + delta), it does not: d = 0 weighs
-    infinitely, and `fuse` takes the limit. ValueError when delta or coef is not positive, or a distance negative or NaN.
+    Outside, delta bounds the weight of d = 0 at coef / delta. Inside, coef / d^(dim + delta), it
+    does not: d = 0 weighs infinitely, and `fuse` takes the limit. ValueError when delta or coef is
+    not positive, or a distance negative or NaN.
     """
     if not (delta > 0 and coef > 0 and dim >= 0):
         raise ValueError(
@@ -59,7 +62,9 @@ class Weighting:
     tau: float | None = None  # temperature; the other constants then have no effect
 
     def __call__(self, similarity: np.ndarray) -> np.ndarray:
-        """(q, k) float64 weights of lists that stand best first; softmax up to a factor of each row."""
+        """(q, k) float64 weights of lists that stand best first; softmax up to a factor of each
+        row.
+        """
         if self.tau is None:
             d = distance(similarity, self.kind)
             return weights(d, self.dim, self.delta, self.coef, inside=self.inside)
@@ -80,9 +85,11 @@ PRESETS = {
 
 
 def fuse(weight: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Equation 5, then unit length: the mean over k of weight (q, k) times values (q, k, d), (q, d) float32 unit rows.
+    """Equation 5, then unit length: the mean over k of weight (q, k) times values (q, k, d), (q, d)
+    float32 unit rows.
 
-    Where weights are infinite their rows share everything equally: the limit of distances that go to 0 together.
+    Where weights are infinite their rows share everything equally: the limit of distances that go
+    to 0 together.
     """
     if values.ndim != 3 or weight.shape != values.shape[:2]:
         raise ValueError(
@@ -117,7 +124,9 @@ def fuse_neighbors(
     k: int,
     rows: int = 256,
 ) -> np.ndarray:
-    """Prediction (q, d) float32 unit rows from the first `k` neighbors; values are read for `rows` queries at a time."""
+    """Prediction (q, d) float32 unit rows from the first `k` neighbors; values are read for `rows`
+    queries at a time.
+    """
     _check_lists(similarity, index, k)
     predictions = []
     for start in range(0, max(1, len(index)), rows):
@@ -130,9 +139,11 @@ def fuse_neighbors(
 def merge_weighted(
     index: Sequence[np.ndarray], weight: Sequence[np.ndarray], depth: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Several lists of each query as one: `index` and `weight` (q, depth), largest weight first, ties by index.
+    """Several lists of each query as one: `index` and `weight` (q, depth), largest weight first,
+    ties by index.
 
-    A prompt's weights are summed. Where a query has fewer than `depth` different prompts, all lists are that short.
+    A prompt's weights are summed. Where a query has fewer than `depth` different prompts, all lists
+    are that short.
     """
     index = np.concatenate(index, axis=1)
     weight = np.concatenate(weight, axis=1)
@@ -190,9 +201,11 @@ def tune(
     k_grid: Sequence[int],
     weightings: Sequence[Weighting],
 ) -> TunedWeights:
-    """Score every (k, weighting) from one search, and predict each fold with the pair that is best on the other folds.
+    """Score every (k, weighting) from one search, and predict each fold with the pair that is best
+    on the other folds.
 
-    `truth` (q, d) unit rows and `fold` (q,) int64 belong to the queries. At least two folds are needed.
+    `truth` (q, d) unit rows and `fold` (q,) int64 belong to the queries. At least two folds are
+    needed.
     """
     folds = np.unique(fold)
     if len(folds) < 2:
@@ -253,9 +266,11 @@ def _grid_cosines(
     *,
     rows: int = 256,
 ) -> np.ndarray:
-    """(q, len(k_grid) * len(weightings)) float64 cosines of predictions with `truth`, k the slower axis.
+    """(q, len(k_grid) * len(weightings)) float64 cosines of predictions with `truth`, k the slower
+    axis.
 
-    `k_grid` ascends, so the sum for one k continues that for the k before it: each neighbor is added once.
+    `k_grid` ascends, so the sum for one k continues that for the k before it: each neighbor is
+    added once.
     """
     score = np.empty((len(index), len(k_grid), len(weightings)))
     largest_k = k_grid[-1]
@@ -278,7 +293,9 @@ def _grid_cosines(
 def choices_at_edge(
     tuned: TunedWeights, k_grid: Sequence[int], weightings: Sequence[Weighting]
 ) -> list[str]:
-    """The choices over all rows that lie at an end of their grid, in words: a wider grid might do better."""
+    """The choices over all rows that lie at an end of their grid, in words: a wider grid might do
+    better.
+    """
     at_edge = []
     if len(k_grid) > 1 and tuned.k in (min(k_grid), max(k_grid)):
         at_edge.append(f"K = {tuned.k}")

@@ -321,4 +321,4 @@ def test_a_broken_store_is_named(tmp_path, file, content, expected):
     (tmp_path / file).write_bytes(content)
     with pytest.raises(ValueError, match=expected):
         store = datastore.open_datastore(tmp_path)
-        store.rows(), store.column("values")
+        store.prompts(), store.column("values")
