@@ -79,7 +79,7 @@ TEST_B = f"{Stage.MODEL_B}/test_{{member}}"
 # members: the predictions of Model B; clip: the CLIP of each column of keys
 MEMBERS_B = f"{Stage.MODEL_B}/members.json"
 
-# query, rank, neighbour, prompt, similarity, weight (test queries)
+# query, rank, neighbor, prompt, similarity, weight (test queries)
 NEIGHBORS = f"{Stage.MODEL_B}/neighbors.parquet"
 
 # the routes with their K, weights and shares
