@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from src import artifacts, paths
-from src.ensemble.blending import combine
+from src.ensemble.blending import combine, cross_fit_weights, fit_weights
 from src.ensemble.members import Members
 from src.metrics import cosines
 
@@ -51,17 +51,31 @@ class Confidence:
         return np.clip(expected, self.low, self.high).astype(np.float32)
 
 
-def load_confidence(output: Path) -> Confidence:
+def load_weights(output: Path, *, new_images: bool = False) -> dict[str, float]:
+    """The weight of each member, as stage 04 fitted them.
+
+    For `new_images` those without the members from outside, which cannot predict them.
+    """
+    return _of_blend(output, "weights", new_images=new_images)
+
+
+def load_confidence(output: Path, *, new_images: bool = False) -> Confidence:
     """What stage 04 fitted. Raises ValueError naming the stage to run when `blend.json` holds none:
     an earlier version wrote it.
     """
+    return Confidence(**_of_blend(output, "confidence", new_images=new_images))
+
+
+def _of_blend(output: Path, key: str, *, new_images: bool) -> dict:
     blend = artifacts.load_json(output / paths.BLEND)
-    if "confidence" not in blend:
+    if new_images:
+        blend = blend.get("new_images", blend)
+    if key not in blend:
         raise ValueError(
             f"{paths.display_path(output / paths.BLEND)} was written by an earlier version: "
             "run ./run_all.sh --from 04 first"
         )
-    return Confidence(**blend["confidence"])
+    return blend[key]
 
 
 def fit_confidence(prediction: np.ndarray, agreement: np.ndarray, cosine: np.ndarray) -> Confidence:
@@ -101,3 +115,20 @@ def cross_fit_confidence(
         fitted = fit_confidence(prediction[~mine], agreement[~mine], cosine[~mine])
         confidence[mine] = fitted(prediction[mine], agreement[mine])
     return confidence
+
+
+def fit_blend(
+    truth: np.ndarray,
+    members: Members,
+    fold: np.ndarray,
+    sides: tuple[Sequence[str], Sequence[str]],
+    *,
+    groups: np.ndarray | None = None,
+) -> dict[str, dict]:
+    """The `weights` and the `confidence` of a blend of these members, as blend.json keeps them."""
+    weights = fit_weights(truth, members, groups=groups)
+    prediction, _ = cross_fit_weights(truth, members, fold, groups=groups)
+
+    agree = agreement(members, weights, sides)
+    fitted = fit_confidence(prediction, agree, cosines(truth, prediction))
+    return {"weights": weights, "confidence": vars(fitted)}

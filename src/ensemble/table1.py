@@ -28,7 +28,7 @@ class Variant:
     """One row of the table: a model and its scores on the out-of-fold rows."""
 
     name: str
-    rows_trained: int
+    rows_trained: int | None  # None: not known, as of a member from outside
     cosines: np.ndarray  # (n,)
     seconds: float | None
 

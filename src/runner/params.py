@@ -335,10 +335,28 @@ def input_paths(values: dict[str, object]) -> dict[str, Path]:
     by_name = {}
     for name, value in values.items():
         entries = value if isinstance(value, list) else [value]
+        if name == "extra_members":
+            by_name |= _member_files(entries)
+            continue
         for n, entry in enumerate(entries):
             path = _path_of(name, entry)
             if path is not None:
                 by_name[f"{name}[{n}]" if len(entries) > 1 else name] = path
+    return by_name
+
+
+def _member_files(members: list) -> dict[str, Path]:
+    """The files of the members from outside, and the ids beside each .npy."""
+    by_name = {}
+    for n, entry in enumerate(members):
+        for key in ("oof", "test"):
+            file = entry.get(key) if isinstance(entry, dict) else None
+            if not isinstance(file, str):
+                continue
+            by_name[f"extra_members[{n}].{key}"] = resolve(file)
+            if file.endswith(".npy"):
+                ids_file = resolve(file).with_suffix(".ids.parquet")
+                by_name[f"extra_members[{n}].{key}, its ids"] = ids_file
     return by_name
 
 

@@ -23,6 +23,7 @@ from src import artifacts, encoder, knn, paths
 from src.data import prompts, sources
 from src.dedup import filters, folds
 from src.encoder import Encoder
+from src.ensemble import outside
 from src.model_a import head
 from src.model_a.recipe import (
     ABLATION_LIMITS,
@@ -115,6 +116,13 @@ def problems(per_stage: dict[str, dict]) -> list[str]:
     }
     if len(clips) > 1:
         found.wrong.append("clip: notebooks 03 and 04 must be given the same; set it in `common`")
+    members = [
+        values["extra_members"] for values in per_stage.values() if "extra_members" in values
+    ]
+    if any(given != members[0] for given in members):
+        found.wrong.append(
+            "extra_members: notebooks 04 and 05 must be given the same; set it in `common`"
+        )
     with found.noting("output_dir"):
         _check_room(found, per_stage)
     return list(dict.fromkeys(found.wrong))
@@ -252,6 +260,25 @@ def _check_search(found: Findings, values: dict) -> None:
         )
 
 
+def _check_ensemble(found: Findings, values: dict) -> None:
+    _check_slices(found, values)
+    _check_members(found, values, "oof")
+
+
+def _check_members(found: Findings, values: dict, what: str) -> None:
+    """The members from outside can be read, and know the test images; their training rows are
+    known only once notebook 01 has filtered.
+    """
+    with found.noting("extra_members"):
+        outside.check_form(values["extra_members"])
+        for entry in values["extra_members"]:
+            file = resolve(entry[what])
+            if file.exists():
+                ids, _ = outside.read(file)
+                wanted = found.test.get(values.get("test"), []) if what == "test" else []
+                artifacts.indices_of_ids(ids, wanted, display_path(file))
+
+
 def _check_slices(found: Findings, values: dict) -> None:
     if "image" in values["slice_by"]:
         found.wrong.append("slice_by: image is the image's own column; rename it in the table")
@@ -266,6 +293,7 @@ def _check_slices(found: Findings, values: dict) -> None:
 
 def _check_truth(found: Findings, values: dict) -> None:
     _check_test(found, values)
+    _check_members(found, values, "test")
     with found.noting("test_truth"):
         if values["test_truth"] is not None:
             known = sources.read_truth(values["test_truth"])["imgId"].to_list()
@@ -281,7 +309,7 @@ CHECKS = {
     "01_dedup": _check_data,
     "02_train_model_a": _check_training,
     "03_cuml_knn_model_b": _check_search,
-    "04_ensemble_oof": _check_slices,
+    "04_ensemble_oof": _check_ensemble,
     "05_submit": _check_truth,
 }
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from src import artifacts, encoder, paths
+from src.ensemble.confidence import load_weights
 from src.errors import UserError
 from src.model_b import model
 from src.paths import display_path, resolve
@@ -50,7 +51,7 @@ def write(output: Path, folder: Path) -> Path:
     # what cannot predict is refused here, not on the machine that it is packed for
     Predictor(output, device="cpu")
 
-    weights = artifacts.load_json(output / paths.BLEND)["weights"]
+    weights = load_weights(output, new_images=True)
     clips_a = {name: clips_a[name] for name in used_members(weights, list(clips_a))}
     for file in _files(output, list(clips_a)):
         target = folder / "output" / file.relative_to(output)

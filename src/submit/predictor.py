@@ -22,7 +22,7 @@ from src.data import images, sample_submission
 from src.data.images import ImagePreprocess
 from src.ensemble import confidence as confidences
 from src.ensemble.blending import combine
-from src.ensemble.confidence import load_confidence
+from src.ensemble.confidence import load_confidence, load_weights
 from src.ensemble.members import member_names
 from src.errors import UserError
 from src.model_a.fold_ensemble import FoldEnsemble
@@ -80,8 +80,8 @@ class Predictor:
     ):
         self.output = resolve(output)
         self.neighbors = neighbors
-        self.weights = artifacts.load_json(self.output / paths.BLEND)["weights"]
-        self.confidence = load_confidence(self.output)
+        self.weights = load_weights(self.output, new_images=True)
+        self.confidence = load_confidence(self.output, new_images=True)
         self.sides = member_names(self.output)
 
         clips_a, self.clips_b = clip_names(self.output)

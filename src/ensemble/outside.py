@@ -1,0 +1,157 @@
+"""Members from outside: the embeddings or the texts of another system, joined by id.
+
+Each is `{name, oof, test}`: a name and two files, one for the rows that data filter 2 kept (ids of
+`01_dedup/pairs.parquet`), one for the test images (ids of `01_dedup/test.parquet`). A file is
+
+* `.parquet` or `.csv` with `id` and `text`: a captioner's captions, encoded here, or
+* `.parquet` with `id` and `embedding`: lists of 384 numbers, or
+* `.npy`, (n, 384), with the ids beside it in `<name>.ids.parquet`.
+
+More ids than are wanted are no harm. An out-of-fold file must hold predictions by models that have
+not learnt from the row that they predict.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from src import artifacts
+from src.data import prompts
+from src.metrics import l2_normalize
+from src.paths import display_path, resolve
+
+KEYS = {"name", "oof", "test"}
+
+
+def check_form(extra_members: Sequence[dict], own: Sequence[str] = ()) -> None:
+    """ValueError for an entry without name, oof or test, for other keys, and for a name used twice
+    or by one of the `own` members.
+    """
+    names = list(own)
+    for entry in extra_members:
+        if set(entry) != KEYS or not all(isinstance(value, str) for value in entry.values()):
+            raise ValueError(f"extra_members: {entry} must be {{name: ..., oof: FILE, test: FILE}}")
+        if entry["name"] in names:
+            raise ValueError(f"extra_members: the name {entry['name']!r} is used twice")
+        names.append(entry["name"])
+
+
+def load_extra(
+    extra_members: Sequence[dict],
+    ids: Sequence[str],
+    what: str,
+    *,
+    own: Sequence[str] = (),
+    sentence_model: str = prompts.EMBEDDED,
+) -> dict[str, np.ndarray]:
+    """Each member's `what` ("oof" or "test") predictions of `ids`, in that order: name -> (n, 384)
+    float32 unit rows.
+
+    Raises what `check_form` and `load` raise; `own` are the names that Models A and B use.
+    """
+    check_form(extra_members, own)
+    return {
+        entry["name"]: load(resolve(entry[what]), ids, sentence_model=sentence_model)
+        for entry in extra_members
+    }
+
+
+def load(file: Path, ids: Sequence[str], *, sentence_model: str = prompts.EMBEDDED) -> np.ndarray:
+    """The rows of `ids` in that order, (n, 384) float32 of unit length; texts are encoded.
+
+    Raises FileNotFoundError, and ValueError naming the file for ids that are missing or doubled,
+    for empty texts, and for rows of another width, with NaN, or of length 0.
+    """
+    have, rows = read(file)
+    indices = artifacts.indices_of_ids(have, ids, display_path(file))
+    if isinstance(rows, np.ndarray):
+        with artifacts.readable(file):
+            return l2_normalize(rows[indices])
+    return prompts.encode([rows[i] for i in indices], model=sentence_model)
+
+
+def read(file: Path) -> tuple[list[str], np.ndarray | list[str]]:
+    """The ids of a file, and its embeddings (n, 384) float32 or its texts, checked."""
+    if file.suffix == ".npy":
+        ids = _ids(artifacts.load_table(_ids_file(file), ["id"]), file)
+        rows = artifacts.load_array(file)
+        return ids, _checked(ids, rows, file)
+    if file.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{display_path(file)}: must end in .parquet, .csv or .npy")
+
+    table = artifacts.load_table(file, as_text=True)
+    present = [name for name in ("embedding", "text") if name in table.columns]
+    if len(present) != 1 or "id" not in table.columns:
+        raise ValueError(
+            f"{display_path(file)}: must have the columns id and either text or embedding; "
+            f"there are {table.columns}"
+        )
+    ids = _ids(table, file)
+    if present == ["text"]:
+        return ids, _texts(table, file)
+    return ids, _checked(ids, _array(table["embedding"], file), file)
+
+
+def _ids_file(array_file: Path) -> Path:
+    """The table with a .npy's ids."""
+    ids_file = array_file.with_suffix(".ids.parquet")
+    if not ids_file.exists():
+        raise FileNotFoundError(
+            f"{display_path(ids_file)} does not exist: a .npy needs its ids beside it, "
+            "a table with a column id"
+        )
+    return ids_file
+
+
+def _ids(table: pl.DataFrame, file: Path) -> list[str]:
+    """The column `id` as text, each id once."""
+    ids = table["id"].cast(pl.String)
+    if ids.null_count():
+        raise ValueError(f"{display_path(file)}: {ids.null_count()} ids are null")
+    doubled = ids.filter(ids.is_duplicated()).unique(maintain_order=True)
+    if len(doubled):
+        examples = doubled[:3].to_list()
+        raise ValueError(
+            f"{display_path(file)}: {len(doubled)} ids occur more than once, e.g. {examples}"
+        )
+    return ids.to_list()
+
+
+def _texts(table: pl.DataFrame, file: Path) -> list[str]:
+    """The column `text`, none of it empty."""
+    if table["text"].dtype != pl.String:
+        raise ValueError(f"{display_path(file)}: text is {table['text'].dtype}, must be text")
+    empty = table.filter(pl.col("text").str.strip_chars().fill_null("") == "")
+    if len(empty):
+        raise ValueError(
+            f"{display_path(file)}: {len(empty)} of {len(table)} texts are empty, "
+            f"e.g. that of id {empty['id'][0]!r}"
+        )
+    return table["text"].to_list()
+
+
+def _array(column: pl.Series, file: Path) -> np.ndarray:
+    """A column of lists of numbers as (n, d)."""
+    if not column.dtype.is_nested():
+        raise ValueError(f"{display_path(file)}: embedding is {column.dtype}, must be lists")
+    lists = column.cast(pl.List(pl.Float32))
+    widths = lists.list.len().fill_null(0)
+    if widths.min() != widths.max():
+        raise ValueError(
+            f"{display_path(file)}: embeddings have {widths.min()} to {widths.max()} numbers"
+        )
+    return lists.explode().to_numpy().reshape(len(lists), -1)
+
+
+def _checked(ids: list[str], rows: np.ndarray, file: Path) -> np.ndarray:
+    """`rows` as float32; ValueError for another shape, width or kind of number, or for NaN."""
+    shown = display_path(file)
+    if rows.ndim != 2 or rows.shape[1] != prompts.WIDTH:
+        raise ValueError(f"{shown}: embeddings of shape {rows.shape}, must be (n, {prompts.WIDTH})")
+    if not np.issubdtype(rows.dtype, np.floating):
+        raise ValueError(f"{shown}: embeddings are {rows.dtype}, must be floating-point numbers")
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    artifacts.check_embeddings(ids, rows, shown)
+    return rows
