@@ -20,6 +20,7 @@ from src.dask_workers import connect
 ENGINES = ("auto", "cuml", "faiss")
 TOLERANCE = 1e-3  # how far from 1 the length of a row may be
 ROUNDING = 2e-6  # a length further from 1 than this is set right: faiss takes the inner product, cuML the cosine
+FEW_QUERIES = 4  # so few are one product that is bound by memory; faiss would use one core for each
 BLOCK_BYTES = 512 * 2**20  # of one block of the store in float32
 
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -81,6 +82,7 @@ def search(
     center: np.ndarray | None = None,
     store_rows: int | None = None,
     query_rows: int = 8192,
+    checked: bool = False,
 ) -> Neighbors:
     """The `k` rows of `store` most similar to each query: `similarity` (q, k) float32 descending,
     `index` (q, k) int64.
@@ -91,8 +93,9 @@ def search(
     store, which is then set to unit length; queries come as they are to be. `cluster` is None,
     "local", "tcp://host:port" or a Dask client: the shards become tasks. At most `store_rows` rows
     are held in float32 at a time. Equal similarities stand in order of index; where a tie runs
-    across place k, which of the tied rows are in the list is the engine's choice. Raises ValueError
-    on other shapes, types, lengths, or k.
+    across place k, which of the tied rows are in the list is the engine's choice. `checked` says
+    that the store is float32 and was found to be of unit length before; it is not measured again.
+    Raises ValueError on other shapes, types, lengths, or k.
     """
     shards = [store] if isinstance(store, np.ndarray) else list(store)
     _check(shards, queries, k, rows, store_rows, query_rows)
@@ -105,7 +108,8 @@ def search(
     name, _ = resolve_engine(engine)
     if name == "cuml":
         _check_gpu()
-    build = partial(_cuml_index if name == "cuml" else _faiss_index, center=center)
+    engine_index = _cuml_index if name == "cuml" else _faiss_index
+    build = partial(engine_index, center=center, checked=checked)
     return _search_blocks(build, shards, queries, k, rows, store_rows, query_rows)
 
 
@@ -205,22 +209,49 @@ def order_ties(similarity: np.ndarray, index: np.ndarray) -> Neighbors:
     return similarity, index
 
 
-def _faiss_index(block: np.ndarray, k: int, first: int, center: np.ndarray | None = None) -> Search:
-    import faiss
+def _faiss_index(
+    block: np.ndarray,
+    k: int,
+    first: int,
+    center: np.ndarray | None = None,
+    checked: bool = False,
+) -> Search:
+    x = block if checked else _unit_rows(block, "store", first)
+    x = _centered(x, center)
 
-    x = _centered(_unit_rows(block, "store", first), center)
-    return lambda queries, k: faiss.knn(
-        queries, x, k, metric=faiss.METRIC_INNER_PRODUCT
-    )  # unlike an index, it copies nothing
+    def search(queries: np.ndarray, k: int) -> Neighbors:
+        if len(queries) <= FEW_QUERIES:
+            return _best_of_all(queries @ x.T, k)
+
+        import faiss
+
+        # unlike an index, this copies nothing
+        return faiss.knn(queries, x, k, metric=faiss.METRIC_INNER_PRODUCT)
+
+    return search
 
 
-def _cuml_index(block: np.ndarray, k: int, first: int, center: np.ndarray | None = None) -> Search:
+def _best_of_all(similarity: np.ndarray, k: int) -> Neighbors:
+    """The `k` highest of each row of (q, n), highest first, ties by index."""
+    index = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    found = np.take_along_axis(similarity, index, axis=1)
+    order = np.lexsort((index, -found), axis=1)
+    return np.take_along_axis(found, order, axis=1), np.take_along_axis(index, order, axis=1)
+
+
+def _cuml_index(
+    block: np.ndarray,
+    k: int,
+    first: int,
+    center: np.ndarray | None = None,
+    checked: bool = False,
+) -> Search:
     import cupy
     from cuml.neighbors import NearestNeighbors
 
-    x = _unit_rows(
-        cupy.asarray(block), "store", first
-    )  # float16 rows cross the bus as they are and widen on the device
+    # float16 rows cross the bus as they are and widen on the device
+    x = cupy.asarray(block)
+    x = x if checked else _unit_rows(x, "store", first)
     x = _centered(x, None if center is None else cupy.asarray(center))
     # cosine, because cuML's Euclidean metrics on unit rows give 0 for any pair above similarity 0.9995
     model = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine", output_type="cupy")

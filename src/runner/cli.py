@@ -27,6 +27,9 @@ COMMANDS = {
     "status": Command("src.runner.status", "which notebooks are up to date, and why not"),
     "predict": Command("src.submit.batch", "embeddings of a folder of new images"),
     "pack": Command("src.submit.pack", "models and code in one folder, for an offline machine"),
+    "search": Command("src.submit.search", "the images of a prediction nearest to a text"),
+    "browse": Command("src.submit.browse", "a prediction as a page on this machine"),
+    "export": Command("src.submit.export", "a prediction for LanceDB, embedding-atlas or faiss"),
     "runs": Command("src.runner.runs", "the finished runs, and the leaderboard's answers"),
     "report": Command("src.runner.report", "output/report.html, and Table 1 over several runs"),
 }

@@ -18,7 +18,7 @@ from src import artifacts, paths
 from src.data import sample_submission
 from src.errors import UserError
 from src.metrics import l2_normalize
-from src.paths import display_path
+from src.paths import as_text, display_path
 from src.submit import submission
 from src.submit.decoding import BatchDecoder, DecodedImage
 from src.submit.folder import ImageFolder, read_folder
@@ -84,7 +84,11 @@ def predict_folder(
             f"none of the {len(names)} images in {display_path(source.folder)} can be read; "
             f"see {display_path(rejected_list(out))}"
         )
-    parts.assemble()
+    facts = {
+        "images": as_text(str(source.folder)),
+        "sentence_model": predictor.sentence_model,
+    }
+    parts.assemble(facts)
     parts.remove()
     return len(names) - len(rejected), rejected
 

@@ -14,6 +14,7 @@ from src.ensemble.confidence import load_weights
 from src.errors import UserError
 from src.model_b import model
 from src.paths import display_path, resolve
+from src.submit import kaggle
 from src.submit.predictor import Predictor, clip_names, fold_bases, used_members
 
 FILES = (
@@ -139,14 +140,31 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FOLDER",
         help="a trained output folder (default: %(default)s)",
     )
+    parser.add_argument(
+        "--kaggle-user",
+        default=kaggle.USER,
+        metavar="NAME",
+        help="your user name on Kaggle, for the files that upload the pack",
+    )
+    parser.add_argument(
+        "--kaggle-name",
+        default=kaggle.NAME,
+        metavar="NAME",
+        help="the data set's name there (default: %(default)s)",
+    )
     options = parser.parse_args(argv)
 
     try:
+        kaggle.check_names(options.kaggle_user, options.kaggle_name)
         folder = write(resolve(options.output), Path(options.folder).absolute())
+        commands = kaggle.write(folder, user=options.kaggle_user, name=options.kaggle_name)
     except (UserError, FileNotFoundError, ValueError) as problem:
         print(problem, file=sys.stderr)
         return 2
-    print(f"packed into {display_path(folder)}")
+    print(f"packed into {display_path(folder)}; to upload it to Kaggle:")
+    print(*(f"    {command}" for command in commands), sep="\n")
+    if options.kaggle_user == kaggle.USER:
+        print(f"    after {kaggle.USER} in the two metadata files is your user name")
     return 0
 
 

@@ -15,6 +15,7 @@ from src.paths import display_path
 from src.submit.predictor import Prediction
 
 KEY_FILE = "key.json"
+FACTS = ("images", "sentence_model")  # noted in a .parquet result, for whoever opens it
 REJECTED_SCHEMA = {"id": pl.String, "reason": pl.String}
 
 
@@ -66,12 +67,16 @@ class Parts:
         """`id, reason` of every image that was rejected."""
         return pl.concat([_read(self._rejected_part(n)) for n in range(self.count)])
 
-    def assemble(self) -> None:
-        """Write `out` from the parts, with one part in memory at a time."""
+    def assemble(self, facts: dict[str, str]) -> None:
+        """Write `out` from the parts, one in memory at a time; a .parquet file notes the `facts`."""
         files = [self._part(n) for n in range(self.count)]
-        write = {".parquet": _write_parquet, ".csv": _write_csv, ".npy": _write_array}
         with artifacts.atomic(self.out) as temporary:
-            write[self.out.suffix](files, temporary)
+            if self.out.suffix == ".parquet":
+                _write_parquet(files, temporary, facts)
+            elif self.out.suffix == ".csv":
+                _write_csv(files, temporary)
+            else:
+                _write_array(files, temporary)
 
         if self.out.suffix == ".npy":
             tables = [_read(file).drop("embedding") for file in files]
@@ -110,10 +115,12 @@ def _read(file: Path) -> pl.DataFrame:
     return pl.read_parquet(file, glob=False)  # [ and ] in a name are letters, not a pattern
 
 
-def _write_parquet(files: Sequence[Path], path: Path) -> None:
-    with pq.ParquetWriter(path, pq.read_schema(files[0])) as writer:
+def _write_parquet(files: Sequence[Path], path: Path, facts: dict[str, str]) -> None:
+    schema = pq.read_schema(files[0]).with_metadata(facts)
+    with pq.ParquetWriter(path, schema) as writer:
         for file in files:
-            writer.write_table(pq.ParquetFile(file).read())
+            table = pq.ParquetFile(file).read()
+            writer.write_table(table.replace_schema_metadata(facts))
 
 
 def _write_csv(files: Sequence[Path], path: Path) -> None:

@@ -27,7 +27,7 @@ from src.ensemble.members import member_names
 from src.errors import UserError
 from src.model_a.fold_ensemble import FoldEnsemble
 from src.model_a.folds import load_fold
-from src.model_b import model
+from src.model_b import datastore, model
 from src.paths import display_path, resolve
 
 PART_SIZE = 1024  # images that are blended, and written to disk, together
@@ -86,6 +86,7 @@ class Predictor:
 
         clips_a, self.clips_b = clip_names(self.output)
         self.ensembles = self._load_ensembles(clips_a, device)
+        self.sentence_model = datastore.open_store(self.output / paths.STORE_SHARDS).sentence_model
         self.model_b = replace(model.load(self.output, engine=engine), depth=neighbors)
 
         self.preprocesses = {ensemble.clip.geometry for ensemble in self.ensembles.values()}

@@ -23,6 +23,7 @@ class Toy(predictor.Predictor):
     def __init__(self, output: Path, *, waits_after: float = float("inf")):
         self.output = output
         self.neighbors = 2
+        self.sentence_model = "all-MiniLM-L6-v2"
         self.waits_after = waits_after
         self.count = 0
         self.ensembles = {}
