@@ -35,7 +35,9 @@ def filled(folder, texts=WORDS, dtype="float16", **more):
 @pytest.mark.parametrize("dtype", datastore.DTYPES)
 def test_rows_keys_and_values_stay_together(tmp_path, dtype):
     store, encoders = filled(tmp_path, [*WORDS, "fox"], dtype)
-    assert store.prompts()["prompt"].to_list() == WORDS and [len(x) for x in store.column("clip")] == [
+    assert store.prompts()["prompt"].to_list() == WORDS and [
+        len(x) for x in store.column("clip")
+    ] == [
         3,
         3,
         1,

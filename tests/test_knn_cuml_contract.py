@@ -24,8 +24,7 @@ QUERIES = l2_normalize(_constants.standard_normal((50, 16)).astype(np.float32))
 
 @pytest.fixture
 def cuml_class(monkeypatch):
-    """Put the autospecced class where the backend finds it, and let the machine seem to have a GPU.
-    """
+    """Put the autospecced class where the backend finds it, and let the machine seem to have a GPU."""
     spec = create_autospec(RealNearestNeighbors)
     spec.side_effect = on_scikit_learn
     monkeypatch.setattr(cuml.neighbors, "NearestNeighbors", spec)

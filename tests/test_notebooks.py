@@ -68,7 +68,7 @@ def test_a_stage_needs_every_stage_whose_artifacts_its_notebook_names(file):
     source = "\n".join(sources)
     named = {
         str(getattr(paths, name)).split("/")[0]
-        for name in re.findall(r"paths\.([A-Z][A-Z0-9_]*)", source)
+        for name in re.findall(r"paths\.([A-Z][A-Z0-9_]*)\b", source)
     }
     named |= set(re.findall(r'"(\d\d_\w+)"', source))
     if "paths.TABLE1" in source and file.stem != "04_ensemble_oof":

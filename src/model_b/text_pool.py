@@ -75,7 +75,9 @@ def write_text_pool(
     those `kept`.
     """
     engine = frame_engine(engine)
-    excluded = pl.Series(dtype=pl.String) if exclude is None else normalize_prompts(exclude).unique()
+    excluded = (
+        pl.Series(dtype=pl.String) if exclude is None else normalize_prompts(exclude).unique()
+    )
     limits = {"min_words": min_words, "max_characters": max_characters}
 
     reason_counts = Counter()
