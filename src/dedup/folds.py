@@ -13,7 +13,7 @@ from src.dedup.similarity import PairScan
 from src.paths import display_path, resolve
 
 UNEVEN = 1.2  # how far above an even share of the kept rows a fold may be
-ROUNDING = 1e-5  # by how much `nearest_across`, in float32 or TF32, may be off
+ROUNDING = 1e-5  # by how much `nearest_across`, in float32, may be off
 
 # --- groups ---
 
