@@ -35,6 +35,9 @@ PAIRS = f"{Stage.DEDUP}/pairs.parquet"
 # id, image, prompt, source, reason
 REJECTED = f"{Stage.DEDUP}/rejected.parquet"
 
+# the same, where so many rows are bad that 01 does not start
+REFUSED = "refused_rows.parquet"
+
 # sentence embeddings of pairs' prompts
 TARGETS = f"{Stage.DEDUP}/targets"
 

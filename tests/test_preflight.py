@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from src import errors
+from src import errors, paths
 from src.paths import ROOT
 from src.runner import cli, params, plan, preflight
 from tests.helpers import toy_training
@@ -65,7 +65,7 @@ FAULTS = [
         "keep must be one of first, longest, most_images, got 'shortest'",
     ),
     ("01_dedup", "cosine_keep", "two", "cosine_keep must be one or none, got 'two'"),
-    ("01_dedup", "exclude_near", "src", "exclude_near: "),
+    ("01_dedup", "exclude_near", "src/data", "exclude_near: "),
     ("01_dedup", "fold_file", "README.md", "fold_file: "),
     ("01_dedup", "sentence_model", "no/such model", "sentence_model: "),
     (
@@ -113,7 +113,7 @@ FAULTS = [
         "cluster: must be null, local or tcp://host:port, got 'many'",
     ),
     ("02_train_model_a", "device", "gpu", "device must be auto, cpu or cuda, got 'gpu'"),
-    ("03_cuml_knn_model_b", "text_only", "src", "text_only: "),
+    ("03_cuml_knn_model_b", "text_only", "src/data", "text_only: "),
     ("03_cuml_knn_model_b", "stores", ["src"], "stores: "),
     ("03_cuml_knn_model_b", "engine", "magic", "engine 'magic' is not one of"),
     (
@@ -282,9 +282,15 @@ def test_a_set_that_is_mostly_bad_is_refused_with_its_tally(per_stage, disk, tmp
     rows.write_csv(tmp_path / "train" / "metadata.csv")
     per_stage["01_dedup"]["train"] = str(tmp_path / "train")
     found = preflight.problems(per_stage)
+    refused = paths.resolve(per_stage["01_dedup"]["output_dir"]) / paths.REFUSED
     assert len(found) == 1 and found[0].startswith(
-        "train: 1 rows can be used and 5 cannot (max_rejected = 0.2)"
+        "train: 1 rows can be used and 5 cannot, 83.3% are bad (max_rejected = 0.2, all of them in "
+        f"{paths.display_path(refused)})"
     ), found
+    assert found[0].endswith(f"e.g. 'train/gone0' at {tmp_path}/train/gone0.png: no such image"), (
+        found
+    )
+    assert pl.read_parquet(refused)["reason"].to_list() == ["no such image"] * 5
 
 
 def test_too_little_room_is_said_with_what_needs_it(per_stage, monkeypatch):

@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 
 from src.paths import display_path, resolve
 
-MEMBER = re.compile(r"(?P<file>.+?\.tar)::(?P<name>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
-CELL = re.compile(r"(?P<file>.+?\.parquet)::(?P<column>.+)@(?P<row>\d+)", re.DOTALL)
+MEMBER = re.compile(
+    r"(?P<file>.+?(?i:\.tar))::(?P<name>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL
+)
+CELL = re.compile(r"(?P<file>.+?(?i:\.parquet))::(?P<column>.+)@(?P<row>\d+)", re.DOTALL)
 
 # neighboring rows share a row group: threads wait for it instead of reading it twice
 _one_reader = Lock()

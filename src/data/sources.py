@@ -6,27 +6,42 @@ within a tar shard or a Parquet table.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from src.artifacts import load_array, load_table, readable
+from src.artifacts import load_array, load_table
 from src.data import layouts, locators, sample_submission
-from src.data.layouts import IMAGE_SUFFIXES, TEXT_COLUMNS
+from src.data.layouts.lookup import Finder
+from src.data.layouts.names import entries_of, folder_in, is_image, is_sidecar, report_skipped
+from src.data.text_only import blank, read_text, text_batches
 from src.paths import as_text, display_path, resolve
+
+__all__ = [
+    "bad_share",
+    "blank",
+    "read_all",
+    "read_attributes",
+    "read_pairs",
+    "read_store",
+    "read_test",
+    "read_text",
+    "read_truth",
+    "reason_counts",
+    "refusal",
+    "text_batches",
+]
 
 SCHEMA = {"id": pl.String, "image": pl.String, "prompt": pl.String, "source": pl.String}
 SCHEMA_REJECTED = {**SCHEMA, "reason": pl.String}
-TEXTS = (".txt", *layouts.TABLES)
 
 UNLISTED = "image without a row"
 # reasons that the set itself gives: no sign that it is bad
-EXPECTED = (layouts.BLURRED, layouts.NOT_DELIVERED, UNLISTED)
-
-BATCH = 500_000  # prompts read at a time from a text-only source
+EXPECTED = (layouts.BLURRED, layouts.NOT_DELIVERED, layouts.SIDECAR, UNLISTED)
+NO_FILE = "no such image"
+REPEATED = "id occurs twice"
 
 
 # --- pairs of an image and a prompt ---
@@ -123,9 +138,27 @@ def reason_counts(rejected: pl.DataFrame) -> pl.DataFrame:
     return counts.sort("rows", "reason", descending=[True, False])
 
 
-def blank(prompts: pl.Series) -> pl.Series:
-    """Whether each prompt shows nothing: null, or spaces, control and format characters alone."""
-    return prompts.fill_null("").str.replace_all(r"[\s\p{Z}\p{Cc}\p{Cf}]+", "") == ""
+def refusal(
+    pairs: pl.DataFrame, rejected: pl.DataFrame, max_rejected: float, *, file: Path
+) -> str | None:
+    """Why a run on these rows is refused, with an example; None where enough rows are good.
+
+    `file` is where the rejected rows are written.
+    """
+    share = bad_share(len(pairs), rejected)
+    if len(pairs) and share <= max_rejected:
+        return None
+
+    counts = dict(reason_counts(rejected).rows())
+    message = (
+        f"{len(pairs)} rows can be used and {len(rejected)} cannot, {share:.1%} are bad "
+        f"(max_rejected = {max_rejected}, all of them in {display_path(file)}): {counts}"
+    )
+    bad = rejected.filter(~pl.any_horizontal(*map(pl.col("reason").str.starts_with, EXPECTED)))
+    if bad.is_empty():
+        return message
+    example = bad.row(0, named=True)
+    return f"{message}; e.g. {example['id']!r} at {example['image']}: {example['reason']}"
 
 
 def _set_aside(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -138,25 +171,46 @@ def _set_aside(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         .when(blank(prompt))
         .then(pl.lit("empty prompt"))
         .when(~pl.Series(exists, dtype=pl.Boolean))
-        .then(pl.lit("no such image"))
+        .then(pl.lit(NO_FILE))
     )
-    rows = rows.with_columns(prompt).with_columns(reason=reason)
+    rows = _number_captions(rows.with_columns(prompt).with_columns(reason=reason))
 
     # an id belongs to the first good row that has it
     good = rows["reason"].is_null().to_numpy()
     repeated = np.zeros(len(rows), bool)
     repeated[good] = ~rows.filter(good)["id"].is_first_distinct().to_numpy()
-    repeated_reason = pl.when(pl.Series(repeated)).then(pl.lit("id occurs twice"))
+    repeated_reason = pl.when(pl.Series(repeated)).then(pl.lit(REPEATED))
     rows = rows.with_columns(reason=repeated_reason.otherwise("reason"))
 
     is_good = rows["reason"].is_null()
     return rows.filter(is_good).drop("reason"), rows.filter(~is_good)
 
 
+def _number_captions(rows: pl.DataFrame) -> pl.DataFrame:
+    """Give the second and later captions of an image the ids `<id>#2`, `<id>#3`, ...
+
+    A caption that an image has twice keeps its id, and so does the row of another image.
+    """
+    rows = rows.with_row_index("row")
+    good = rows.filter(pl.col("reason").is_null())
+    is_same_image = pl.col("image") == pl.col("image").first().over("id")
+    is_new_caption = pl.struct("id", "image", "prompt").is_first_distinct()
+    captions = good.filter(is_same_image).filter(is_new_caption)
+    number = pl.int_range(1, pl.len() + 1).over("id")
+    numbered = captions.select(
+        "row", new_id=pl.when(number > 1).then(pl.format("{}#{}", "id", number))
+    )
+    joined = rows.join(numbered, on="row", how="left", maintain_order="left")
+    return joined.with_columns(id=pl.coalesce("new_id", "id")).drop("row", "new_id")
+
+
 def _with_unlisted(
     pairs: pl.DataFrame, rejected: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Add to the rejected rows the image files that lie among the listed ones without a row."""
+    """Add to the rejected rows the files that lie among the listed images without a row.
+
+    Those are images that no row names, and what a system has left there.
+    """
     source_of_folder = {}
     listed = {str(resolve(image)) for image in rejected["image"]}
     for image, source in pairs.select("image", "source").rows():
@@ -169,8 +223,10 @@ def _with_unlisted(
     for folder, source in sorted(source_of_folder.items()):
         for name in sorted(os.listdir(folder)):
             file = f"{folder}/{name}"
-            if name.lower().endswith(IMAGE_SUFFIXES) and file not in listed:
-                identifier = f"{source}/{as_text(Path(file).stem)}"
+            identifier = f"{source}/{as_text(Path(file).stem)}"
+            if is_sidecar(name):
+                rows.append((identifier, display_path(file), None, source, layouts.SIDECAR))
+            elif is_image(name) and file not in listed:
                 rows.append((identifier, display_path(file), None, source, UNLISTED))
 
     unlisted = pl.DataFrame(rows, schema=SCHEMA_REJECTED, orient="row")
@@ -187,9 +243,13 @@ def read_test(folder: str | Path) -> tuple[pl.DataFrame, Path | None]:
     unless each id of the sample has one image, and each image an id there.
     """
     folder = resolve(folder)
-    images = folder / "images" if (folder / "images").is_dir() else folder
-    entries = sorted(images.glob("*")) if images.is_dir() else []
-    files = [file for file in entries if file.suffix.lower() in IMAGE_SUFFIXES]
+    images = folder_in(folder, "images") or folder
+    files = []
+    if images.is_dir():
+        files = [file for file in entries_of(images) if file.suffix and is_image(file)]
+        others = {entry.name for entry in images.iterdir()} - {file.name for file in files}
+        if images != folder:
+            report_skipped(images, sorted(others), "files are no test images")
     if not files:
         raise FileNotFoundError(
             f"test: no images in {display_path(images)}; set common.test to a folder in the "
@@ -250,10 +310,10 @@ def read_attributes(table: str | Path, columns: Sequence[str], images: pl.Series
     the images, or a column is missing.
     """
     file = resolve(table)
-    image = pl.format("{}/{}", pl.lit(display_path(file.parent)), "file_name")
-    attributes = load_table(file, ["file_name", *columns], as_text=True).select(
-        pl.col(columns).cast(pl.String), image=image
-    )
+    finder = Finder(file.parent)
+    attributes = load_table(file, ["file_name", *columns], as_text=True).cast(pl.String)
+    located = [finder.find(name or "")[0] for name in attributes["file_name"]]
+    attributes = attributes.select(*columns, image=pl.Series(located, dtype=pl.String))
 
     described = attributes.filter(pl.col("image").is_in(images.implode()))
     if described.is_empty():
@@ -262,76 +322,6 @@ def read_attributes(table: str | Path, columns: Sequence[str], images: pl.Series
             f"images; its first is {attributes['image'].first()}, theirs {images.first()}"
         )
     return described
-
-
-# --- prompts without images ---
-
-
-def read_text(text: str | list | None, *, text_column: str | None = None) -> pl.DataFrame:
-    """Text-only prompts as one table `prompt, source`; see `text_batches`."""
-    batches = list(text_batches(text, text_column=text_column))
-    if not batches:
-        return pl.DataFrame(schema={"prompt": pl.String, "source": pl.String})
-    return pl.concat(batches)
-
-
-def text_batches(
-    text: str | list | None, *, text_column: str | None = None, rows: int = BATCH
-) -> Iterator[pl.DataFrame]:
-    """The prompts of text-only sources in tables `prompt, source` of at most `rows` rows.
-
-    A source is a .txt file with one prompt a line, a table with a text column, or a folder of them.
-    Blank prompts are left out. Raises FileNotFoundError naming a source that is not there,
-    ValueError naming a table without a text column.
-    """
-    entries = [text] if isinstance(text, str) else text or []
-    for entry in entries:
-        for file in _text_files(resolve(entry)):
-            for batch in _prompt_batches(file, text_column, rows):
-                prompts = layouts.texts_of(batch, file).drop_nulls()
-                prompts = prompts.str.replace_all("\0", "", literal=True)
-                prompts = prompts.filter(~blank(prompts))
-                table = pl.DataFrame({"prompt": prompts})
-                yield table.with_columns(pl.lit(file.stem).alias("source"))
-
-
-def _text_files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise FileNotFoundError(
-            f"text: {display_path(path)} does not exist; "
-            "set common.text to a file, a folder or null"
-        )
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.iterdir() if file.suffix in TEXTS)
-
-
-def _prompt_batches(file: Path, text_column: str | None, rows: int) -> Iterator[pl.Series]:
-    if file.suffix == ".parquet":
-        yield from _parquet_batches(file, text_column, rows)
-        return
-
-    prompts = _lines(file) if file.suffix == ".txt" else layouts.text_cells(file, text_column)
-    while batch := list(islice(prompts, rows)):
-        yield pl.Series("prompt", batch, dtype=pl.String)
-
-
-def _lines(file: Path) -> Iterator[str]:
-    with layouts.open_text(file, newline="\n") as stream:
-        for line in stream:
-            yield line.rstrip("\r\n")
-
-
-def _parquet_batches(file: Path, text_column: str | None, rows: int) -> Iterator[pl.Series]:
-    import pyarrow.parquet as pq
-
-    with readable(file):
-        table = pq.ParquetFile(file)
-    names = table.schema_arrow.names
-    column = layouts.column_of(names, TEXT_COLUMNS, text_column, file, "text")
-    with readable(file):
-        for batch in table.iter_batches(batch_size=rows, columns=[column]):
-            yield pl.from_arrow(batch)[column]
 
 
 # --- a precomputed store ---

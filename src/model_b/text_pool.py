@@ -139,7 +139,7 @@ def _write_distinct(folder: Path, file: Path, excluded: pl.Series) -> Counter:
     reason_counts = Counter()
     with pq.ParquetWriter(file, pl.DataFrame(schema=SCHEMA).to_arrow().schema) as writer:
         for part in sorted(folder.glob("*.parquet")):
-            usable = pl.read_parquet(part)
+            usable = pl.read_parquet(part, glob=False)
             distinct = usable.unique("text", keep="first", maintain_order=True)
             kept = distinct.filter(~pl.col("text").is_in(excluded.implode()))
             writer.write_table(kept.select(*SCHEMA).cast(SCHEMA).to_arrow())

@@ -20,7 +20,7 @@ import polars as pl
 import torch
 
 from src import artifacts, encoder, knn, paths
-from src.data import prompts, sources
+from src.data import prompts, sources, text_only
 from src.dedup import filters, folds
 from src.encoder import Encoder
 from src.ensemble import outside
@@ -160,12 +160,11 @@ def _check_data(found: Findings, values: dict) -> None:
     if values["train"] is not None:
         with found.noting("train"):
             found.pairs, rejected = sources.read_all(values["train"])
-            share = sources.bad_share(len(found.pairs), rejected)
-            if found.pairs.is_empty() or share > values["max_rejected"]:
-                raise ValueError(
-                    f"{len(found.pairs)} rows can be used and {len(rejected)} cannot (max_rejected = "
-                    f"{values['max_rejected']}): {dict(sources.reason_counts(rejected).rows())}"
-                )
+            file = resolve(values["output_dir"]) / paths.REFUSED
+            refusal = sources.refusal(found.pairs, rejected, values["max_rejected"], file=file)
+            if refusal:
+                artifacts.save_table(file, rejected)
+                raise ValueError(refusal)
             if values["fold_file"] is None and len(found.pairs) < values["n_folds"]:
                 found.wrong.append(
                     f"n_folds: {values['n_folds']} folds of {len(found.pairs)} rows; lower it"
@@ -433,13 +432,10 @@ def _count_prompts(text: str | list | None) -> int:
     """About how many prompts the text-only sources hold: Parquet tables say it, other files are estimated by their size."""
     count = 0
     for entry in [text] if isinstance(text, str) else text or []:
-        path = resolve(entry)
-        for file in (
-            f for f in (path.iterdir() if path.is_dir() else [path]) if f.suffix in sources.TEXTS
-        ):
-            parquet = file.suffix == ".parquet"
+        for file in text_only.text_files(resolve(entry)):
+            parquet = file.suffix.lower() == ".parquet"
             count += (
-                pl.scan_parquet(file).select(pl.len()).collect().item()
+                pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()
                 if parquet
                 else file.stat().st_size // CHARACTERS
             )

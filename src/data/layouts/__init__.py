@@ -6,25 +6,19 @@ a row is no good.
 """
 
 from src.data.layouts.journeydb import without_flags
-from src.data.layouts.names import IMAGE_SUFFIXES, TABLES, TEXT_COLUMNS, column_of
+from src.data.layouts.names import IMAGE_SUFFIXES
 from src.data.layouts.registry import LAYOUTS, read, recognize
-from src.data.layouts.rows import BLURRED, NO_IMAGE, NOT_DELIVERED
-from src.data.layouts.tables import text_cells, texts_of
-from src.data.layouts.text import open_text
+from src.data.layouts.rows import AMBIGUOUS, BLURRED, NO_IMAGE, NOT_DELIVERED, SIDECAR
 
 __all__ = [
+    "AMBIGUOUS",
     "BLURRED",
     "IMAGE_SUFFIXES",
     "LAYOUTS",
     "NOT_DELIVERED",
     "NO_IMAGE",
-    "TABLES",
-    "TEXT_COLUMNS",
-    "column_of",
-    "open_text",
+    "SIDECAR",
     "read",
     "recognize",
-    "text_cells",
-    "texts_of",
     "without_flags",
 ]

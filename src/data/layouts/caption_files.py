@@ -1,57 +1,62 @@
 """Images beside text or JSON files of the same stem, such as img2dataset's output as files."""
 
-from itertools import chain
 from pathlib import Path
 
 import polars as pl
 
-from src.data.layouts.captions import caption_of, not_delivered
-from src.data.layouts.names import IMAGE_SUFFIXES
-from src.data.layouts.rows import NO_IMAGE, Row, from_rows
+from src.data.layouts.captions import CAPTION_SUFFIXES, TEXT_SUFFIXES, captions_in, not_delivered
+from src.data.layouts.names import entries_of, is_image
+from src.data.layouts.rows import NO_IMAGE, Row, from_rows, rows_of
 from src.paths import display_path
-
-CAPTION_SUFFIXES = (".txt", ".json")
 
 
 def is_files(path: Path) -> bool:
     """Whether `path` or a folder in it holds an image with a text or JSON file of its stem."""
     if not path.is_dir():
         return False
-    patterns = ("*.txt", "*.json", "*/*.txt", "*/*.json")
-    captions = chain.from_iterable(path.glob(pattern) for pattern in patterns)
-    return any(
-        caption.with_suffix(suffix).exists() for caption in captions for suffix in IMAGE_SUFFIXES
-    )
+    for folder in (path, *_folders(path)):
+        for sample in _samples(folder).values():
+            if any(map(is_image, sample)) and not all(map(is_image, sample)):
+                return True
+    return False
+
+
+def _folders(path: Path) -> list[Path]:
+    return [entry for entry in entries_of(path) if entry.is_dir()]
+
+
+def _samples(folder: Path) -> dict[str, list[Path]]:
+    """The images and captions of a folder by stem."""
+    samples: dict[str, list[Path]] = {}
+    for file in entries_of(folder):
+        is_caption = file.suffix.lower() in CAPTION_SUFFIXES
+        if (is_caption or is_image(file)) and file.is_file():
+            samples.setdefault(file.stem, []).append(file)
+    return samples
 
 
 def read_files(path: Path, text_column: str | None) -> pl.DataFrame:
     """The samples of `path` and of each folder in it."""
     rows = _rows_of_folder(path, "", text_column)
-    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
+    for folder in _folders(path):
         rows += _rows_of_folder(folder, f"{folder.name}/", text_column)
-        rows += not_delivered(folder.with_suffix(".parquet"))
+        rows += not_delivered(folder.with_suffix(".parquet"), folder.name)
     return from_rows(rows, path.name)
 
 
 def _rows_of_folder(folder: Path, prefix: str, text_column: str | None) -> list[Row]:
-    samples: dict[str, dict[str, Path]] = {}
-    for file in sorted(folder.iterdir()):
-        suffix = file.suffix.lower()
-        if suffix in (*IMAGE_SUFFIXES, *CAPTION_SUFFIXES) and file.is_file():
-            samples.setdefault(file.stem, {})[suffix] = file
-
     rows = []
-    for stem, members in samples.items():
-        image = next((file for suffix, file in members.items() if suffix in IMAGE_SUFFIXES), None)
-        if image is None and ".txt" not in members:
+    for stem, files in _samples(folder).items():
+        images = [file for file in files if is_image(file)]
+        if not images and not any(file.suffix.lower() in TEXT_SUFFIXES for file in files):
             continue  # img2dataset's own 00000_stats.json is no sample
 
-        contents = {suffix: file.read_bytes for suffix, file in members.items()}
-        row = Row(
-            name=prefix + stem,
-            image=display_path(image or folder / stem),
-            prompt=caption_of(contents, text_column),
-            reason=None if image else NO_IMAGE,
-        )
-        rows.append(row)
+        contents = {file.suffix.lower(): file.read_bytes for file in files if not is_image(file)}
+        captions = captions_in(contents, text_column)
+        if not images:
+            rows += rows_of(prefix + stem, display_path(folder / stem), captions, NO_IMAGE)
+        for image in images:
+            # cat.png and cat.jpg are two images
+            name = stem if len(images) == 1 else image.name
+            rows += rows_of(prefix + name, display_path(image), captions)
     return rows

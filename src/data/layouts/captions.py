@@ -1,46 +1,71 @@
 """What img2dataset and WebDataset store beside an image: captions, and what was not downloaded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import polars as pl
-
-from src import artifacts
 from src.data.layouts.names import TEXT_COLUMNS
-from src.data.layouts.rows import NOT_DELIVERED, Row
-from src.data.layouts.tables import column_names
-from src.data.layouts.text import parse_object, to_text
+from src.data.layouts.rows import SEVERAL_TEXTS, Row
+from src.data.layouts.tables import column_names, delivery_reasons, load_table
+from src.data.layouts.text import Caption, captions_of, decode, parse_object
 from src.paths import display_path
 
+TEXT_SUFFIXES = (".txt", ".text", ".caption")
+CAPTION_SUFFIXES = (*TEXT_SUFFIXES, ".json")
+NOT_JSON = "its .json is no JSON object"
 
-def caption_of(members: dict[str, Callable[[], bytes]], text_column: str | None) -> str | None:
-    """The prompt of a sample from its .txt, else from its .json.
 
-    `members` gives, by ending, a function that reads the file's bytes.
+def captions_in(
+    members: Mapping[str, Callable[[], bytes]], text_column: str | None
+) -> list[Caption]:
+    """The prompts of a sample from its text file, else from its .json; at least one entry.
+
+    `members` gives, by ending, a function that reads the file's bytes. Of several texts the one
+    with the plain ending counts; without it they are refused.
     """
-    if ".txt" in members and text_column is None:
-        return members[".txt"]().decode("utf-8", errors="replace")
-    if ".json" not in members:
-        return None
+    if text_column is None:
+        for suffix in TEXT_SUFFIXES:
+            if member := _member(members, suffix):
+                return [_text(members[member])]
+        if sum(name.endswith(TEXT_SUFFIXES) for name in members) > 1:
+            return [Caption(None, SEVERAL_TEXTS)]
 
-    values = parse_object(members[".json"]().decode("utf-8", errors="replace"))
+    member = _member(members, ".json")
+    if member is None:
+        return [Caption(None)]
+    try:
+        values = parse_object(decode(members[member]()))
+    except ValueError:
+        return [Caption(None, NOT_JSON)]
     for name in [text_column] if text_column else TEXT_COLUMNS:
         if name in values:
-            return to_text(values[name])
-    return None
+            return captions_of(values[name])
+    return [Caption(None)]
 
 
-def not_delivered(table: Path) -> Iterator[Row]:
+def _member(members: Mapping[str, Callable[[], bytes]], suffix: str) -> str | None:
+    """The member with exactly this ending, else the only one that ends with it."""
+    if suffix in members:
+        return suffix
+    names = [name for name in members if name.endswith(suffix)]
+    return names[0] if len(names) == 1 else None
+
+
+def _text(read: Callable[[], bytes]) -> Caption:
+    try:
+        return Caption(decode(read()))
+    except ValueError as error:
+        return Caption(None, str(error))
+
+
+def not_delivered(file: Path, label: str) -> Iterator[Row]:
     """The rows that img2dataset's own table, beside a shard or a folder, could not download."""
-    if not table.exists() or not {"key", "status"} <= column_names(table):
+    if not file.exists() or not {"key", "status"} <= set(column_names(file)):
         return
 
-    failed = artifacts.load_table(table).filter(pl.col("status") != "success")
-    column = next((name for name in TEXT_COLUMNS if name in failed.columns), None)
-    for entry in failed.iter_rows(named=True):
-        yield Row(
-            name=f"{table.stem}/{entry['key']}",
-            image=display_path(table),
-            prompt=to_text(entry[column]) if column else None,
-            reason=f"{NOT_DELIVERED}: {entry['status']}",
-        )
+    table = load_table(file)
+    column = next((name for name in TEXT_COLUMNS if name in table.columns), None)
+    captions = table.captions(column) if column else [[Caption(None)]] * len(table)
+    reasons = delivery_reasons(table.names("status"))
+    for key, prompts, reason in zip(table.names("key"), captions, reasons, strict=True):
+        if reason:
+            yield Row(f"{label}/{key}", display_path(file), prompts[0].text, reason)

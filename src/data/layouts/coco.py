@@ -5,9 +5,12 @@ from pathlib import Path
 import polars as pl
 
 from src import artifacts
-from src.data.layouts.rows import Row, first_folder, from_rows
-from src.data.layouts.text import parse_json, to_text
-from src.paths import display_path
+from src.data.layouts.lookup import Finder, first_folder
+from src.data.layouts.names import files_of, folder_in
+from src.data.layouts.rows import from_rows, rows_of
+from src.data.layouts.text import captions_of, decode, parse_json
+
+UNLISTED = "its image is not listed"
 
 # what a row is made of
 WANTED = {
@@ -22,10 +25,14 @@ def is_coco(path: Path) -> bool:
 
 
 def _caption_files(path: Path) -> list[Path]:
-    if path.is_file():
-        is_caption_file = path.suffix == ".json" and path.name.startswith("captions_")
-        return [path] if is_caption_file else []
-    return sorted(path.glob("annotations/captions_*.json")) or sorted(path.glob("captions_*.json"))
+    annotations = folder_in(path, "annotations")
+    for folder in (annotations, path):
+        if folder is not None:
+            files = files_of(folder, (".json",))
+            files = [file for file in files if file.name.startswith("captions_")]
+            if files:
+                return files
+    return []
 
 
 def read_coco(path: Path, text_column: str | None) -> pl.DataFrame:
@@ -35,21 +42,22 @@ def read_coco(path: Path, text_column: str | None) -> pl.DataFrame:
         content = _content(file)
         names = {image["id"]: image["file_name"] for image in content["images"]}
 
-        root = file.parent.parent if file.parent.name == "annotations" else file.parent
+        is_below = file.parent.name.lower() == "annotations"
+        root = file.parent.parent if is_below else file.parent
         split = file.stem.removeprefix("captions_")
         folders = (root / split, root / "images" / split, root / "images", root)
-        folder = first_folder(folders, list(names.values())) or root / split
+        finder = Finder(first_folder(folders, list(names.values())) or root / split)
 
         for entry in content["annotations"]:
             listed = names.get(entry["image_id"])
             name = listed or str(entry["image_id"])
-            row = Row(
+            image, lost = finder.find(name)
+            rows += rows_of(
                 name=f"{split}/{Path(name).stem}#{entry.get('id', len(rows))}",
-                image=display_path(folder / name),
-                prompt=to_text(entry.get("caption")),
-                reason=None if listed else "its image is not listed",
+                image=image,
+                captions=captions_of(entry.get("caption")),
+                reason=lost if listed else UNLISTED,
             )
-            rows.append(row)
 
     source = path if path.is_dir() else path.parent.parent
     return from_rows(rows, source.name)
@@ -61,7 +69,7 @@ def _content(file: Path) -> dict:
     Raises ValueError naming one that is no JSON or lacks what makes a row.
     """
     with artifacts.readable(file):
-        content = parse_json(file.read_text(encoding="utf-8"))
+        content = parse_json(decode(file.read_bytes()))
         for part, wanted in WANTED.items():
             for entry in content[part]:
                 if not all(isinstance(entry.get(name), kind) for name, kind in wanted.items()):

@@ -8,9 +8,10 @@ import polars as pl
 from tqdm import tqdm
 
 from src import artifacts
-from src.data.layouts.rows import BLURRED, Row, from_rows
+from src.data.layouts.lookup import Finder
+from src.data.layouts.rows import BLURRED, Row, from_rows, rows_of
 from src.data.layouts.tables import column_names
-from src.data.layouts.text import parse_json, to_text
+from src.data.layouts.text import captions_of, decode, parse_object
 from src.paths import display_path
 
 TABLE_FILES = ("metadata.parquet", "metadata-large.parquet")
@@ -45,7 +46,7 @@ def _part_folders(path: Path) -> dict[int, Path]:
 
 def _table_files(path: Path) -> list[Path]:
     files = [path / name for name in TABLE_FILES]
-    return [f for f in files if f.exists() and {"image_name", "part_id"} <= column_names(f)]
+    return [f for f in files if f.exists() and {"image_name", "part_id"} <= set(column_names(f))]
 
 
 def read_diffusiondb(path: Path, text_column: str | None) -> pl.DataFrame:
@@ -80,9 +81,7 @@ def _rows_of_parts(parts: list[Path]) -> list[Row]:
     rows = []
     for part in tqdm(parts, desc="reading parts", unit="part", disable=len(parts) < 20):
         try:
-            entries = parse_json(part.read_text(encoding="utf-8", errors="replace"))
-            if not isinstance(entries, dict):
-                raise ValueError(f"it holds a {type(entries).__name__}")
+            entries = parse_object(decode(part.read_bytes()))
         except ValueError as error:
             rows.append(Row(part.stem, display_path(part), None, f"part is no JSON: {error}"))
             continue
@@ -92,22 +91,24 @@ def _rows_of_parts(parts: list[Path]) -> list[Row]:
         if (folder / "images").is_dir():
             folder = folder / "images"
 
+        finder = Finder(folder)
         for name, entry in entries.items():
-            prompt = to_text(entry.get("p")) if isinstance(entry, dict) else None
-            rows.append(_row(folder / name, prompt))
+            prompt = entry.get("p") if isinstance(entry, dict) else None
+            rows += _rows(finder, name, prompt)
     return rows
 
 
 def _rows_of_tables(tables: list[pl.DataFrame], folders: dict[int, Path]) -> list[Row]:
+    finders = {number: Finder(folder) for number, folder in folders.items()}
     rows = []
     for table in tables:
         delivered = table.filter(pl.col("part_id").is_in(list(folders)))
         for entry in delivered.iter_rows(named=True):
-            image = folders[entry["part_id"]] / (entry["image_name"] or "")
-            rows.append(_row(image, entry.get("prompt")))
+            finder = finders[entry["part_id"]]
+            rows += _rows(finder, entry["image_name"] or "", entry.get("prompt"))
     return rows
 
 
-def _row(image: Path, prompt: str | None) -> Row:
-    locator = display_path(image)
-    return Row(Path(locator).stem, locator, prompt)
+def _rows(finder: Finder, name: str, prompt: object) -> list[Row]:
+    image, reason = finder.find(name)
+    return rows_of(Path(image).stem, image, captions_of(prompt), reason)

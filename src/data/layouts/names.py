@@ -1,7 +1,7 @@
 """The names that columns and files are known by."""
 
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from src.paths import display_path
 
@@ -30,7 +30,95 @@ TEXT_COLUMNS = (
 )
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+# .heic is listed so that such images are named as unreadable, not passed over
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".jp2",
+    ".ppm",
+    ".heic",
+    ".heif",
+)
+
+# files and folders that macOS, Windows and NAS systems leave beside the data
+SIDECARS = (".ds_store", "__macosx", "thumbs.db", "desktop.ini", "@eadir")
+GZIP = ".gz"
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether a file or folder name, or a folder on the way to it, is a system's own."""
+    parts = PurePath(name).parts
+    return any(part.startswith("._") or part.lower() in SIDECARS for part in parts)
+
+
+def suffix_of(file: str | PurePath) -> str:
+    """The ending in lower case, without the .gz of a compressed table: `.csv` of `A.CSV.gz`."""
+    path = PurePath(file)
+    if path.suffix.lower() == GZIP:
+        path = path.with_suffix("")
+    return path.suffix.lower()
+
+
+def is_image(name: str | PurePath) -> bool:
+    """Whether a name, or an ending such as `.input.jpg`, ends as images do."""
+    return str(name).lower().endswith(IMAGE_SUFFIXES)
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted, without sidecar files."""
+    return sorted(entry for entry in folder.iterdir() if not is_sidecar(entry.name))
+
+
+def files_of(path: Path, suffixes: tuple[str, ...], depth: int = 1) -> list[Path]:
+    """The files with one of the endings at `path`: itself, or those up to `depth` folders deep."""
+    if path.is_file():
+        return [path] if suffix_of(path) in suffixes else []
+
+    files = []
+    for entry in entries_of(path):
+        if entry.is_dir():
+            if depth > 1:
+                files += files_of(entry, suffixes, depth - 1)
+        elif suffix_of(entry) in suffixes:
+            files.append(entry)
+    return sorted(files)
+
+
+def labels_of(files: list[Path], root: Path) -> list[str]:
+    """A name for each file that no other has: its stem, else its path below `root`."""
+    stems = [file.stem for file in files]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [file.relative_to(root).with_suffix("").as_posix() for file in files]
+
+
+def report_skipped(path: Path, names: list[str], why: str) -> None:
+    """Print how many files of a source are not read, and the first of them."""
+    if names:
+        more = ", ..." if len(names) > 3 else ""
+        print(f"{display_path(path)}: {len(names)} {why}: {', '.join(names[:3])}{more}")
+
+
+def folder_in(path: Path, name: str) -> Path | None:
+    """The folder called `name` in `path`, in any letter case; None where there is none."""
+    if (path / name).is_dir():
+        return path / name
+    if not path.is_dir():
+        return None
+    for entry in entries_of(path):
+        if entry.name.lower() == name.lower() and entry.is_dir():
+            return entry
+    return None
 
 
 def column_of(

@@ -10,15 +10,9 @@ from src.data.layouts.caption_files import is_files, read_files
 from src.data.layouts.coco import is_coco, read_coco
 from src.data.layouts.diffusiondb import is_diffusiondb, read_diffusiondb
 from src.data.layouts.journeydb import is_journeydb, read_journeydb
+from src.data.layouts.numbered import is_numbered, read_numbered
 from src.data.layouts.parquet import is_parquet, read_parquet
-from src.data.layouts.table_files import (
-    is_competition,
-    is_numbered,
-    is_table,
-    read_competition,
-    read_numbered,
-    read_table,
-)
+from src.data.layouts.table_files import is_competition, is_table, read_competition, read_table
 from src.data.layouts.webdataset import is_webdataset, read_webdataset
 from src.paths import display_path
 

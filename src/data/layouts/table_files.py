@@ -1,20 +1,26 @@
-"""Images named by a table: any table with both columns, the competition's, and by row number."""
+"""Images named by a table with an image and a text column, and the competition's prompts.csv."""
 
+import os
 from pathlib import Path
 
 import polars as pl
 
+from src.data.layouts.lookup import Finder, ids_of
 from src.data.layouts.names import (
     IMAGE_COLUMNS,
-    IMAGE_SUFFIXES,
     METADATA,
     TABLES,
     TEXT_COLUMNS,
     column_of,
+    entries_of,
+    files_of,
+    folder_in,
 )
-from src.data.layouts.rows import from_columns, ids_of, locate
-from src.data.layouts.tables import column_names, load_table, texts_of
-from src.paths import display_path
+from src.data.layouts.rows import from_rows, rows_of
+from src.data.layouts.tables import Table, column_names, delivery_reasons, load_table
+from src.paths import display_path, resolve
+
+LOOKED_AT = 50  # rows whose images decide between two image columns
 
 # --- a table with an image and a text column ---
 
@@ -25,21 +31,35 @@ def is_table(path: Path) -> bool:
 
 
 def _tables(path: Path) -> list[Path]:
-    """The tables at `path`: itself, its metadata file, or every table in it with both columns."""
-    if path.is_file():
-        return [path] if path.suffix in TABLES else []
+    """The tables at `path`.
 
-    for name in METADATA:
-        if (path / name).exists():
-            return [path / name]
+    Itself, its metadata file, every table in it with both columns, or else the metadata files of
+    the folders in it, of `train` alone where there is one.
+    """
+    if path.is_file():
+        return files_of(path, TABLES)
+    if metadata := _metadata(path):
+        return [metadata]
 
     tables = []
-    for file in sorted(path.iterdir()):
-        if file.suffix in TABLES and file.is_file():
-            columns = column_names(file)
-            if columns & set(IMAGE_COLUMNS) and columns & set(TEXT_COLUMNS):
-                tables.append(file)
-    return tables
+    for file in files_of(path, TABLES):
+        columns = set(column_names(file))
+        if columns & set(IMAGE_COLUMNS) and columns & set(TEXT_COLUMNS):
+            tables.append(file)
+    if tables:
+        return tables
+
+    train = folder_in(path, "train")
+    folders = [entry for entry in entries_of(path) if entry.is_dir()]
+    if train and _metadata(train):
+        folders = [train]
+    return [metadata for folder in folders if (metadata := _metadata(folder))]
+
+
+def _metadata(folder: Path) -> Path | None:
+    """The metadata file of a folder of images, in any letter case."""
+    names = {entry.name.lower(): entry for entry in entries_of(folder)}
+    return next((names[name] for name in METADATA if name in names), None)
 
 
 def read_table(path: Path, text_column: str | None) -> pl.DataFrame:
@@ -47,28 +67,69 @@ def read_table(path: Path, text_column: str | None) -> pl.DataFrame:
     parts = []
     for file in _tables(path) or [path]:
         table = load_table(file)
-        image_column = column_of(table.columns, IMAGE_COLUMNS, None, file, "image")
+        finder = Finder(file.parent)
+        names = table.names(_image_column(table, finder))
         prompt_column = column_of(table.columns, TEXT_COLUMNS, text_column, file, "text")
+        captions = table.captions(prompt_column)
+        reasons = _reasons(table)
 
-        is_named = path.is_file() and file.name not in METADATA
-        source = file.stem if is_named else file.parent.name
-        names = texts_of(table[image_column], file).fill_null("")
-        part = from_columns(
-            ids=ids_of(source, names),
-            images=locate(file.parent, names),
-            prompts=texts_of(table[prompt_column], file),
-            source=source,
-        )
-        parts.append(part)
+        rows = []
+        for name, identifier, prompts, reason in zip(
+            names, ids_of(names), captions, reasons, strict=True
+        ):
+            image, lost = finder.find(name)
+            rows += rows_of(identifier, image, prompts, reason or lost)
+
+        is_named = path.is_file() and file.name.lower() not in METADATA
+        parts.append(from_rows(rows, file.stem if is_named else file.parent.name))
     return pl.concat(parts)
+
+
+def _image_column(table: Table, finder: Finder) -> str:
+    """The known column whose first names are files; the first known one where none is.
+
+    Raises ValueError where two columns name as many files, and others.
+    """
+    first = column_of(table.columns, IMAGE_COLUMNS, None, table.file, "image")
+    known = [name for name in IMAGE_COLUMNS if name in table.columns]
+    if len(known) == 1:
+        return first
+
+    files_of_column = {}
+    for column in known:
+        images = [finder.find(name)[0] for name in table.names(column)[:LOOKED_AT] if name]
+        files_of_column[column] = [image for image in images if os.path.isfile(resolve(image))]
+
+    most = max(map(len, files_of_column.values()))
+    best = [column for column in known if len(files_of_column[column]) == most]
+    if most and any(files_of_column[column] != files_of_column[best[0]] for column in best):
+        raise ValueError(
+            f"{display_path(table.file)}: columns {' and '.join(best)} both name images; keep one"
+        )
+    return best[0] if most else first
+
+
+def _reasons(table: Table) -> list[str | None]:
+    """Why rows are no good: they are broken, or img2dataset could not download them."""
+    if "status" not in table.columns:
+        return table.reasons
+    statuses = table.names("status")
+    if "success" not in statuses:
+        return table.reasons
+    return [
+        reason or undelivered
+        for reason, undelivered in zip(table.reasons, delivery_reasons(statuses), strict=True)
+    ]
 
 
 # --- the competition ---
 
 
 def is_competition(path: Path) -> bool:
-    """Whether `path` holds prompts.csv and the folder images."""
-    return (path / "prompts.csv").exists() and (path / "images").is_dir()
+    """Whether `path` holds prompts.csv with the column imgId, and the folder images."""
+    file = path / "prompts.csv"
+    has_images = folder_in(path, "images") is not None
+    return has_images and file.is_file() and "imgId" in column_names(file)
 
 
 def read_competition(path: Path, text_column: str | None) -> pl.DataFrame:
@@ -80,60 +141,11 @@ def read_competition(path: Path, text_column: str | None) -> pl.DataFrame:
             f"{display_path(file)}: columns are {table.columns}, wanted imgId and prompt"
         )
 
-    ids = table["imgId"].fill_null("")
-    return from_columns(
-        ids=ids,
-        images=[display_path(path / "images" / f"{name}.png") for name in ids],
-        prompts=table["prompt"],
-        source=path.name,
-    )
-
-
-# --- a table of prompts beside <row number>.png ---
-
-
-def is_numbered(path: Path) -> bool:
-    """Whether a table of prompts lies beside images named by row number."""
-    return _numbered(path) is not None
-
-
-def _numbered(path: Path) -> tuple[Path, Path] | None:
-    """The table of prompts and the folder of numbered images at `path`."""
-    files = [path] if path.is_file() else sorted(path.iterdir())
-    for file in files:
-        if file.suffix not in TABLES or not column_names(file) & set(TEXT_COLUMNS):
-            continue
-        beside = sorted(folder for folder in file.parent.iterdir() if folder.is_dir())
-        for folder in (file.with_suffix(""), file.parent, *beside):
-            if any(_is_numbered_by(folder, suffix) for suffix in IMAGE_SUFFIXES):
-                return file, folder
-    return None
-
-
-def _is_numbered_by(folder: Path, suffix: str) -> bool:
-    """Whether `folder` holds the image 0 or 1 with this ending."""
-    return (folder / f"0{suffix}").exists() or (folder / f"1{suffix}").exists()
-
-
-def read_numbered(path: Path, text_column: str | None) -> pl.DataFrame:
-    """The rows of a table of prompts; row i belongs to image i, counted from 0 or from 1."""
-    place = _numbered(path)
-    if place is None:
-        raise ValueError(
-            f"{display_path(path)}: no table with a text column beside a folder of images named by "
-            "row number (0.png, ...)"
-        )
-
-    file, folder = place
-    table = load_table(file)
-    column = column_of(table.columns, TEXT_COLUMNS, text_column, file, "text")
-
-    suffix = next(s for s in IMAGE_SUFFIXES if _is_numbered_by(folder, s))
-    first = 0 if (folder / f"0{suffix}").exists() else 1
-    numbers = range(first, first + len(table))
-    return from_columns(
-        ids=[f"{file.stem}/{number}" for number in numbers],
-        images=[display_path(folder / f"{number}{suffix}") for number in numbers],
-        prompts=texts_of(table[column], file),
-        source=file.stem,
-    )
+    finder = Finder(folder_in(path, "images") or path / "images")
+    rows = []
+    for name, captions, reason in zip(
+        table.names("imgId"), table.captions("prompt"), table.reasons, strict=True
+    ):
+        image, lost = finder.find_any(f"{name}.png", name)
+        rows += rows_of(name, image, captions, reason or lost)
+    return from_rows(rows, path.name, prefix="")
