@@ -89,62 +89,48 @@ def image_grid(images: list, titles: list[str], *, columns: int = 4, width: floa
 
 
 def learning_curves(history: list[dict]) -> Figure:
-    """Training loss and inner validation score by epoch, one line a fold; `history` rows have variant, fold, epoch, loss, score."""
+    """Training loss and inner validation score by epoch, one line for each fold.
+
+    `history` rows have variant, fold, epoch, loss, score.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
     names = list(dict.fromkeys(entry["variant"] for entry in history))
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3))
-    for name, colour in zip(names, (GREY, GREEN, ORANGE, BLUE, *plt.cm.tab10.colors), strict=False):
-        for fold in sorted({e["fold"] for e in history}):
-            line = sorted(
-                (e for e in history if e["variant"] == name and e["fold"] == fold),
-                key=lambda e: e["epoch"],
-            )
-            label = name if fold == 0 else None
-            axes[0].plot(
-                [e["epoch"] for e in line[1:]],
-                [e["loss"] for e in line[1:]],
-                "o-",
-                color=colour,
-                label=label,
-            )
-            axes[1].plot(
-                [e["epoch"] for e in line],
-                [e["score"] for e in line],
-                "o-",
-                color=colour,
-                label=label,
-            )
-    axes[0].set(xlabel="epoch", ylabel="1 - cosine", title="training loss")
-    axes[1].set(xlabel="epoch (0 is the linear probe)", ylabel="Avg-Cos", title="inner validation")
-    axes[1].legend()
+    colors = (GREY, GREEN, ORANGE, BLUE, *plt.cm.tab10.colors)
+
+    for name, color in zip(names, colors, strict=False):
+        mine = [entry for entry in history if entry["variant"] == name]
+        for fold in sorted({entry["fold"] for entry in mine}):
+            line = [entry for entry in mine if entry["fold"] == fold]
+            line.sort(key=lambda entry: entry["epoch"])
+            epochs = [entry["epoch"] for entry in line]
+            style = {"color": color, "label": name if fold == 0 else None}
+
+            # before the first epoch there is a score, but no loss
+            left.plot(epochs[1:], [entry["loss"] for entry in line[1:]], "o-", **style)
+            right.plot(epochs, [entry["score"] for entry in line], "o-", **style)
+
+    left.set(xlabel="epoch", ylabel="1 - cosine", title="training loss")
+    right.set(xlabel="epoch (0 is the linear probe)", ylabel="Avg-Cos", title="inner validation")
+    right.legend()
     return figure
 
 
-def factor_curves(found: list[dict]) -> Figure:
-    """Inner validation score over the probe's against the way from the probe (0) to the best epoch (1); one line a fit.
+def factor_curves(fits: list[dict]) -> Figure:
+    """Inner validation score over the probe's, against the way from the probe (0) to the best
+    epoch (1); one line for each fit, its choice ringed.
 
-    The choice is ringed. `found` rows have variant, fold, factors {factor: score} and the chosen factor.
+    `fits` rows have variant, fold, factors {factor: score} and the chosen factor.
     """
     figure, axes = plt.subplots(figsize=(6, 2.8))
-    for entry, colour in zip(
-        found, (BLUE, ORANGE, GREEN, GREY, *plt.cm.tab10.colors), strict=False
-    ):
-        factors = {float(factor): score for factor, score in entry["factors"].items()}
-        gain = [score - factors[0.0] for score in factors.values()]
-        axes.plot(
-            list(factors),
-            gain,
-            "o-",
-            color=colour,
-            label=f"{entry['variant']}, fold {entry['fold']}",
-        )
-        axes.plot(
-            entry["factor"],
-            factors[entry["factor"]] - factors[0.0],
-            "o",
-            ms=11,
-            mfc="none",
-            color=colour,
-        )
+    colors = (BLUE, ORANGE, GREEN, GREY, *plt.cm.tab10.colors)
+
+    for fit, color in zip(fits, colors, strict=False):
+        factors = {float(factor): score for factor, score in fit["factors"].items()}
+        gain = {factor: score - factors[0.0] for factor, score in factors.items()}
+        label = f"{fit['variant']}, fold {fit['fold']}"
+        axes.plot(list(gain), list(gain.values()), "o-", color=color, label=label)
+        axes.plot(fit["factor"], gain[fit["factor"]], "o", ms=11, mfc="none", color=color)
+
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(
         xlabel="0: the probe, 1: the best epoch",

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.toy_pipeline import write_toy_pipeline
+
 ENDURANCE = Path(__file__).parent / "endurance"
 
 
@@ -25,3 +27,9 @@ def pytest_ignore_collect(collection_path, config):
 def rng() -> np.random.Generator:
     """A random generator of the test's own: no test changes what another one draws."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """Five toy notebooks, a training folder and params.yaml that knows both."""
+    return write_toy_pipeline(tmp_path)
