@@ -69,7 +69,7 @@ def kept_curve(thresholds: np.ndarray, kept: np.ndarray, threshold: float) -> Fi
 
 
 def image_grid(images: list, titles: list[str], *, columns: int = 4, width: float = 2.4) -> Figure:
-    """Images (PIL or (h, w, 3) arrays) in rows of `columns`, each with its wrapped title below it."""
+    """Images (PIL or (h, w, 3) arrays) in rows of `columns`, each above its wrapped title."""
     rows = -(-len(images) // columns)
     size = (width * columns, (width + 0.7) * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
@@ -162,7 +162,7 @@ def bars(
 def heat_map(
     score: np.ndarray, rows: list, columns: list, *, row_name: str, column_name: str, title: str
 ) -> Figure:
-    """`score` (len(rows), len(columns)) as colors with the numbers written in; the best is framed."""
+    """`score` (len(rows), len(columns)) as colors and numbers; the best is framed."""
     size = (1.2 + 0.62 * len(columns), 0.9 + 0.38 * len(rows))
     figure, axes = plt.subplots(figsize=size)
     axes.imshow(score, cmap="viridis", aspect="auto")
@@ -242,8 +242,8 @@ def alpha_curve(
 
 
 def ladder(names: list[str], here: np.ndarray, paper: np.ndarray) -> Figure:
-    """Two panels on axes of their own, since only shapes compare: `here` (n, 3) mean, low, high, and
-    the `paper`'s n numbers.
+    """Two panels on axes of their own, since only shapes compare: `here` (n, 3) mean, low, high,
+    and the `paper`'s n numbers.
     """
     size = (9, 2.8)
     figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=[2, 1])

@@ -68,6 +68,7 @@ def cross_fit(
     if len(folds) < 2:
         raise ValueError(f"alpha from the other folds needs at least 2 folds, got {folds.tolist()}")
 
+    # no row's own truth takes part in the choice of its alpha
     prediction = np.empty_like(a)
     alphas = {}
     for f in folds:
@@ -120,6 +121,7 @@ def combine(members: Members, weights: Mapping[str, float]) -> np.ndarray:
     if min(weights.values()) < 0 or abs(sum(weights.values()) - 1) > 1e-6:
         raise ValueError(f"weights {dict(weights)} must not be negative and must sum to 1")
 
+    # a member with weight 0 is not even read
     used = {name: weight for name, weight in weights.items() if weight > 0}
     terms = [np.float32(weight) * l2_normalize(members[name]) for name, weight in used.items()]
     return l2_normalize(sum(terms))
@@ -200,6 +202,7 @@ def _optimum(along: np.ndarray, gram: np.ndarray) -> np.ndarray:
         results.append(result)
     best = min(results, key=lambda result: result.fun).x
 
+    # the optimizer ends near 0, not at it
     best = np.where(best < ZERO, 0, best)
     return best / best.sum()
 
@@ -225,6 +228,7 @@ def cross_fit_weights(
             f"weights from the other folds need at least 2 folds, got {folds.tolist()}"
         )
 
+    # no row's own truth takes part in the choice of its weights
     prediction = np.empty_like(truth)
     fitted = []
     for f in folds:

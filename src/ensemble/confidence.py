@@ -23,6 +23,7 @@ def agreement(
 
     Each side is blended by its weights; equally where all of them are 0.
     """
+    # weights within a side, which sum to 1 there
     blends = []
     for side in sides:
         total = sum(weights[name] for name in side)
@@ -109,6 +110,7 @@ def cross_fit_confidence(
     """(n,) float32 confidence of each fold's rows as fitted on the other folds: what judges the
     confidence.
     """
+    # no row's own cosine takes part in its confidence
     confidence = np.empty(len(cosine), dtype=np.float32)
     for f in np.unique(fold):
         mine = fold == f

@@ -19,6 +19,7 @@ def member_names(output: Path) -> tuple[list[str], list[str]]:
     """The predictions of Model A and those of Model B that stages 02 and 03 left, by name."""
     of_a = _listed(output / paths.MEMBERS_A, default="model_a")
     of_b = _listed(output / paths.MEMBERS_B, default="model_b")
+
     both = set(of_a) & set(of_b)
     if both:
         raise ValueError(f"members of Model A and of Model B share the names {sorted(both)}")
@@ -35,6 +36,7 @@ def load_members(output: Path, ids: Sequence[str], what: str) -> dict[str, np.nd
     """
     templates = {"oof": (paths.OOF, paths.OOF_B), "test": (paths.TEST, paths.TEST_B)}[what]
     of_a, of_b = member_names(output)
+
     bases = {name: output / templates[0].format(row=name) for name in of_a}
     bases |= {name: output / templates[1].format(member=name) for name in of_b}
     return {name: artifacts.load_embeddings(base, ids)[1] for name, base in bases.items()}
@@ -52,6 +54,8 @@ def check_pairing(
     than shuffled.
     """
     blocks = np.zeros(len(reference), dtype=np.int64) if blocks is None else blocks
+
+    # by how many standard errors a row fits its own partner better than the others of its block
     rows = []
     for name, member in members.items():
         for block in np.unique(blocks):
@@ -59,9 +63,11 @@ def check_pairing(
             contrast = _contrasts(reference[mine], member[mine])
             error = max(contrast.std() / np.sqrt(len(contrast)), 1e-12)
             rows.append((name, int(block), contrast.mean(), contrast.mean() / error))
+
     schema = {"member": pl.String, "block": pl.Int64, "contrast": pl.Float64, "errors": pl.Float64}
     table = pl.DataFrame(rows, schema=schema, orient="row")
 
+    # too few rows cannot be told from chance
     sizes = zip(*np.unique(blocks, return_counts=True), strict=True)
     few = [block for block, size in sizes if size < FEW]
     wrong = table.filter((pl.col("errors") < PAIRED) & ~pl.col("block").is_in(few))

@@ -29,6 +29,7 @@ def check_form(extra_members: Sequence[dict], own: Sequence[str] = ()) -> None:
     """ValueError for an entry without name, oof or test, for other keys, and for a name used twice
     or by one of the `own` members.
     """
+    # each entry by itself, then its name against all others
     names = list(own)
     for entry in extra_members:
         if set(entry) != KEYS or not all(isinstance(value, str) for value in entry.values()):
@@ -66,9 +67,12 @@ def load(file: Path, ids: Sequence[str], *, sentence_model: str = prompts.EMBEDD
     """
     have, rows = read(file)
     indices = artifacts.indices_of_ids(have, ids, display_path(file))
+
     if isinstance(rows, np.ndarray):
         with artifacts.readable(file):
             return l2_normalize(rows[indices])
+
+    # only the texts that are wanted: the file may hold many more
     return prompts.encode([rows[i] for i in indices], model=sentence_model)
 
 
@@ -78,6 +82,7 @@ def read(file: Path) -> tuple[list[str], np.ndarray | list[str]]:
         ids = _ids(artifacts.load_table(_ids_file(file), ["id"]), file)
         rows = artifacts.load_array(file)
         return ids, _checked(ids, rows, file)
+
     if file.suffix not in (".parquet", ".csv"):
         raise ValueError(f"{display_path(file)}: must end in .parquet, .csv or .npy")
 
@@ -88,6 +93,7 @@ def read(file: Path) -> tuple[list[str], np.ndarray | list[str]]:
             f"{display_path(file)}: must have the columns id and either text or embedding; "
             f"there are {table.columns}"
         )
+
     ids = _ids(table, file)
     if present == ["text"]:
         return ids, _texts(table, file)
@@ -110,6 +116,7 @@ def _ids(table: pl.DataFrame, file: Path) -> list[str]:
     ids = table["id"].cast(pl.String)
     if ids.null_count():
         raise ValueError(f"{display_path(file)}: {ids.null_count()} ids are null")
+
     doubled = ids.filter(ids.is_duplicated()).unique(maintain_order=True)
     if len(doubled):
         examples = doubled[:3].to_list()
@@ -123,6 +130,7 @@ def _texts(table: pl.DataFrame, file: Path) -> list[str]:
     """The column `text`, none of it empty."""
     if table["text"].dtype != pl.String:
         raise ValueError(f"{display_path(file)}: text is {table['text'].dtype}, must be text")
+
     empty = table.filter(pl.col("text").str.strip_chars().fill_null("") == "")
     if len(empty):
         raise ValueError(
@@ -136,6 +144,8 @@ def _array(column: pl.Series, file: Path) -> np.ndarray:
     """A column of lists of numbers as (n, d)."""
     if not column.dtype.is_nested():
         raise ValueError(f"{display_path(file)}: embedding is {column.dtype}, must be lists")
+
+    # rows of one width lie behind each other, so they reshape without a copy of each
     lists = column.cast(pl.List(pl.Float32))
     widths = lists.list.len().fill_null(0)
     if widths.min() != widths.max():
@@ -152,6 +162,8 @@ def _checked(ids: list[str], rows: np.ndarray, file: Path) -> np.ndarray:
         raise ValueError(f"{shown}: embeddings of shape {rows.shape}, must be (n, {prompts.WIDTH})")
     if not np.issubdtype(rows.dtype, np.floating):
         raise ValueError(f"{shown}: embeddings are {rows.dtype}, must be floating-point numbers")
+
+    # finite, and one row for each id
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     artifacts.check_embeddings(ids, rows, shown)
     return rows

@@ -36,6 +36,7 @@ def by_label(
         my_groups = None if groups is None else groups[mine]
         score = bootstrap(values[mine], groups=my_groups, n_bootstrap=n_bootstrap, seed=seed)
         rows.append((str(label), int(mine.sum()), score.mean, score.low, score.high))
+
     numbers = dict.fromkeys(("avg_cos", "low", "high"), pl.Float64)
     schema = {"label": pl.String, "rows": pl.Int64, **numbers}
     return pl.DataFrame(rows, schema=schema, orient="row").sort("avg_cos", "label")
@@ -45,6 +46,7 @@ def nearest_training_prompt(truth: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """(n,) float32: the cosine of each row's prompt with the nearest one of the other folds, which
     its models learnt from.
     """
+    # a row's models learnt from the other folds, so its own fold is not searched
     nearest = np.empty(len(truth), dtype=np.float32)
     for f in np.unique(fold):
         similarity, _ = knn.search(truth[fold != f], truth[fold == f], 1)
@@ -54,8 +56,10 @@ def nearest_training_prompt(truth: np.ndarray, fold: np.ndarray) -> np.ndarray:
 
 def length_labels(prompts: Sequence[str]) -> list[str]:
     """ "1-6 words" and so on for each prompt: five bins of about equally many rows."""
+    # equal quantiles fall together where many prompts have one length
     words = np.array([len(prompt.split(" ")) for prompt in prompts])
     edges = np.unique(np.quantile(words, [0.2, 0.4, 0.6, 0.8]).astype(int))
+
     lowest = [1, *(edges + 1)]
     highest = [*edges, words.max()]
     names = [f"{low}-{high} words".rjust(13) for low, high in zip(lowest, highest, strict=True)]
@@ -81,8 +85,11 @@ def by_attribute(
 
     `described` has `row`, the index in `score` (n,), and the attribute `name`.
     """
+    # one line for each row and label
     split = described.select("row", label=pl.col(name).str.split(" + "))
     long = split.explode("label").drop_nulls()
+
+    # a row with two labels is in two lines, so groups are taken along
     row = long["row"].to_numpy()
     my_groups = None if groups is None else groups[row]
     table = by_label(score[row], long["label"].to_list(), groups=my_groups, seed=seed)

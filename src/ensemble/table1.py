@@ -94,6 +94,7 @@ def scoring(output: Path, ids: Sequence[str], truth: np.ndarray) -> Scoring:
     seconds = trained.group_by("row").agg(pl.col("seconds").sum())
     meta_b = artifacts.load_json(output / Stage.MODEL_B / paths.META)
 
+    # the rows that each step of the ladder could learn from
     pairs = artifacts.load_table(output / paths.PAIRS)
     steps = (len(pairs), int(pairs["filter1"].sum()), len(ids), len(ids))
     return Scoring(
@@ -116,6 +117,7 @@ def paper_variants(on: Scoring, model_b: np.ndarray, ensemble: np.ndarray) -> li
         variants.append(on.variant(title, name, prediction, rows=on.rows_kept[name]))
     variants.append(on.variant("Model B", "model_b", model_b, rows=on.rows_store))
 
+    # the ensemble takes both models, and next to no time itself
     seconds = on.seconds["model_a"] + on.seconds["model_b"]
     variants.append(Variant("Ensemble", on.rows_store, cosines(on.truth, ensemble), seconds))
     return variants
@@ -135,11 +137,13 @@ def further_variants(
     rows = len(on.ids)
     variants = [on.variant("Mean predictor", "mean", mean_predictor(on.truth, fold), rows=rows)]
 
+    # such as the ablations of notebook 02
     for file in sorted((on.output / paths.TRAINED).parent.glob("oof_*.npy")):
         name = file.stem.removeprefix("oof_")
         if name not in paths.LADDER and name not in members:
             variants.append(on.variant(name, name, on.out_of_fold(name), rows=rows))
 
+    # the first of each side is in the table above already
     of_a, of_b = sides
     variants += [on.variant(name, name, members[name], rows=rows) for name in of_a[1:]]
     variants += [on.variant(name, name, members[name], rows=on.rows_store) for name in of_b[1:]]

@@ -41,6 +41,7 @@ def tidy_outputs(outputs: list) -> list:
     Bars are written to stderr, which is shown as an error; here they become ordinary output, and
     warnings stay what they are.
     """
+    # in their order: a warning between two bars stays between them
     tidied = []
     for output in outputs:
         if WIDGET in output.get("data", {}):
@@ -76,7 +77,7 @@ def _streams(name: str, text: str) -> list:
 
 
 def as_html(notebook) -> str:
-    """The notebook as one HTML page that asks nothing of a network, with long code lines wrapped."""
+    """The notebook as one HTML page that needs no network, with long code lines wrapped."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(

@@ -30,6 +30,7 @@ def preflight_problems(per_stage: dict[str, dict]) -> list[str]:
     It loads the models, so it runs as a process of its own: the runner stays light, and no GPU
     memory stays held.
     """
+    # the parameters go in as JSON, the lines come out as JSON, on the last line that is printed
     done = subprocess.run(
         [sys.executable, "-m", "src.runner.preflight"],
         input=json.dumps(per_stage),
@@ -177,6 +178,7 @@ def check(plan: Plan, *, to_be_written: Path | None = None) -> None:
 
     The demo's folder may be yet `to_be_written`.
     """
+    # all problems together, so that they can be mended together
     start = time.perf_counter()
     print("checking   sources, weights, settings and disk space", flush=True)
     problems = obstacles(plan, to_be_written=to_be_written) + plan.pipeline.check(plan.wanted)

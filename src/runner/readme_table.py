@@ -86,6 +86,7 @@ def write_readme(outputs: Sequence[Path], readme: Path) -> bool:
             f"it has {begins} and {ends}"
         )
 
+    # what stands around the markers stays as it is
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
     new = f"{head}{BEGIN}\n\n{markdown(outputs)}\n\n{END}{tail}"

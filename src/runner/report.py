@@ -58,6 +58,7 @@ def write(output: Path) -> Path:
     """Write `report.html` into `output` and return its path. Raises FileNotFoundError naming the
     stage that has not run.
     """
+    # a name that the template uses and `contents` does not give is an error, not an empty place
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -65,12 +66,14 @@ def write(output: Path) -> Path:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+
     environment.filters |= {
         "number": scores.number,
         "duration": scores.duration,
         "thumbnail": thumbnail,
     }
     environment.globals["span"] = scores.span
+
     page = environment.get_template("report.html.jinja").render(contents(output))
 
     with artifacts.atomic(output / paths.REPORT) as temporary:
@@ -82,8 +85,11 @@ def contents(output: Path) -> dict[str, object]:
     """What the template shows, by name."""
     ladder = scores.ladder(output)
     metas = {stage: artifacts.load_json(output / stage / paths.META) for stage in STAGES}
+
+    # the last of the two is what the test images get
     names = pl.col("model").is_in(["Ensemble", table1.OF_ALL])
     last = metas[STAGES[-1]]
+
     return {
         "style": (TEMPLATES / "report.css").read_text(encoding="utf-8"),
         "blend": artifacts.load_json(output / paths.BLEND),
@@ -114,6 +120,7 @@ def figures(output: Path, wanted: tuple[tuple[str, str, str], ...]) -> list[dict
         file = output / stage / paths.FIGURES / f"{name}.png"
         if not file.exists():
             continue
+
         png = file.read_bytes()
         width = int.from_bytes(png[16:20], "big")  # of the PNG's header
         data = base64.b64encode(png).decode()
@@ -129,6 +136,7 @@ def thumbnail(image: str, side: int) -> dict[str, str]:
         small = images.decode(image)
     except Exception as error:  # decoders raise what they like on broken input
         return {"error": type(error).__name__}
+
     small.thumbnail((side, side))
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=82)

@@ -37,6 +37,7 @@ def record(plan: Plan) -> None:
     written.
     """
     file = plan.output / paths.RUNS
+    # as text, so that what the user wrote comes back letter by letter
     line = pl.DataFrame([_line(plan)], schema=dict.fromkeys(COLUMNS, pl.String))
     if file.exists():
         line = pl.concat([load(file), line], how="diagonal")
@@ -89,6 +90,7 @@ def changes(plan: Plan) -> list[str]:
                 text = json.dumps(value, ensure_ascii=False)
                 by_name.setdefault(name, {})[stage] = text
 
+    # once where all stages that have the parameter agree, else by stage
     lines = []
     for name, by_stage in by_name.items():
         everywhere = len(by_stage) == declaring[name] and len(set(by_stage.values())) == 1
@@ -112,7 +114,7 @@ def test_score(output: Path) -> float | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the runs as a table, and plot out-of-fold against leaderboard where there are answers."""
+    """Print the runs, and plot out-of-fold against leaderboard where there are answers."""
     parser = argparse.ArgumentParser(
         prog="./run_all.sh runs",
         description="The finished runs of an output folder. Write the leaderboard's answers into "
@@ -124,6 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FOLDER",
         help="an output folder (default: %(default)s)",
     )
+
     output = resolve(parser.parse_args(argv).output)
 
     file = output / paths.RUNS
@@ -153,12 +156,15 @@ def leaderboard(runs: pl.DataFrame, file: str) -> pl.DataFrame:
     """
     numbered = runs.with_row_index("run", offset=1)
     answered = numbered.filter(pl.col("leaderboard").str.strip_chars().fill_null("") != "")
+
+    # the user may have edited any of them
     names = ("out_of_fold", "low", "high", "leaderboard")
     for row in answered.iter_rows(named=True):
         for name in names:
             if not _is_number(row[name]):
                 line = row["run"] + 1  # after the header
                 raise ValueError(f"{file}, line {line}: {name} is {row[name]!r}, not a number")
+
     columns = [pl.col(name).str.strip_chars().cast(pl.Float64) for name in names]
     return answered.select("run", *columns)
 

@@ -43,6 +43,7 @@ def over_runs(outputs: Sequence[Path]) -> pl.DataFrame:
     Seconds are those of the first run: later ones may find in its cache what the first had to
     compute.
     """
+    # the first run's order, which sorting by `place` gives back
     tables = []
     for run, output in enumerate(outputs):
         table = ladder(output).with_row_index("place")

@@ -85,7 +85,7 @@ def _sources(notebook: Path) -> list[tuple[str, str]]:
 
 
 def _artifacts(output: Path, stage: str) -> dict[str, str]:
-    """Checksums by name of the files that a stage left, without its figures, which no stage reads."""
+    """Checksums by name of the files a stage left, without its figures, which no stage reads."""
     meta = read_meta(output, stage)
     if meta is None:
         return {}

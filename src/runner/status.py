@@ -14,6 +14,7 @@ def main(argv: list[str], pipeline: Pipeline) -> int:
     add_options(parser)
     options = parser.parse_args(argv)
 
+    # nothing is written: not even the output folder, where it is not there yet
     plan = make_plan(pipeline, options.params, options.changes)
     for stage in plan.stages:
         print(f"{stage:22} {stage_status(plan, stage)}")

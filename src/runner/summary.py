@@ -1,4 +1,4 @@
-"""What a run prints at its end: Table 1, files and times; or what failed, where, and how to go on."""
+"""What a run prints at its end: Table 1, files and times; or what failed and how to go on."""
 
 import errno
 import os
@@ -50,6 +50,7 @@ def print_summary(output: Path, seconds: dict[str, float | None], total: float) 
     if (output / paths.TABLE1).exists():
         _print_table1(output / paths.TABLE1)
 
+    # what was written, where there is something
     submission = output / f"{paths.SUBMISSION}.csv"
     if submission.exists():
         print(f"\nsubmission: {display_path(submission)} (also .parquet and .npy)")
@@ -117,6 +118,7 @@ def print_failure(plan: Plan, stage: str, error: Exception) -> None:
     print(f"\nexecuted copy: {display_path(executed)} (and .html)", file=sys.stderr)
     print(f"go on with:    {plan.resume_command(stage)}", file=sys.stderr)
 
+    # for `./run_all.sh status` and for whoever reads the log
     LOG.info("%s failed: %s", stage, where)
     mark = plan.output / stage / paths.FAILED
     with suppress(OSError):  # on a full disk
