@@ -131,7 +131,7 @@ def build(options: argparse.Namespace) -> Path:
 
 def parameters(options: argparse.Namespace) -> dict:
     """The demo's settings on these drawings, without text-only prompts."""
-    model_a = {"ablation_epochs": 0}
+    model_a = {"ablation_epochs": 0, "tower": options.tower}
     if options.epochs is not None:
         model_a["epochs"] = options.epochs
     return {
@@ -247,6 +247,7 @@ if __name__ == "__main__":
     parser.add_argument("step", choices=["build", "run", "show", "rules"])
     parser.add_argument("--clip", default="local-dir:input/demo/clip")
     parser.add_argument("--epochs", type=int, help="of Model A; the notebook's own by default")
+    parser.add_argument("--tower", choices=["trained", "frozen"], default="trained")
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
     if options.step == "build":
