@@ -315,6 +315,7 @@ def test_a_precomputed_store_is_paired_shard_by_shard(tmp_path):
     for n in range(2):
         np.save(tmp_path / f"clip_{n}.npy", np.zeros((5 + n, 1024), np.float16))
         np.save(tmp_path / f"minilm_{n}.npy", np.zeros((5 + n, 384), np.float16))
+        (tmp_path / f"._clip_{n}.npy").write_bytes(b"a system's own")
     assert [(k.name, v.name) for k, v in sources.read_store(tmp_path)] == [
         (f"clip_{n}.npy", f"minilm_{n}.npy") for n in range(2)
     ]

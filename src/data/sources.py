@@ -334,7 +334,8 @@ def read_store(folder: str | Path, *, width: int = 384) -> list[tuple[Path, Path
     and below it. Raises ValueError where the two lists or a pair's rows differ in number.
     """
     folder = resolve(folder)
-    shapes = {file: load_array(file, "r").shape for file in sorted(folder.rglob("*.npy"))}
+    files = [file for file in sorted(folder.rglob("*.npy")) if not is_sidecar(file.name)]
+    shapes = {file: load_array(file, "r").shape for file in files}
     keys = []
     values = []
     for file, shape in shapes.items():

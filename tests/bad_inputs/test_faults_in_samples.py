@@ -135,7 +135,7 @@ def test_shards_of_one_name_in_two_folders_keep_apart(tmp_path):
 # --- sidecar files ---
 
 
-def test_what_a_mac_leaves_in_an_archive_is_counted(tmp_path):
+def test_what_a_mac_leaves_in_an_archive_is_counted(tmp_path, capsys):
     junk = b"\0\5\x16\7Mac OS X"
     write_tar(
         tmp_path / "0.tar",
@@ -149,7 +149,9 @@ def test_what_a_mac_leaves_in_an_archive_is_counted(tmp_path):
         ("b.txt", b"an owl"),
     )
     (tmp_path / "._0.tar").write_bytes(junk)
+    (tmp_path / "1.tar.gz").write_bytes(junk)
     assert read(tmp_path) == ([FOX, OWL], [layouts.SIDECAR] * 4)
+    assert "1 compressed tars are not read: 1.tar.gz" in capsys.readouterr().out
     pairs, rejected = sources.read_pairs(tmp_path)
     assert sources.bad_share(len(pairs), rejected) == 0
 
@@ -385,7 +387,7 @@ def test_undecodable_captions_have_a_reason(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("image", "text"), [("a.JPG", "a.txt"), ("a.png", "a.caption"), ("a.jfif", "a.TXT")]
 )
-@pytest.mark.parametrize("below", ["", "train"])
+@pytest.mark.parametrize("below", ["", "train", "a/b/c"])
 def test_images_beside_captions_are_recognized(tmp_path, image, text, below):
     save_image(tmp_path / below / image)
     (tmp_path / below / text).write_text("a fox")

@@ -1,28 +1,39 @@
 """Images beside text or JSON files of the same stem, such as img2dataset's output as files."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
 from src.data.layouts.captions import CAPTION_SUFFIXES, TEXT_SUFFIXES, captions_in, not_delivered
-from src.data.layouts.names import entries_of, is_image
+from src.data.layouts.names import entries_of, folders_of, is_image
 from src.data.layouts.rows import NO_IMAGE, Row, from_rows, rows_of
 from src.paths import display_path
 
 
 def is_files(path: Path) -> bool:
-    """Whether `path` or a folder in it holds an image with a text or JSON file of its stem."""
+    """Whether `path` or a folder below holds an image with a text or JSON file of its stem."""
     if not path.is_dir():
         return False
-    for folder in (path, *_folders(path)):
+    for folder in _folders(path):
         for sample in _samples(folder).values():
             if any(map(is_image, sample)) and not all(map(is_image, sample)):
                 return True
     return False
 
 
-def _folders(path: Path) -> list[Path]:
-    return [entry for entry in entries_of(path) if entry.is_dir()]
+def _folders(path: Path) -> Iterator[Path]:
+    """`path` and every folder below it, each once: a link to a folder above is not followed."""
+    ahead = [path]
+    visited = set()
+    while ahead:
+        folder = ahead.pop()
+        real = os.path.realpath(folder)
+        if real not in visited:
+            visited.add(real)
+            ahead += reversed(folders_of(folder))
+            yield folder
 
 
 def _samples(folder: Path) -> dict[str, list[Path]]:
@@ -36,11 +47,15 @@ def _samples(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_files(path: Path, text_column: str | None) -> pl.DataFrame:
-    """The samples of `path` and of each folder in it."""
-    rows = _rows_of_folder(path, "", text_column)
+    """The samples of `path` and of every folder below it."""
+    rows = []
     for folder in _folders(path):
-        rows += _rows_of_folder(folder, f"{folder.name}/", text_column)
-        rows += not_delivered(folder.with_suffix(".parquet"), folder.name)
+        if folder == path:
+            rows += _rows_of_folder(folder, "", text_column)
+            continue
+        label = folder.relative_to(path).as_posix()
+        rows += _rows_of_folder(folder, f"{label}/", text_column)
+        rows += not_delivered(folder.with_suffix(".parquet"), label)
     return from_rows(rows, path.name)
 
 

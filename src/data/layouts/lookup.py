@@ -9,9 +9,12 @@ from pathlib import Path, PureWindowsPath
 
 from src.data.layouts.names import is_image, is_sidecar
 from src.data.layouts.rows import AMBIGUOUS
-from src.paths import display_path, resolve
+from src.paths import as_text, display_path, resolve
 
 ENDING = re.compile(r"\.[A-Za-z0-9]+$")
+
+# what makes more of a name than folders and a file: `/x`, `C:x`, `a\b`, `a//b`, `./a`, `a/../b`
+SPECIAL = re.compile(r"[\\:\0]|^/|//|(?:^|/)\.{1,2}(?:/|$)|/$")
 
 
 def ids_of(names: Sequence[str]) -> list[str]:
@@ -36,6 +39,8 @@ class Finder:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._prefix = os.path.join(folder, "")
+        self._shown_prefix = os.path.join(display_path(folder), "")
         self._cut = 1  # how much of another machine's path was no part of this folder
         self._entries = lru_cache(maxsize=None)(_entries)
 
@@ -44,6 +49,10 @@ class Finder:
 
         Where no file fits, the path where it was looked for.
         """
+        # nearly every name is a plain relative path of a file that is there
+        if name and not SPECIAL.search(name) and os.path.isfile(f"{self._prefix}{name}"):
+            return f"{self._shown_prefix}{as_text(name)}", None
+
         parts = PureWindowsPath(name).parts  # splits at / and \ alike
         if not parts:
             return display_path(self.folder), None

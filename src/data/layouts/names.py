@@ -1,5 +1,6 @@
 """The names that columns and files are known by."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
@@ -57,16 +58,14 @@ GZIP = ".gz"
 
 def is_sidecar(name: str) -> bool:
     """Whether a file or folder name, or a folder on the way to it, is a system's own."""
-    parts = PurePath(name).parts
+    parts = name.split("/")
     return any(part.startswith("._") or part.lower() in SIDECARS for part in parts)
 
 
 def suffix_of(file: str | PurePath) -> str:
     """The ending in lower case, without the .gz of a compressed table: `.csv` of `A.CSV.gz`."""
-    path = PurePath(file)
-    if path.suffix.lower() == GZIP:
-        path = path.with_suffix("")
-    return path.suffix.lower()
+    name = os.path.basename(file).lower()
+    return os.path.splitext(name.removesuffix(GZIP))[1]
 
 
 def is_image(name: str | PurePath) -> bool:
@@ -76,7 +75,14 @@ def is_image(name: str | PurePath) -> bool:
 
 def entries_of(folder: Path) -> list[Path]:
     """What lies in a folder, sorted, without sidecar files."""
-    return sorted(entry for entry in folder.iterdir() if not is_sidecar(entry.name))
+    return [folder / name for name in sorted(os.listdir(folder)) if not is_sidecar(name)]
+
+
+def folders_of(folder: Path) -> list[Path]:
+    """The folders in a folder, linked ones included, sorted, without those of a system."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_dir() and not is_sidecar(entry.name)]
+    return [folder / name for name in sorted(names)]
 
 
 def files_of(path: Path, suffixes: tuple[str, ...], depth: int = 1) -> list[Path]:
@@ -84,13 +90,13 @@ def files_of(path: Path, suffixes: tuple[str, ...], depth: int = 1) -> list[Path
     if path.is_file():
         return [path] if suffix_of(path) in suffixes else []
 
-    files = []
-    for entry in entries_of(path):
-        if entry.is_dir():
-            if depth > 1:
-                files += files_of(entry, suffixes, depth - 1)
-        elif suffix_of(entry) in suffixes:
-            files.append(entry)
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in entries if suffix_of(entry.name) in suffixes]
+    files = [path / name for name in names if not is_sidecar(name)]
+    files = [file for file in files if file.is_file()]
+    if depth > 1:
+        for folder in folders_of(path):
+            files += files_of(folder, suffixes, depth - 1)
     return sorted(files)
 
 
@@ -115,9 +121,9 @@ def folder_in(path: Path, name: str) -> Path | None:
         return path / name
     if not path.is_dir():
         return None
-    for entry in entries_of(path):
-        if entry.name.lower() == name.lower() and entry.is_dir():
-            return entry
+    for folder in folders_of(path):
+        if folder.name.lower() == name.lower():
+            return folder
     return None
 
 

@@ -12,6 +12,7 @@ from src.data.layouts.names import (
     column_of,
     entries_of,
     files_of,
+    folders_of,
     is_image,
     suffix_of,
 )
@@ -41,8 +42,7 @@ def _place(path: Path) -> Place | None:
         columns = column_names(file)
         if not set(columns) & set(TEXT_COLUMNS):
             continue
-        beside = [entry for entry in entries_of(file.parent) if entry.is_dir()]
-        for folder in (file.with_suffix(""), file.parent, *beside):
+        for folder in (file.with_suffix(""), file.parent, *folders_of(file.parent)):
             images = _images(folder)
             if "0" in images or "1" in images:
                 return Place(file, folder)

@@ -13,7 +13,6 @@ from src.data.layouts.names import (
     IMAGE_COLUMNS,
     TEXT_COLUMNS,
     column_of,
-    entries_of,
     files_of,
     folder_in,
     is_image,
@@ -51,8 +50,7 @@ def _parquet_files(path: Path) -> list[Path]:
     if not files and data:
         files = files_of(data, (".parquet",))
     if not files:
-        folders = [entry for entry in entries_of(path) if entry.is_dir()]
-        files = [file for folder in folders for file in files_of(folder, (".parquet",))]
+        files = files_of(path, (".parquet",), depth=2)
     train = [file for file in files if file.name.startswith("train") or file.parent.name == "train"]
     return train or files
 

@@ -12,9 +12,9 @@ from src.data.layouts.names import (
     TABLES,
     TEXT_COLUMNS,
     column_of,
-    entries_of,
     files_of,
     folder_in,
+    folders_of,
 )
 from src.data.layouts.rows import from_rows, rows_of
 from src.data.layouts.tables import Table, column_names, delivery_reasons, load_table
@@ -50,7 +50,7 @@ def _tables(path: Path) -> list[Path]:
         return tables
 
     train = folder_in(path, "train")
-    folders = [entry for entry in entries_of(path) if entry.is_dir()]
+    folders = folders_of(path)
     if train and _metadata(train):
         folders = [train]
     return [metadata for folder in folders if (metadata := _metadata(folder))]
@@ -58,8 +58,8 @@ def _tables(path: Path) -> list[Path]:
 
 def _metadata(folder: Path) -> Path | None:
     """The metadata file of a folder of images, in any letter case."""
-    names = {entry.name.lower(): entry for entry in entries_of(folder)}
-    return next((names[name] for name in METADATA if name in names), None)
+    files = {file.name.lower(): file for file in files_of(folder, TABLES)}
+    return next((files[name] for name in METADATA if name in files), None)
 
 
 def read_table(path: Path, text_column: str | None) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from src.data import locators
 from src.data.layouts.captions import CAPTION_SUFFIXES, captions_in, not_delivered
-from src.data.layouts.names import files_of, is_image, is_sidecar, labels_of
+from src.data.layouts.names import files_of, is_image, is_sidecar, labels_of, report_skipped
 from src.data.layouts.rows import NO_IMAGE, SEVERAL_IMAGES, SIDECAR, Row, from_rows, rows_of
 from src.paths import display_path
 
@@ -60,6 +60,10 @@ def read_webdataset(path: Path, text_column: str | None) -> pl.DataFrame:
     """The samples of every shard, and what img2dataset's tables beside them could not download."""
     shards = _shards(path)
     root = path if path.is_dir() else path.parent
+    if path.is_dir():
+        packed = [file for file in files_of(path, (".tar", ".tgz")) if not is_shard(file)]
+        report_skipped(path, [file.name for file in packed], "compressed tars are not read")
+
     labels = iter(labels_of(shards, root))
     rows = []
     for shard in tqdm(shards, desc="reading shards", unit="shard", disable=len(shards) < 20):
