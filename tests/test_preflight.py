@@ -13,7 +13,7 @@ from PIL import Image
 
 from src import errors, paths
 from src.paths import ROOT
-from src.runner import cli, params, plan, preflight
+from src.runner import cli, disk_space, params, plan, preflight
 from tests.helpers import toy_training
 
 
@@ -316,10 +316,16 @@ def test_an_output_that_cannot_be_written_is_said(per_stage, tmp_path):
 
 
 def test_the_room_is_about_what_is_then_used(per_stage):
-    found = preflight.Findings()
+    inspection = preflight.Inspection()
     for stage, check in preflight.CHECKS.items():
-        check(found, per_stage[stage])
-    needed = preflight.room_needed(found, per_stage, Path("/no/output/yet"))
+        check(inspection, per_stage[stage])
+    needed = disk_space.space_needed(
+        per_stage,
+        Path("/no/output/yet"),
+        rows=inspection.rows,
+        clips=inspection.clips,
+        towers=inspection.towers,
+    )
     assert (
         needed["pixels"] == 8 * 3 * 32 * 32
         and needed["store"] == 2 * (24 + 384) * 8

