@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
@@ -123,6 +124,12 @@ def demo_texts(bench: Bench, text: str) -> list[str]:
     return [t for t in texts if t not in training]
 
 
+def demo_prompts(folder: Path) -> list[str]:
+    """The training and test prompts of a demo."""
+    files = (folder / "train" / "metadata.csv", folder / "truth" / "prompts.csv")
+    return [text for file in files for text in pl.read_csv(file)["prompt"]]
+
+
 def ladder(bench: Bench, arguments: argparse.Namespace) -> None:
     library = bench.library(demo_texts(bench, arguments.text))
     conflicts = bench.conflicts(library)
@@ -189,7 +196,8 @@ def residuals(
 def growing_datastore(bench: Bench, arguments: argparse.Namespace) -> None:
     texts = demo_texts(bench, arguments.text)
     taken = {*bench.pairs["prompt"], *texts}
-    texts += demo.extra_prompts(arguments.seed + 1, max(arguments.sizes), taken=taken)
+    near = demo.embed(demo_prompts(Path(arguments.text).parent))
+    texts += demo.text_only(arguments.seed + 1, max(arguments.sizes), near, own=taken)
     print(f"{len(bench.kept)} rows, text route; difference to no text-only prompts\n")
 
     base = None

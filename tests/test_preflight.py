@@ -424,10 +424,7 @@ def test_what_is_wrong_beside_a_demo_yet_to_be_written_is_listed_before_it_is_wr
         "train_scenes": 4,
         "test_scenes": 2,
         "text_prompts": 2,
-        "align_scenes": 2,
-        "align_epochs": 1,
-        "train_size": 64,
-        "test_size": 64,
+        "image_size": 64,
         "clip_size": 32,
         "seed": 1,
     }

@@ -6,21 +6,22 @@ subjects over a painted setting, in the named light and style). Heavy packages a
 functions: the workers that render, and the runner, stay light.
 """
 
-from src.demo.alignment import build_clip, write_clip
-from src.demo.choice import choose, extra_prompts
 from src.demo.folder import STAMP, is_current, write
 from src.demo.grammar import prompt
+from src.demo.population import choose, embed, text_only
 from src.demo.renderer import drawing, render
+from src.demo.weights import build_clip, write_clip
 
 __all__ = [
     "STAMP",
     "build_clip",
     "choose",
     "drawing",
-    "extra_prompts",
+    "embed",
     "is_current",
     "prompt",
     "render",
+    "text_only",
     "write",
     "write_clip",
 ]

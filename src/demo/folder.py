@@ -10,41 +10,38 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from src.demo.alignment import EMBED_DIM, write_clip
-from src.demo.choice import choose, prompts_of
 from src.demo.grammar import PACKAGE, Scene, prompt
-from src.demo.renderer import render
+from src.demo.population import choose, prompts_of, text_only
+from src.demo.renderer import decode, photograph
+from src.demo.weights import EMBED_DIM, SHIPPED, WEIGHTS, write_clip
 
 STAMP = "demo.json"
 LICENSE = "LICENSE-OpenMoji.txt"
 OURS = ("train", "test", "truth", "text", "clip", LICENSE, STAMP)
 FILES = 13  # that a whole demo has beside its images
+TRAINING = {"clip.py", "card.txt"}  # of this package, no part of what is written here
 
 
-def save_scene(job: tuple[Scene, int, str]) -> None:
-    """Render a scene at a size and save it under a path; for a process pool."""
+def save_jpeg(job: tuple[Scene, int, Path]) -> None:
+    """Render a scene at a size and save it under a path, as training images are."""
     scene, size, path = job
-    render(scene, size).save(path, quality=90, compress_level=1)
+    path.write_bytes(photograph(scene, size))
 
 
-def _pixels(job: tuple[Scene, int, int]) -> np.ndarray:
-    scene, size, small = job
-    return np.asarray(render(scene, size).resize((small, small), Image.Resampling.BICUBIC))
-
-
-def code_files() -> list[Path]:
-    """The files of this package, whose content decides what a demo looks like."""
-    return sorted(path for path in PACKAGE.iterdir() if path.suffix in (".py", ".txt"))
+def save_png(job: tuple[Scene, int, Path]) -> None:
+    """The very pixels that `save_jpeg` would save, in the competition's format."""
+    scene, size, path = job
+    decode(photograph(scene, size)).save(path, compress_level=1)
 
 
 def _stamp(sizes: dict[str, int]) -> dict:
     code = hashlib.sha256()
-    for path in code_files():
-        code.update(path.name.encode() + path.read_bytes())
-    return {"sizes": dict(sorted(sizes.items())), "code": code.hexdigest()}
+    for path in sorted(PACKAGE.iterdir()):
+        if path.suffix in (".py", ".txt") and path.name not in TRAINING:
+            code.update(path.name.encode() + path.read_bytes())
+    weights = SHIPPED / WEIGHTS
+    clip = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else None
+    return {"sizes": dict(sorted(sizes.items())), "code": code.hexdigest(), "clip": clip}
 
 
 def is_current(folder: Path, *, workers: int | None = None, **sizes: int) -> bool:
@@ -68,10 +65,7 @@ def write(
     train_scenes: int,
     test_scenes: int,
     text_prompts: int,
-    align_scenes: int,
-    align_epochs: int,
-    train_size: int,
-    test_size: int,
+    image_size: int,
     clip_size: int,
     seed: int,
     workers: int | None = None,
@@ -85,26 +79,22 @@ def write(
         "train_scenes": train_scenes,
         "test_scenes": test_scenes,
         "text_prompts": text_prompts,
-        "align_scenes": align_scenes,
-        "align_epochs": align_epochs,
-        "train_size": train_size,
-        "test_size": test_size,
+        "image_size": image_size,
         "clip_size": clip_size,
         "seed": seed,
     }
     folder = Path(folder)
-    train, test, align, text = choose(seed, train_scenes, test_scenes, align_scenes, text_prompts)
+    deal = choose(seed, train_scenes, test_scenes)
+    own = set(prompts_of(deal.train + deal.test))
+    text = text_only(seed, text_prompts, deal.embeddings, own=own)
     _clear(folder)
 
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        _write_pairs(folder, train, train_size, pool)
-        _write_test(folder, test, test_size, seed, pool)
-        jobs = [(scene, train_size, clip_size) for scene in align]
-        pixels = np.stack(_progress(pool, _pixels, jobs, "alignment scenes"))
-
+        _write_train(folder, deal.train, image_size, pool)
+        _write_test(folder, deal.test, image_size, seed, pool)
     (folder / "text").mkdir()
     (folder / "text" / "prompts.txt").write_text("\n".join(text) + "\n", encoding="utf-8")
-    write_clip(folder / "clip", pixels, prompts_of(align), epochs=align_epochs, seed=seed)
+    write_clip(folder / "clip", clip_size)
     (folder / STAMP).write_text(json.dumps(_stamp(sizes), indent=2) + "\n", encoding="utf-8")
 
 
@@ -146,7 +136,7 @@ def _columns(scene: Scene) -> tuple[str, str, str]:
     return prompt(scene), subjects, scene.style
 
 
-def _write_pairs(
+def _write_train(
     folder: Path, scenes: Sequence[Scene], size: int, pool: ProcessPoolExecutor
 ) -> None:
     images = folder / "train" / "images"
@@ -154,8 +144,8 @@ def _write_pairs(
     names = [f"{i:06d}.jpg" for i in range(len(scenes))]
     pairs = list(zip(scenes, names, strict=True))
 
-    jobs = [(scene, size, str(images / name)) for scene, name in pairs]
-    _progress(pool, save_scene, jobs, "training scenes")
+    jobs = [(scene, size, images / name) for scene, name in pairs]
+    _progress(pool, save_jpeg, jobs, "training scenes")
 
     header = ("file_name", "prompt", "subject", "style")
     rows = ((f"images/{name}", *_columns(scene)) for scene, name in pairs)
@@ -171,8 +161,8 @@ def _write_test(
     ids = sorted(digest[:9] for digest in hashes)
     pairs = list(zip(scenes, ids, strict=True))
 
-    jobs = [(scene, size, str(images / f"{image_id}.png")) for scene, image_id in pairs]
-    _progress(pool, save_scene, jobs, "test scenes")
+    jobs = [(scene, size, images / f"{image_id}.png") for scene, image_id in pairs]
+    _progress(pool, save_png, jobs, "test scenes")
 
     sample = ((f"{image_id}_{e}", 0.0) for image_id in ids for e in range(EMBED_DIM))
     _write_csv(folder / "test" / "sample_submission.csv", ("imgId_eId", "val"), sample)

@@ -12,6 +12,7 @@ The mean, ROWS_PER_FAMILY, is the paper's: its cosine filter takes 90,000 prompt
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -64,7 +65,16 @@ def pool_rows(train: int, test: int) -> int:
     return round(1.05 * (train + ROWS_PER_FAMILY * test)) + 20
 
 
-def choose(seed: int, train: int, test: int) -> tuple[list[Scene], list[Scene]]:
+@dataclass(frozen=True)
+class Deal:
+    """Training and test scenes, and their prompts' embeddings, (train + test, 384) float32."""
+
+    train: list[Scene]
+    test: list[Scene]
+    embeddings: np.ndarray
+
+
+def choose(seed: int, train: int, test: int) -> Deal:
     """`train` and `test` scenes of one pool, no family on both sides.
 
     Of the families dealt to test, test has the rows that a cosine filter at NEAR keeps, since those
@@ -99,7 +109,17 @@ def choose(seed: int, train: int, test: int) -> tuple[list[Scene], list[Scene]]:
     place[order] = np.arange(len(order))
     by_family = rest[np.argsort(place[family[rest]], kind="stable")]
     train_rows = np.sort(by_family[:train])
-    return [scenes[i] for i in train_rows], [scenes[i] for i in test_rows]
+    return Deal(
+        train=[scenes[i] for i in train_rows],
+        test=[scenes[i] for i in test_rows],
+        embeddings=embeddings[np.concatenate([train_rows, test_rows])],
+    )
+
+
+def text_only(seed: int, n: int, near: np.ndarray, *, own: set[str] = frozenset()) -> list[str]:
+    """`n` distinct prompts without images, none in `own` or above NEAR with a row of `near`."""
+    scenes, _ = far_from(np.random.default_rng([seed, *b"text"]), n, near, own=own)
+    return prompts_of(scenes)
 
 
 def families(embeddings: np.ndarray, threshold: float) -> np.ndarray:
@@ -137,7 +157,7 @@ def far_from(
 
     The one rule for what may be shown to the demo's CLIP and what its text-only list may hold.
     Returns the scenes and their prompts' embeddings, (n, 384) float32, in reduced precision. No
-    prompt is in `own`, which gains them.
+    prompt is one of `own`.
     """
     scenes: list[Scene] = []
     parts = [np.empty((0, near.shape[1]), dtype=np.float32)]

@@ -32,7 +32,7 @@ def test_no_process_of_the_smoke_run_uses_three_gib(tmp_path, capsys):
 
 
 def test_eight_thousand_images_of_which_one_in_twenty_is_bad(tmp_path, capsys):
-    command = runs.smoke(tmp_path, train_scenes=8000, train_size=96)
+    command = runs.smoke(tmp_path, train_scenes=8000, image_size=96)
     train = tmp_path / "input" / "train"
     files = sorted((train / "images").iterdir())
     assert len(files) == 8000
