@@ -1,4 +1,4 @@
-"""The demo's folder: same seed, same bytes; the right layout; a CLIP that loads where it was moved."""
+"""The demo's folder: same seed, same bytes; the right layout; a CLIP that can be moved."""
 
 import csv
 import json
