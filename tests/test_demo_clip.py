@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from src.demo import clip, population, weights
+from src.demo import clip, contrastive, population, weights
+from src.demo.recipe import Recipe
 from src.demo.renderer import decode, photograph
 
 TINY = [
@@ -42,14 +43,14 @@ def test_trains_from_nothing_and_resumes(tmp_path: Path, capsys: pytest.CaptureF
     state = torch.load(work / "schedule_2.pt", weights_only=True)
     assert len(state["scores"]) == 2
     (work / "schedule_2.pt").unlink()
-    scenes, texts = clip._chosen(work / "scenes.pkl", clip.Recipe(), [], device="cpu")
+    scenes, texts = clip._chosen(work / "scenes.pkl", Recipe(), [], device="cpu")
     pixels = np.load(work / "pixels.npy")
-    recipe = clip.Recipe(32, 8, image_size=64, clip_size=32, batch=16)
-    cut = clip.Trainer(recipe, 2, pixels, texts, work=work, device="cpu")
+    recipe = Recipe(32, 8, image_size=64, clip_size=32, batch=16)
+    cut = contrastive.Trainer(recipe, 2, pixels, texts, work=work, device="cpu")
     cut._epoch(0)
     cut.scores.append(0.0)
     cut._save()
-    resumed = clip.Trainer(recipe, 2, pixels, texts, work=work, device="cpu")
+    resumed = contrastive.Trainer(recipe, 2, pixels, texts, work=work, device="cpu")
     resumed.run()
     for name, tensor in resumed.model.state_dict().items():
         assert torch.allclose(tensor, state["model"][name], atol=1e-4), name
@@ -57,7 +58,7 @@ def test_trains_from_nothing_and_resumes(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_rendering_is_resumed(tmp_path: Path) -> None:
     scenes = population.pool(1, 320)[:300]
-    recipe = clip.Recipe(300, 0, image_size=48, clip_size=32)
+    recipe = Recipe(300, 0, image_size=48, clip_size=32)
     path = tmp_path / "pixels.npy"
     whole = clip.render_all(path, scenes, recipe, workers=2).copy()
     expected = decode(photograph(scenes[299], 48)).resize((32, 32), Image.Resampling.BICUBIC)
@@ -75,13 +76,13 @@ def test_rendering_is_resumed(tmp_path: Path) -> None:
 def test_loss_is_clip_s() -> None:
     """Three pairs that match have a loss near zero, the same pairs in another order a high one."""
     x = torch.eye(3)
-    assert clip.contrastive_loss(x, x, 100.0) == pytest.approx(0, abs=1e-4)
-    assert clip.contrastive_loss(x, x[[1, 2, 0]], 100.0) == pytest.approx(100, abs=1e-3)
+    assert contrastive.contrastive_loss(x, x, 100.0) == pytest.approx(0, abs=1e-4)
+    assert contrastive.contrastive_loss(x, x[[1, 2, 0]], 100.0) == pytest.approx(100, abs=1e-3)
 
 
 def test_kept_away_scenes_are_not_seen() -> None:
     away = population.prompts_of(population.pool(1, 60))
-    recipe = clip.Recipe(scenes=40, held_out=10)
+    recipe = Recipe(scenes=40, held_out=10)
     scenes, texts = clip.choose_scenes(recipe, away, device="cpu")
     assert len(scenes) == len(texts) == 50
     trained, held_out = np.split(population.embed(population.prompts_of(scenes)), [40])
@@ -128,7 +129,7 @@ def test_shipped_weights_are_those_of_the_card(facts: dict) -> None:
 def test_shipped_weights_follow_the_rule(facts: dict) -> None:
     """The fewest epochs that reach the target: the last schedule does, none before it did."""
     last = {int(n): scores[-1] for n, scores in facts["schedules"].items()}
-    assert facts["target"] == clip.TARGET and facts["recipe"] == vars(clip.Recipe())
+    assert facts["target"] == clip.TARGET and facts["recipe"] == vars(Recipe())
     assert sorted(last) == list(range(1, facts["epochs"] + 1))
     reached = [n for n, score in last.items() if score >= clip.TARGET]
     assert reached == [facts["epochs"]]
@@ -152,9 +153,9 @@ def test_shipped_weights_rank_new_scenes_as_the_card_says(
     """
     images, texts = new_scenes
     small = [np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)) for image in images]
-    model = clip.build_model(0.07)
+    model = contrastive.TrainedClip()
     model.load_state_dict(weights.load_weights())
-    score = clip.retrieval(model, np.stack(small), texts, CPU)
+    score = contrastive.retrieval(model, np.stack(small), texts, CPU)
     assert score > facts["recall_at_1"] - 3 * (0.09 / 100) ** 0.5
 
 
@@ -164,7 +165,7 @@ def test_open_clip_gives_what_was_trained(tmp_path: Path) -> None:
 
     weights.write_clip(tmp_path / "clip", 128)
     served = encoder.load(f"local-dir:{tmp_path / 'clip'}", device="cpu")
-    model = clip.build_model(0.07)
+    model = contrastive.TrainedClip()
     model.load_state_dict(weights.load_weights())
     model.eval()
 
@@ -176,8 +177,8 @@ def test_open_clip_gives_what_was_trained(tmp_path: Path) -> None:
     ]
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     with torch.inference_mode():
-        texts = clip.encode_texts(model, torch.from_numpy(population.embed(prompts)))
-        ours = clip.encode_images(model, pixels)
+        texts = contrastive.encode_texts(model, torch.from_numpy(population.embed(prompts)))
+        ours = contrastive.encode_images(model, pixels)
         theirs = served.model.encode_image(pixels.permute(0, 3, 1, 2) / 127.5 - 1, normalize=True)
         read = served.model.encode_text(served.tokenizer(prompts), normalize=True)
     assert (ours - theirs).abs().max() < 1e-4

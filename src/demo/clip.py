@@ -16,35 +16,36 @@ Everything is resumed when the command is started again: rendering by chunks, tr
 import argparse
 import hashlib
 import json
-import math
 import os
 import pickle
 import platform
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from src.demo.grammar import PACKAGE, Scene
 from src.demo.population import embed, far_from, pool, pool_rows, prompts_of
+from src.demo.recipe import SIZE_SHARES, Recipe
 from src.demo.renderer import decode, photograph
 from src.demo.weights import (
     CARD,
     EMBED_DIM,
     FACTS,
     SHIPPED,
-    VISION_TOWER,
-    VISION_WIDTH,
     WEIGHTS,
-    imagenet_weights,
     load_weights,
     shrink,
 )
 from src.paths import ROOT
+
+if TYPE_CHECKING:
+    from src.demo.contrastive import Trainer
 
 TARGET = 0.9  # R@1 among the held-out prompts: the rule above
 # The demos whose prompts it never sees: sizes of a parameters file, and seeds
@@ -63,24 +64,6 @@ DRAWN_BY = (
     "styles.py",
 )
 CHUNK = 256  # scenes that a process renders at a time
-# input sizes trained at, drawn for each batch: mostly the demo's, at times that of smoke.yaml
-SIZE_SHARES = {1.0: 0.75, 0.75: 0.25}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What the weights depend on. Sizes in pixels, counts in scenes."""
-
-    scenes: int = 65_536
-    held_out: int = 500
-    image_size: int = 256  # of the rendered scene, as in the demo
-    clip_size: int = 128
-    batch: int = 1024
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.1  # share of the steps
-    temperature: float = 0.07
-    seed: int = 0
 
 
 # the scenes -------------------------------------------------------------------
@@ -155,233 +138,23 @@ def render_all(path: Path, scenes: list[Scene], recipe: Recipe, *, workers: int)
     return np.load(path, mmap_mode="r")
 
 
-# the model --------------------------------------------------------------------
-
-
-def build_model(temperature: float):
-    """The trained part of the CLIP, a torch module with open_clip's names for its tensors."""
-    import timm
-    import torch
-    from torch import nn
-
-    model = nn.Module()
-    model.visual = nn.Module()
-    model.visual.trunk = timm.create_model(VISION_TOWER, pretrained=False, num_classes=0)
-    model.visual.trunk.load_state_dict(imagenet_weights())
-    projection = nn.Linear(VISION_WIDTH, EMBED_DIM, bias=False)
-    nn.init.normal_(projection.weight, std=VISION_WIDTH**-0.5)
-    model.visual.head = nn.ModuleDict({"proj": projection})
-    model.text = nn.Module()
-    model.text.proj = nn.Linear(EMBED_DIM, EMBED_DIM, bias=False)
-    nn.init.eye_(model.text.proj.weight)
-    model.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
-    return model
-
-
-def bf16(device):
-    """Autocast to bf16 where the device computes it natively, else fp32."""
-    import torch
-
-    from src.encoder import multiplies_bf16
-
-    on_gpu = device.type == "cuda"
-    native = torch.cuda.is_bf16_supported() if on_gpu else multiplies_bf16()
-    return torch.autocast(device.type, torch.bfloat16, enabled=native)
-
-
-def encode_images(model, x):
-    """(b, s, s, 3) uint8 -> (b, 384) unit rows, as open_clip's preprocessing and tower give."""
-    import torch
-    from torch.nn import functional as F
-
-    x = x.permute(0, 3, 1, 2).float() / 127.5 - 1
-    features = model.visual.trunk(x.contiguous(memory_format=torch.channels_last))
-    return F.normalize(model.visual.head["proj"](features).float(), dim=-1)
-
-
-def encode_texts(model, sentence_embeddings):
-    """(b, 384) sentence embeddings -> (b, 384) unit rows.
-
-    The text tower's mean-pooled output is the sentence embedding but for its length, which a linear
-    layer without bias hands on and the normalization removes.
-    """
-    from torch.nn import functional as F
-
-    return F.normalize(model.text.proj(sentence_embeddings).float(), dim=-1)
-
-
-def contrastive_loss(images, texts, scale):
-    """CLIP's loss: each image finds its text among the batch's, and each text its image."""
-    import torch
-    from torch.nn import functional as F
-
-    logits = scale * images @ texts.T
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def retrieval(model, pixels: np.ndarray, texts: np.ndarray, device) -> float:
-    """R@1: the share of images whose own prompt is ranked first among all of `texts`."""
-    import torch
-
-    model.eval()
-    with torch.inference_mode():
-        parts = []
-        for start in range(0, len(pixels), 250):
-            batch = torch.from_numpy(np.array(pixels[start : start + 250])).to(device)
-            with bf16(device):
-                parts.append(encode_images(model, batch))
-        prompts = encode_texts(model, torch.from_numpy(texts).to(device))
-        first = (torch.cat(parts) @ prompts.T).argmax(dim=1).cpu().numpy()
-    return float((first == np.arange(len(pixels))).mean())
-
-
-# training ---------------------------------------------------------------------
-
-
-class Trainer:
-    """One schedule of `epochs` epochs; a checkpoint after each, from which it is resumed."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        epochs: int,
-        pixels: np.ndarray,
-        texts: np.ndarray,
-        *,
-        work: Path,
-        device: str,
-    ) -> None:
-        import torch
-
-        self.recipe = recipe
-        self.epochs = epochs
-        self.pixels = pixels
-        self.texts = texts
-        self.device = torch.device(device)
-        self.checkpoint = work / f"schedule_{epochs}.pt"
-        self.scores: list[float] = []
-        self.seconds = 0.0
-
-        torch.manual_seed(recipe.seed)
-        self.model = build_model(recipe.temperature).to(self.device)
-        self.model = self.model.to(memory_format=torch.channels_last)
-        if self.device.type == "cpu":
-            # a batch of 1,024 keeps some 15 GB of activations otherwise
-            self.model.visual.trunk.set_grad_checkpointing()
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": recipe.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
-        if self.checkpoint.exists():
-            self._resume()
-
-    def _resume(self) -> None:
-        import torch
-
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scores = state["scores"]
-        self.seconds = state["seconds"]
-
-    def _save(self) -> None:
-        import torch
-
-        temporary = self.checkpoint.with_suffix(".tmp")
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scores": self.scores,
-            "seconds": self.seconds,
-        }
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
-
-    def run(self) -> float:
-        """Train what is left of the schedule; R@1 after its last epoch."""
-        held_out = slice(self.recipe.scenes, None)
-        while len(self.scores) < self.epochs:
-            clock = time.perf_counter()
-            self._epoch(len(self.scores))
-            score = retrieval(self.model, self.pixels[held_out], self.texts[held_out], self.device)
-            self.scores.append(score)
-            self.seconds += time.perf_counter() - clock
-            self._save()
-            print(f"{self.epochs} epochs, after {len(self.scores)}: R@1 {score:.3f}", flush=True)
-        return self.scores[-1]
-
-    def _epoch(self, epoch: int) -> None:
-        import torch
-        from tqdm.auto import tqdm
-
-        recipe = self.recipe
-        rng = np.random.default_rng([recipe.seed, self.epochs, epoch])
-        steps = recipe.scenes // recipe.batch
-        order = rng.permutation(recipe.scenes)
-        scales = rng.choice(list(SIZE_SHARES), steps, p=list(SIZE_SHARES.values()))
-
-        self.model.train()
-        bar = tqdm(range(steps), desc=f"epoch {epoch + 1} of {self.epochs}", unit="step")
-        for step in bar:
-            rows = np.sort(order[step * recipe.batch : (step + 1) * recipe.batch])
-            images = self._batch(rows, float(scales[step]), flip=rng.random(len(rows)) < 0.5)
-            sentences = torch.from_numpy(self.texts[rows]).to(self.device)
-            with bf16(self.device):
-                encoded = encode_images(self.model, images)
-            texts = encode_texts(self.model, sentences)
-            scale = self.model.logit_scale.exp().clamp(max=100)
-            loss = contrastive_loss(encoded, texts, scale)
-
-            for group in self.optimizer.param_groups:
-                group["lr"] = recipe.lr * self._rate(epoch * steps + step, self.epochs * steps)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-
-    def _batch(self, rows: np.ndarray, scale: float, *, flip: np.ndarray):
-        """(b, s, s, 3) uint8 on the device, some of it mirrored, resized where `scale` is not 1."""
-        import torch
-        from torch.nn import functional as F
-
-        x = torch.from_numpy(self.pixels[rows]).to(self.device)
-        mirrored = torch.from_numpy(flip).to(self.device)
-        x = torch.where(mirrored[:, None, None, None], x.flip(2), x)
-        if scale == 1:
-            return x
-
-        size = round(self.recipe.clip_size * scale)
-        x = x.permute(0, 3, 1, 2).float()
-        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False)
-        return x.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-
-    def _rate(self, step: int, steps: int) -> float:
-        """Linear warm-up, then a cosine to zero."""
-        warmup = max(1, round(self.recipe.warmup * steps))
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
 # what is written --------------------------------------------------------------
 
 
 def write_weights(
-    out: Path, trainer: Trainer, schedules: dict[int, list[float]], away: dict
+    out: Path, trainer: "Trainer", schedules: dict[int, list[float]], away: dict
 ) -> dict:
     """Write weights, facts and card into `out`; the score is that of the weights as written."""
     import torch
     from safetensors.torch import save_file
 
+    from src.demo.contrastive import TrainedClip, retrieval
+
     out.mkdir(parents=True, exist_ok=True)
     state = {name: t.detach().cpu() for name, t in trainer.model.state_dict().items()}
     save_file(shrink(state), out / WEIGHTS)
 
-    shipped = build_model(trainer.recipe.temperature)
+    shipped = TrainedClip()
     shipped.load_state_dict(load_weights(out))
     held_out = slice(trainer.recipe.scenes, None)
     pixels = trainer.pixels[held_out]
@@ -469,6 +242,8 @@ def train(
     workers: int,
 ) -> dict:
     """Scenes, pixels, schedules, card; returns the facts. What `work` holds already is used."""
+    from src.demo.contrastive import Trainer
+
     prompts = kept_away(away)
     work = work / _key(recipe, prompts)
     work.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,12 @@ STAMP = "demo.json"
 LICENSE = "LICENSE-OpenMoji.txt"
 OURS = ("train", "test", "truth", "text", "clip", LICENSE, STAMP)
 FILES = 13  # that a whole demo has beside its images
-TRAINING = {"clip.py", "card.txt"}  # of this package, no part of what is written here
+TRAINING = {
+    "clip.py",
+    "contrastive.py",
+    "recipe.py",
+    "card.txt",
+}  # of this package, no part of what is written here
 
 
 def save_jpeg(job: tuple[Scene, int, Path]) -> None:

@@ -204,12 +204,14 @@ def compose(rng: np.random.Generator) -> Scene:
     light = str(rng.choice(lights)) if rng.random() < 0.6 else ""
 
     template = int(rng.integers(TEMPLATES))
-    phrases = [int(rng.integers(2)) for _ in range(3)]
+    setting_phrase = int(rng.integers(2))
+    style_phrase = int(rng.integers(2))
+    light_phrase = int(rng.integers(2))
     return Scene(
         subjects=subjects,
         setting=setting,
         light=light,
-        wording=(template, *phrases),
+        wording=(template, setting_phrase, style_phrase, light_phrase),
         style=str(rng.choice(list(STYLES))),
         modifiers=_modifiers(rng),
         seed=_image_seed(rng),

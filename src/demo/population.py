@@ -11,7 +11,7 @@ P(j) = c / (j (j - 1)) for j of 2 or more, and single members otherwise; c follo
 The mean, ROWS_PER_FAMILY, is the paper's: its cosine filter takes 90,000 prompts to 60,000.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,7 +116,7 @@ def choose(seed: int, train: int, test: int) -> Deal:
     )
 
 
-def text_only(seed: int, n: int, near: np.ndarray, *, own: set[str] = frozenset()) -> list[str]:
+def text_only(seed: int, n: int, near: np.ndarray, *, own: Set[str] = frozenset()) -> list[str]:
     """`n` distinct prompts without images, none in `own` or above NEAR with a row of `near`."""
     scenes, _ = far_from(np.random.default_rng([seed, *b"text"]), n, near, own=own)
     return prompts_of(scenes)
@@ -150,7 +150,7 @@ def far_from(
     n: int,
     near: np.ndarray,
     *,
-    own: set[str] = frozenset(),
+    own: Set[str] = frozenset(),
     device: str = "cpu",
 ) -> tuple[list[Scene], np.ndarray]:
     """`n` random scenes with distinct prompts, none above NEAR with a row of `near`.
@@ -161,13 +161,13 @@ def far_from(
     """
     scenes: list[Scene] = []
     parts = [np.empty((0, near.shape[1]), dtype=np.float32)]
-    own = set(own)
+    used = set(own)
     while len(scenes) < n:
-        candidates = []
+        candidates: list[Scene] = []
         while len(candidates) < round(1.03 * (n - len(scenes))) + 8:
             scene = compose(rng)
-            if prompt(scene) not in own:
-                own.add(prompt(scene))
+            if prompt(scene) not in used:
+                used.add(prompt(scene))
                 candidates.append(scene)
 
         embeddings = embed(prompts_of(candidates), device=device, exact=False)
