@@ -6,15 +6,16 @@ import subprocess
 import sys
 
 import faiss
+import nbformat
 import numpy as np
 import polars as pl
 import pytest
 
-from src import artifacts, paths
+from src import artifacts, errors, paths
 from src.ensemble.blending import combine
 from src.ensemble.members import load_members
 from src.paths import ROOT
-from src.submit import batch, pack, submission
+from src.submit import batch, kaggle, pack, submission
 from src.submit import predictor as predictor_module
 from src.submit.predictor import Predictor
 from tests.helpers.trained_output import write_output
@@ -135,6 +136,68 @@ def test_the_stand_in_for_faiss_gives_what_faiss_gives(packed):
     expected, expected_index = faiss.knn(x[:7], x, 5, metric=faiss.METRIC_INNER_PRODUCT)
     np.testing.assert_allclose(similarity, expected, atol=1e-6)
     np.testing.assert_array_equal(index, expected_index)
+
+
+DATASET_FIELDS = {"title", "id", "licenses"}
+KERNEL_FIELDS = {
+    *("id", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu"),
+    *("enable_internet", "dataset_sources", "competition_sources", "kernel_sources"),
+    "model_sources",
+}
+
+
+def test_the_files_for_kaggle_have_the_documented_fields(tmp_path):
+    commands = kaggle.write(tmp_path, user="ada", name="fox-finder")
+    assert commands == [
+        f"kaggle datasets create -p {tmp_path} --dir-mode zip --keep-tabular",
+        f"kaggle kernels push -p {tmp_path}/kernel",
+    ]
+    dataset = artifacts.load_json(tmp_path / "dataset-metadata.json")
+    assert dataset.keys() == DATASET_FIELDS
+    assert 6 <= len(dataset["title"]) <= 50 and dataset["id"] == "ada/fox-finder"
+    assert len(dataset["licenses"]) == 1
+
+    kernel = artifacts.load_json(tmp_path / "kernel" / "kernel-metadata.json")
+    assert kernel.keys() == KERNEL_FIELDS
+    assert kernel["id"] == "ada/" + kernel["title"].lower().replace(" ", "-")
+    assert (tmp_path / "kernel" / kernel["code_file"]).is_file()
+    assert kernel["dataset_sources"] == [dataset["id"]]
+    assert kernel["language"] == "python" and kernel["kernel_type"] == "notebook"
+    assert kernel["enable_internet"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("user", "name", "message"),
+    [
+        ("ada lovelace", "fox-finder", "'ada lovelace' is no user name"),
+        ("ada", "Fox Finder", "must be 6 to 50 small letters"),
+        ("ada", "fox", "must be 6 to 50 small letters"),
+        ("ada", "x" * 51, "must be 6 to 50 small letters"),
+        ("ada", "fox--finder", "must be 6 to 50 small letters"),
+    ],
+)
+def test_a_name_that_kaggle_would_refuse_is_refused(tmp_path, user, name, message):
+    with pytest.raises(errors.UserError, match=message):
+        kaggle.write(tmp_path, user=user, name=name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_notebook_for_kaggle_writes_the_submission(trained, packed, tmp_path):
+    attached = tmp_path / "input"
+    shutil.copytree(packed, attached / "fox-finder")
+    ids, blend = expected(trained / "output")
+    submission.write(ids, blend, attached / "competition" / "sample_submission")
+    shutil.copytree(trained / "test", attached / "competition" / "images")
+    (tmp_path / "working").mkdir()
+
+    notebook = nbformat.read(pack.PACKED / kaggle.NOTEBOOK, as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    names = {}
+    for source in cells:
+        exec(source.replace("/kaggle/", f"{tmp_path}/"), names)
+    submission.check(
+        tmp_path / "working" / "submission.csv", attached / "competition" / "sample_submission.csv"
+    )
 
 
 def test_a_pack_needs_an_empty_folder_and_a_local_clip(trained, tmp_path, capsys):
