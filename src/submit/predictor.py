@@ -86,7 +86,9 @@ class Predictor:
 
         clips_a, self.clips_b = clip_names(self.output)
         self.ensembles = self._load_ensembles(clips_a, device)
-        self.sentence_model = datastore.open_store(self.output / paths.STORE_SHARDS).sentence_model
+        self.sentence_model = datastore.open_datastore(
+            self.output / paths.STORE_SHARDS
+        ).sentence_model
         self.model_b = replace(model.load(self.output, engine=engine), depth=neighbors)
 
         self.preprocesses = {ensemble.clip.geometry for ensemble in self.ensembles.values()}
