@@ -1,9 +1,9 @@
 """What a GPU takes over, as multiples of the bare operation on the same GPU and beside the CPU.
 Needs a CUDA GPU.
 
-    python benchmarks/gpu.py search     cuML behind knn.search against torch's product and topk, and faiss; K = 100
+    python benchmarks/gpu.py search     knn.search by cuML and cuVS against torch's product; K = 100
     python benchmarks/gpu.py filter     the scan of filter 2 by precision, against the full product
-    python benchmarks/gpu.py text       the text store's rules on cuDF against polars, 1,000,000 prompts
+    python benchmarks/gpu.py text       the text pool's rules on cuDF against polars
 
 Ratios are of times taken in one run, in turns. Transfers to and from the GPU count on our side; the
 bare operation finds its inputs there. train.py and predict.py take a GPU where there is one.
@@ -36,28 +36,38 @@ def measured(title: str, functions: dict[str, Callable], repeats: int, base: str
 
 
 def search(arguments: argparse.Namespace) -> None:
-    print(knn.describe("cuml"))
+    print(knn.describe("cuml"), knn.describe("cuvs"))
     for n, dim in ((60_000, 1024), (1_000_000, 768)):
         search_one(n, dim, arguments.repeats)
 
 
 def search_one(n: int, dim: int, repeats: int) -> None:
+    """Everything counted: the store comes from pageable memory, in float32 and in float16."""
     store, queries = rows(n, dim, 0), rows(6000, dim, 1)
+    half = store.astype(np.float16)
     x, q = torch.from_numpy(store).cuda(), torch.from_numpy(queries).cuda()
     functions = {
         "product": lambda: [block @ x.T for block in q.split(1000)],
         "torch product and topk": lambda: [torch.topk(block @ x.T, K) for block in q.split(1000)],
-        "knn.search, cuML": lambda: knn.search(store, queries, K, "cuml"),
+        "copy, float32": lambda: torch.from_numpy(store).cuda(),
     }
+    for engine in ("cuml", "cuvs"):
+        functions[f"{engine}, float32"] = lambda e=engine: knn.search(store, queries, K, e)
+        functions[f"{engine}, float16"] = lambda e=engine: knn.search(half, queries, K, e)
+        functions[f"{engine}, float16, 4 blocks"] = lambda e=engine: knn.search(
+            half, queries, K, e, store_rows=-(-n // 4)
+        )
     if n < 100_000:
-        functions["knn.search, faiss"] = lambda: knn.search(store, queries, K, "faiss")
+        functions["faiss, float32"] = lambda: knn.search(store, queries, K, "faiss")
     measured(f"{n:,} x {dim} store, 6,000 queries, K = {K}", functions, repeats, "product")
-    found, index = knn.search(store, queries[:200], K, "cuml")
-    best, where = (part.cpu().numpy() for part in torch.topk(q[:200].double() @ x.T.double(), K))
-    same = np.mean([len(set(a) & set(b)) / K for a, b in zip(index, where, strict=True)])
-    print(
-        f"against float64: similarities within {np.abs(best - found).max():.1g}, {same:.5f} of the neighbors the same"
-    )
+
+    best = torch.topk(q[:200].double() @ x.T.double(), K)
+    for engine in ("cuml", "cuvs"):
+        similarity, index = knn.search(store, queries[:200], K, engine)
+        off = np.abs(best.values.cpu().numpy() - similarity).max()
+        pairs = zip(index, best.indices.cpu().numpy(), strict=True)
+        same = np.mean([len(set(a) & set(b)) / K for a, b in pairs])
+        print(f"{engine} against float64: off by {off:.1g}, {same:.5f} of the neighbors the same")
 
 
 def filter2(arguments: argparse.Namespace) -> None:

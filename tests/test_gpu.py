@@ -8,6 +8,7 @@ import torch
 from src import dask_workers, encoder, knn
 from src.data import prompts
 from src.dedup import filters, similarity
+from src.knn import gpu
 from src.metrics import cosines, l2_normalize
 from src.model_a import fit, folds
 from src.model_b import text_pool
@@ -43,57 +44,80 @@ def same_lists(
     assert (np.diff(np.sort(found[1], axis=1), axis=1) > 0).all(), "a row is listed twice"
 
 
-# --- cuML ---
+# --- cuML and cuVS ---
+
+GPU_ENGINES = pytest.mark.parametrize("engine", ["cuml", "cuvs"])
 
 
-def test_the_engine_is_cuml_on_a_named_gpu():
-    said = knn.describe()
-    assert said["engine"] == "cuml" and said["engine_device"] not in ("", "cpu")
+def test_auto_is_cuml_on_a_named_gpu():
+    description = knn.describe()
+    assert description["engine"] == "cuml"
+    assert description["engine_device"] not in ("", "cpu")
+    assert knn.describe("cuvs")["engine_version"].count(".") == 2
 
 
+@GPU_ENGINES
 @pytest.mark.parametrize(
     ("spread", "k", "store_rows", "query_rows"),
-    [(0.3, 50, None, 8192), (1e-3, 20, 700, 300), (1.0, 1, 1, 64)],
+    [(0.3, 50, None, 8192), (1e-3, 20, 700, 300), (1.0, 1, 1, 64), (0.3, 400, 1500, 100)],
 )
-def test_cuml_gives_what_faiss_gives(spread, k, store_rows, query_rows):
-    store, queries = (
-        near_duplicates(3000 if store_rows != 1 else 40, 384, spread),
-        near_duplicates(500, 384, spread),
-    )
+def test_a_gpu_gives_what_faiss_gives(engine, spread, k, store_rows, query_rows):
+    rows = 3000 if store_rows != 1 else 40
+    store = near_duplicates(rows, 384, spread)
+    queries = near_duplicates(500, 384, spread)
     queries[:20] = store[:20]  # their own rows are found, at similarity 1
-    found = knn.search(store, queries, k, "cuml", store_rows=store_rows, query_rows=query_rows)
+    found = knn.search(store, queries, k, engine, store_rows=store_rows, query_rows=query_rows)
     same_lists(found, knn.search(store, queries, k, "faiss"), queries, store)
     assert (found[0][:20, 0] > 1 - 2e-6).all() and found[0].max() <= 1
 
 
-def test_shards_of_half_precision_rows_left_out_and_a_center(tmp_path, rng):
+@GPU_ENGINES
+def test_shards_of_half_precision_rows_left_out_and_a_center(engine, tmp_path):
     half = near_duplicates(4000, 256).astype(np.float16)
     np.save(tmp_path / "shard.npy", half[:2500])
-    shards, rows = (
-        [np.load(tmp_path / "shard.npy", mmap_mode="r"), half[2500:]],
-        rng.random(4000) < 0.5,
-    )
-    center, queries = l2_normalize(half.astype(np.float32)).mean(axis=0), near_duplicates(300, 256)
+    shards = [np.load(tmp_path / "shard.npy", mmap_mode="r"), half[2500:]]
+    rows = np.random.default_rng(1).random(4000) < 0.5
+    center = l2_normalize(half.astype(np.float32)).mean(axis=0)
+    queries = near_duplicates(300, 256)
     moved = l2_normalize(l2_normalize(half.astype(np.float32)) - center)
-    found = knn.search(shards, queries, 30, "cuml", rows=rows, center=center, store_rows=600)
-    same_lists(
-        found, knn.search(shards, queries, 30, "faiss", rows=rows, center=center), queries, moved
-    )
+    found = knn.search(shards, queries, 30, engine, rows=rows, center=center, store_rows=600)
+    expected = knn.search(shards, queries, 30, "faiss", rows=rows, center=center)
+    same_lists(found, expected, queries, moved)
     assert rows[found[1]].all()
 
 
-def test_a_row_that_is_not_a_unit_row_is_named_on_the_device_too():
+@GPU_ENGINES
+def test_rows_pass_the_staging_buffers_many_times(engine, monkeypatch):
+    store, queries = near_duplicates(9000, 256), near_duplicates(200, 256)
+    monkeypatch.setattr(gpu, "STAGING_BYTES", 100_000)
+    found = knn.search(store, queries, 30, engine, store_rows=2500)
+    same_lists(found, knn.search(store, queries, 30, "faiss"), queries, store)
+
+
+def test_float16_scores_on_this_gpu_stay_within_the_margin():
+    """The bound's worst assumption is the device's own summation: many terms of one sign."""
+    rng = np.random.default_rng(2)
+    for dim in (384, 768, 1024):
+        store = l2_normalize((rng.random((4000, dim)) + 0.1).astype(np.float32))
+        queries = l2_normalize((rng.random((200, dim)) + 0.1).astype(np.float32))
+        found = knn.search(store, queries, 20, "cuvs")  # raises beyond the margin
+        same_lists(found, knn.search(store, queries, 20, "faiss"), queries, store)
+
+
+@GPU_ENGINES
+def test_a_row_that_is_not_a_unit_row_is_named_on_the_device_too(engine):
     store = near_duplicates(100, 16)
     store[41] *= 2
     with pytest.raises(ValueError, match="row 41 has length 2"):
-        knn.search(store, store[:5], 3, "cuml", store_rows=30)
+        knn.search(store, store[:5], 3, engine, store_rows=30)
 
 
-def test_a_worker_for_each_gpu_gives_what_one_process_gives():
+@GPU_ENGINES
+def test_a_worker_for_each_gpu_gives_what_one_process_gives(engine):
     store, queries = near_duplicates(2000, 64), near_duplicates(100, 64)
     with dask_workers.connect("local") as client:
         assert len(client.nthreads()) == torch.cuda.device_count()
-        found = knn.search(store, queries, 10, "cuml", cluster=client, store_rows=300)
+        found = knn.search(store, queries, 10, engine, cluster=client, store_rows=300)
     same_lists(found, knn.search(store, queries, 10, "faiss"), queries, store)
 
 

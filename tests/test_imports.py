@@ -74,7 +74,7 @@ def test_imports_point_one_way():
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("src/knn.py", "from src.model_b import datastore"),
+        ("src/knn/exact.py", "from src.model_b import datastore"),
         ("src/data/images.py", "from src.dedup.filters import cosine_filter"),
         ("src/model_a/fit.py", "from src import model_b"),
         ("src/model_b/routes.py", "import src.ensemble.blending"),

@@ -1,0 +1,134 @@
+"""The search on Dask workers: pieces of shards are tasks, and their lists are merged here."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+
+from src.dask_workers import connect
+from src.knn.cpu import block_rows
+from src.knn.neighbors import Neighbors, merge, order_ties
+
+
+class MappedRows(NamedTuple):
+    """Rows of a memory map that workers open themselves, under the same path."""
+
+    filename: str
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def open(self) -> np.ndarray:
+        shard = np.memmap(self.filename, self.dtype, "r", self.offset, self.shape)
+        return shard[self.start : self.stop]
+
+
+class Task(NamedTuple):
+    """Rows of the store from index `first` on, and which of them to search (None for all)."""
+
+    first: int
+    rows: np.ndarray | MappedRows
+    mask: np.ndarray | None
+
+
+def search_on_workers(
+    shards: Sequence[np.ndarray],
+    queries: np.ndarray,
+    k: int,
+    rows: np.ndarray | None,
+    *,
+    search: Callable[..., Neighbors],
+    engine: str,
+    cluster: object,
+    center: np.ndarray | None,
+    store_rows: int | None,
+    query_rows: int,
+    checked: bool = False,
+) -> Neighbors:
+    """As `search`, which workers call, with checked arguments; a lost worker's task is run again.
+
+    What is no memory map travels inside its task, not by `scatter`: scattered data dies with the
+    worker that holds it.
+    """
+    from distributed import as_completed
+
+    settings = {
+        "engine": engine,
+        "center": center,
+        "store_rows": store_rows,
+        "query_rows": query_rows,
+        "checked": checked,
+    }
+    store_rows = store_rows or block_rows(queries.shape[1])
+    with (
+        nullcontext(cluster) if hasattr(cluster, "submit") else connect(cluster) as client,
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Sending large graph")
+        shared_queries = client.submit(_identity, queries, pure=False)
+        task_rows = _task_rows(shards, len(client.nthreads()), store_rows)
+        first_of = {}
+        for task in _tasks(shards, rows, task_rows):
+            future = client.submit(
+                _search_piece,
+                search,
+                task.rows,
+                shared_queries,
+                k,
+                task.mask,
+                **settings,
+                pure=False,
+            )
+            first_of[future] = task.first
+
+        best = None
+        for future, (similarity, index) in as_completed(first_of, with_results=True):
+            neighbors = similarity, index + first_of[future]
+            best = neighbors if best is None else merge(best, neighbors, k)
+    return order_ties(*best)  # tasks end in any order
+
+
+def _task_rows(shards: Sequence[np.ndarray], workers: int, store_rows: int) -> int:
+    """Rows of a task: enough tasks for all workers, none above a block."""
+    rows_of_a_worker = -(-sum(map(len, shards)) // max(1, workers))
+    return max(1, min(store_rows, rows_of_a_worker))
+
+
+def _tasks(shards: Sequence[np.ndarray], rows: np.ndarray | None, task_rows: int) -> Iterator[Task]:
+    offset = 0
+    for shard in shards:
+        for start in range(0, len(shard), task_rows):
+            stop = min(start + task_rows, len(shard))
+            mask = None if rows is None else rows[offset + start : offset + stop]
+            if mask is None or mask.any():
+                yield Task(offset + start, _portable(shard, start, stop), mask)
+        offset += len(shard)
+
+
+def _portable(shard: np.ndarray, start: int, stop: int) -> np.ndarray | MappedRows:
+    """A whole memory map by where it lies; of anything else the rows themselves."""
+    is_view = isinstance(shard.base, np.memmap)
+    if not isinstance(shard, np.memmap) or is_view or not shard.flags.c_contiguous:
+        return np.array(shard[start:stop])
+    return MappedRows(str(shard.filename), shard.dtype.str, shard.offset, shard.shape, start, stop)
+
+
+def _search_piece(
+    search: Callable[..., Neighbors],
+    rows: np.ndarray | MappedRows,
+    queries: np.ndarray,
+    k: int,
+    mask: np.ndarray | None,
+    **settings: object,
+) -> Neighbors:
+    piece = rows.open() if isinstance(rows, MappedRows) else rows
+    visible = len(piece) if mask is None else int(mask.sum())
+    return search(piece, queries, min(k, visible), rows=mask, **settings)
+
+
+def _identity(x: np.ndarray) -> np.ndarray:
+    return x

@@ -1,0 +1,66 @@
+"""The search on a CPU: faiss, block by block."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from src.knn.neighbors import Neighbors, best_first, merge, order_ties
+from src.knn.rows import centered, pieces, unit_rows
+
+BLOCK_BYTES = 512 * 2**20  # of one block of the store in float32
+FEW_QUERIES = 4  # so few are one product, bound by memory; faiss would use one core for each
+
+
+def block_rows(width: int) -> int:
+    """Rows of a block where nothing else is asked for."""
+    return max(1, BLOCK_BYTES // (4 * width))
+
+
+def search_on_cpu(
+    shards: Sequence[np.ndarray],
+    queries: np.ndarray,
+    k: int,
+    rows: np.ndarray | None,
+    *,
+    center: np.ndarray | None,
+    store_rows: int | None,
+    query_rows: int,
+    checked: bool = False,
+) -> Neighbors:
+    """As `search`, whose arguments are checked; `queries` are unit rows."""
+    best = None
+    for piece in pieces(shards, rows, store_rows or block_rows(queries.shape[1])):
+        store_index = piece.indices()
+        x = piece.read()
+        x = centered(x if checked else unit_rows(x, "store", store_index), center)
+        similarity, row = _search_block(x, queries, min(k, len(x)), query_rows)
+        piece.release()
+
+        # the lists of one block are in order already but for ties, also those that clipping makes
+        np.clip(similarity, -1, 1, out=similarity)
+        neighbors = order_ties(similarity, store_index[row])
+        best = neighbors if best is None else merge(best, neighbors, k)
+    return best
+
+
+def _search_block(x: np.ndarray, queries: np.ndarray, k: int, query_rows: int) -> Neighbors:
+    if len(queries) <= FEW_QUERIES:
+        return _best_of_all(queries @ x.T, k)
+
+    import faiss
+
+    similarity = np.empty((len(queries), k), np.float32)
+    row = np.empty((len(queries), k), np.int64)
+    for start in range(0, len(queries), query_rows):
+        block = slice(start, start + query_rows)
+        # unlike an index, faiss.knn copies nothing
+        similarity[block], row[block] = faiss.knn(
+            queries[block], x, k, metric=faiss.METRIC_INNER_PRODUCT
+        )
+    return similarity, row
+
+
+def _best_of_all(similarity: np.ndarray, k: int) -> Neighbors:
+    """The `k` highest of each row of (q, n), highest first, ties by index."""
+    row = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    return best_first(np.take_along_axis(similarity, row, axis=1), row)
