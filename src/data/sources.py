@@ -157,6 +157,7 @@ def refusal(
     bad = rejected.filter(~pl.any_horizontal(*map(pl.col("reason").str.starts_with, EXPECTED)))
     if bad.is_empty():
         return message
+
     example = bad.row(0, named=True)
     return f"{message}; e.g. {example['id']!r} at {example['image']}: {example['reason']}"
 
@@ -192,10 +193,13 @@ def _number_captions(rows: pl.DataFrame) -> pl.DataFrame:
     A caption that an image has twice keeps its id, and so does the row of another image.
     """
     rows = rows.with_row_index("row")
+
+    # an id with another image is no caption of this one, and a repeated caption is no new one
     good = rows.filter(pl.col("reason").is_null())
     is_same_image = pl.col("image") == pl.col("image").first().over("id")
     is_new_caption = pl.struct("id", "image", "prompt").is_first_distinct()
     captions = good.filter(is_same_image).filter(is_new_caption)
+
     number = pl.int_range(1, pl.len() + 1).over("id")
     numbered = captions.select(
         "row", new_id=pl.when(number > 1).then(pl.format("{}#{}", "id", number))
@@ -219,6 +223,7 @@ def _with_unlisted(
             listed.add(file)
             source_of_folder[os.path.dirname(file)] = source
 
+    # one listing a folder, however many images it holds
     rows = []
     for folder, source in sorted(source_of_folder.items()):
         for name in sorted(os.listdir(folder)):

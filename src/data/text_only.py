@@ -54,10 +54,12 @@ def text_batches(
             reasons: Counter[str] = Counter()
             for captions in _batches(file, text_column, rows):
                 reasons.update(caption.reason for caption in captions if caption.reason)
+
                 texts = [caption.text for caption in captions if caption.text is not None]
                 prompts = pl.Series("prompt", texts, dtype=pl.String)
                 prompts = prompts.str.replace_all("\0", "", literal=True)
                 prompts = prompts.filter(~blank(prompts))
+
                 source = pl.lit(as_text(_stem(file))).alias("source")
                 yield pl.DataFrame({"prompt": prompts}).with_columns(source)
             if reasons:
@@ -78,6 +80,7 @@ def text_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
 
+    # what is neither read nor a folder is named at the end
     files = []
     others = []
     seen_folders: set[str] = set()

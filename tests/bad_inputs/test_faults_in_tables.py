@@ -151,6 +151,13 @@ def test_quotes_in_a_tsv_are_characters(tmp_path, cell):
     assert read(tmp_path) == ([(cell, "white"), FOX, OWL], [])
 
 
+@pytest.mark.parametrize("broken", ['"a sign', r'"a \"sign'])
+def test_a_quote_that_stays_open_for_thousands_of_lines(tmp_path, broken):
+    fine = [f"an owl, number {n}".replace(",", "") for n in range(3 * separated.LONGEST)]
+    (tmp_path / "a.csv").write_text("\n".join(["prompt", broken, *fine]))
+    assert sources.read_text(str(tmp_path / "a.csv"))["prompt"].to_list() == fine
+
+
 def test_broken_rows_of_a_text_source_are_counted(tmp_path, capsys):
     (tmp_path / "a.csv").write_text('n,prompt\n1,"a sign\n2,a fox\n3,"an owl"\n4,a cat, black\n')
     assert sources.read_text(str(tmp_path / "a.csv"))["prompt"].to_list() == ["a fox", "an owl"]
@@ -305,6 +312,9 @@ def test_a_table_in_each_encoding(tmp_path, encoding):
     content = (tmp_path / "a" / "t.csv").read_bytes()
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(content))
     assert sources.read_text(str(tmp_path / "t.csv.gz"))["prompt"].to_list() == [ACCENTED]
+    (tmp_path / "t.csv.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"t.csv.gz cannot be read: Not a gzipped file"):
+        sources.read_text(str(tmp_path / "t.csv.gz"))
 
 
 @pytest.mark.parametrize(
@@ -327,11 +337,12 @@ def test_undecodable_bytes_are_a_bad_row_with_a_reason(tmp_path, prompt):
 # --- recognition narrower than reading ---
 
 
-def test_metadata_below_the_folder_given(tmp_path):
+def test_metadata_below_the_folder_given(tmp_path, capsys):
     for split, color, prompt in (("train", "red", "a fox"), ("test", "white", "of the test")):
         save_image(tmp_path / split / "1.png", color)
         write_jsonl(tmp_path / split / "metadata.jsonl", {"file_name": "1.png", "text": prompt})
     assert read(tmp_path) == ([FOX], [])
+    assert "1 folders with metadata are not read: test" in capsys.readouterr().out
     assert sources.read_pairs(tmp_path)[0]["id"].to_list() == ["train/1"]
 
 

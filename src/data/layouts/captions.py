@@ -22,6 +22,7 @@ def captions_in(
     `members` gives, by ending, a function that reads the file's bytes. Of several texts the one
     with the plain ending counts; without it they are refused.
     """
+    # a named column is one of the JSON file
     if text_column is None:
         for suffix in TEXT_SUFFIXES:
             if member := _member(members, suffix):
@@ -36,6 +37,7 @@ def captions_in(
         values = parse_object(decode(members[member]()))
     except ValueError:
         return [Caption(None, NOT_JSON)]
+
     for name in [text_column] if text_column else TEXT_COLUMNS:
         if name in values:
             return captions_of(values[name])

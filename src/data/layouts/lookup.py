@@ -64,6 +64,7 @@ class Finder:
                 return display_path(plain), None
             return self._spelt_otherwise(parts) or (display_path(plain), None)
 
+        # an absolute path: of this machine, or of another
         if os.path.isfile(resolve(name)):
             return display_path(Path(name)), None
 
@@ -74,6 +75,8 @@ class Finder:
             if cut < len(parts) and os.path.isfile(file):
                 self._cut = cut
                 return display_path(file), None
+
+        # no tail is a file as it stands
         for cut in cuts:
             if cut < len(parts) and (place := self._spelt_otherwise(parts[cut:])):
                 self._cut = cut
@@ -96,6 +99,8 @@ class Finder:
                 folder = folder.parent
                 continue
             folders = self._entries(folder).get(_normal(part), [])
+
+            # of images/ and Images/ the one that is spelt like this
             exact = [entry for entry in folders if entry.name == part]
             folders = [entry for entry in exact or folders if entry.is_dir()]
             if len(folders) != 1:
@@ -104,6 +109,8 @@ class Finder:
 
         entries = self._entries(folder)
         files = [entry for entry in entries.get(_normal(parts[-1]), []) if entry.is_file()]
+
+        # 0001 for 0001.png
         if not files and not is_image(parts[-1]):
             without_ending = entries.get(_normal(parts[-1]) + ENDINGLESS, [])
             files = [entry for entry in without_ending if entry.is_file()]

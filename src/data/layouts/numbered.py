@@ -44,6 +44,8 @@ def _place(path: Path) -> Place | None:
             continue
         for folder in (file.with_suffix(""), file.parent, *folders_of(file.parent)):
             images = _images(folder)
+
+            # by row number, or by an id
             if "0" in images or "1" in images:
                 return Place(file, folder)
             if images and _keys(load_table(file)).intersection(images):
@@ -100,6 +102,7 @@ def read_numbered(path: Path, text_column: str | None) -> pl.DataFrame:
     ending = suffix_of(next(iter(images.values()))[0])
     rows = []
     for key, captions, reason in zip(keys, table.captions(column), table.reasons, strict=True):
+        # 1.png and 01.png have one key
         files = images.get(key, [])
         image = files[0] if files else place.folder / f"{key}{ending}"
         lost = AMBIGUOUS if len(files) > 1 else None
@@ -113,6 +116,7 @@ def _row_keys(table: Table, images: dict[str, list[Path]], place: Place) -> list
     numbers = [str(number) for number in range(first, first + len(table))]
     n_numbered = sum(number in images for number in numbers)
 
+    # an id column counts where it names more images than any other
     best = numbers
     n_best = 0
     for column in KEY_COLUMNS:
@@ -123,6 +127,7 @@ def _row_keys(table: Table, images: dict[str, list[Path]], place: Place) -> list
                 best = keys
                 n_best = n_named
 
+    # ids from 1 beside images from 0: both fit most rows, and they mean different images
     if 0 < n_best < n_numbered and best != numbers:
         raise ValueError(
             f"{display_path(place.table)}: {n_best} of {len(table)} ids and {n_numbered} row "

@@ -67,6 +67,7 @@ def _image_column(file: Path) -> str | None:
     if not candidates:
         return None
 
+    # a known name that holds images, else whatever holds images, else a known name
     known = [name for name in IMAGE_COLUMNS if name in candidates]
     holding = _columns_of_images(file, candidates)
     chosen = [name for name in known if name in holding] or holding or known[:1]
@@ -147,6 +148,7 @@ def read_parquet(path: Path, text_column: str | None) -> pl.DataFrame:
         if "status" in columns:
             reasons = delivery_reasons(table.names("status"))
 
+        # a cell without bytes may still name a file beside the table
         missing = _without_bytes(file, image_column)
         for number, (prompts, reason) in enumerate(zip(captions, reasons, strict=True)):
             image = locators.in_table(file, image_column, number)
@@ -160,12 +162,15 @@ def read_parquet(path: Path, text_column: str | None) -> pl.DataFrame:
 def _without_bytes(file: Path, column: str) -> dict[int, str | None]:
     """The rows whose cell holds no image, and the locator of the file that it names, if any."""
     finder = Finder(file.parent)
+
     missing: dict[int, str | None] = {}
     first_row = 0
     with artifacts.readable(file), pq.ParquetFile(file) as table:
+        # of a struct its parts are columns of their own
         leaves = [table.schema.column(n).path for n in range(len(table.schema))]
         content = f"{column}.bytes" if f"{column}.bytes" in leaves else column
         names = f"{column}.path" if f"{column}.path" in leaves else None
+
         for group in range(table.metadata.num_row_groups):
             group_metadata = table.metadata.row_group(group)
             chunk = group_metadata.column(leaves.index(content))

@@ -66,9 +66,11 @@ def records(lines: Iterable[str], delimiter: str) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error:
+            # text after a closing quote, or a quote that is still open at the end of the file
             record = _mended(source, delimiter, width)
         else:
             record = Record(cells)
+            # the next quote of another row may close an open one without an error
             if _swallows(source.taken, delimiter, width):
                 record = _mended(source, delimiter, width)
             elif width and any(cells[width:]):
@@ -93,49 +95,62 @@ def _with_surplus(source: _Lines, cells: list[str], delimiter: str, width: int) 
 
     Unless escaped quotes did it.
     """
-    if any('\\"' in line for line in source.taken):
-        record = _unescaped(source, delimiter, width)
-        if record is not None:
-            return record
+    lines = list(source.taken)
+    record = _unescaped(source, delimiter, width)
+    if record is not None:
+        return record
+
+    # the record keeps its lines
+    source.rewind()
+    for _ in lines:
+        next(source)
     return Record(cells[:width], SURPLUS)
 
 
 def _unescaped(source: _Lines, delimiter: str, width: int) -> Record | None:
-    """The record with its backslashes before quotes read as escapes; None where it still fails."""
-    taken = list(source.taken)
+    """The record with its backslashes before quotes read as escapes; None where it still fails.
+
+    It may have taken other lines then than before.
+    """
+    if not any('\\"' in line for line in source.taken):
+        return None
+
     source.rewind()
     doubled = (ESCAPED_QUOTE.sub('""', line) for line in source)
     try:
         cells = next(csv.reader(doubled, delimiter=delimiter, strict=True))
     except (csv.Error, StopIteration):
         cells = []
-    if cells and len(cells) == (width or len(cells)):
-        return Record(cells)
 
-    # take exactly the lines that were taken before
-    source.rewind()
-    for _ in taken:
-        next(source)
-    return None
+    has_every_cell = len(cells) == width if width else bool(cells)
+    return Record(cells) if has_every_cell else None
 
 
 def _mended(source: _Lines, delimiter: str, width: int) -> Record:
     """The record that begins where quotes make no sense; the lines after its own are given back."""
-    if any('\\"' in line for line in source.taken):
-        record = _unescaped(source, delimiter, width)
-        if record is not None:
-            return record
+    record = _unescaped(source, delimiter, width)
+    if record is not None:
+        return record
 
+    # only its first line is certain to belong to it
     line = source.taken[0].rstrip("\r\n")
     source.rewind(keep=1)
+
     cells = _loose_cells(line, delimiter)
-    opened = [n for n, cell in enumerate(cells) if cell.startswith('"') and cell.count('"') % 2]
+    opened = [n for n, cell in enumerate(cells) if _is_open(cell)]
     quotes_are_characters = delimiter == "\t"
+
+    # in a CSV everything after the open quote may be part of its cell
     if opened and not quotes_are_characters:
         return Record(cells[: opened[0]], UNCLOSED)
     if width and any(cells[width:]):
         return Record(cells[:width], SURPLUS)
     return Record(cells)
+
+
+def _is_open(cell: str) -> bool:
+    """Whether a cell opens a quote that it does not close."""
+    return cell.startswith('"') and ESCAPED_QUOTE.sub("", cell).count('"') % 2 == 1
 
 
 def _loose_cells(line: str, delimiter: str) -> list[str]:
@@ -148,6 +163,7 @@ def _loose_cells(line: str, delimiter: str) -> list[str]:
             cells.append(line[start + 1 : end].replace('""', '"'))
             start = end + 2
             continue
+
         end = line.find(delimiter, start)
         end = len(line) if end < 0 else end
         cells.append(line[start:end])
@@ -159,6 +175,7 @@ def _end_of_quoted(line: str, start: int, delimiter: str) -> int | None:
     """Where the quote that closes a cell stands; None where the cell opens or closes without."""
     if line[start : start + 1] != '"':
         return None
+
     end = start
     while (end := line.find('"', end + 1)) > 0:
         if line[end + 1 : end + 2] in ("", delimiter):

@@ -15,6 +15,7 @@ from src.data.layouts.names import (
     files_of,
     folder_in,
     folders_of,
+    report_skipped,
 )
 from src.data.layouts.rows import from_rows, rows_of
 from src.data.layouts.tables import Table, column_names, delivery_reasons, load_table
@@ -41,6 +42,7 @@ def _tables(path: Path) -> list[Path]:
     if metadata := _metadata(path):
         return [metadata]
 
+    # every table in the folder that has both columns
     tables = []
     for file in files_of(path, TABLES):
         columns = set(column_names(file))
@@ -49,11 +51,10 @@ def _tables(path: Path) -> list[Path]:
     if tables:
         return tables
 
-    train = folder_in(path, "train")
-    folders = folders_of(path)
-    if train and _metadata(train):
-        folders = [train]
-    return [metadata for folder in folders if (metadata := _metadata(folder))]
+    # a folder for each split, as the Hugging Face hub has them
+    below = [metadata for folder in folders_of(path) if (metadata := _metadata(folder))]
+    train = [metadata for metadata in below if metadata.parent.name.lower() == "train"]
+    return train or below
 
 
 def _metadata(folder: Path) -> Path | None:
@@ -64,8 +65,14 @@ def _metadata(folder: Path) -> Path | None:
 
 def read_table(path: Path, text_column: str | None) -> pl.DataFrame:
     """The rows of every table at `path`, with paths relative to the table."""
+    files = _tables(path) or [path]
+    if path.is_dir():
+        others = [folder for folder in folders_of(path) if _metadata(folder)]
+        left_out = [folder.name for folder in others if _metadata(folder) not in files]
+        report_skipped(path, left_out, "folders with metadata are not read")
+
     parts = []
-    for file in _tables(path) or [path]:
+    for file in files:
         table = load_table(file)
         finder = Finder(file.parent)
         names = table.names(_image_column(table, finder))
@@ -73,6 +80,7 @@ def read_table(path: Path, text_column: str | None) -> pl.DataFrame:
         captions = table.captions(prompt_column)
         reasons = _reasons(table)
 
+        # several rows may name one image, each with another prompt
         rows = []
         for name, identifier, prompts, reason in zip(
             names, ids_of(names), captions, reasons, strict=True
@@ -95,6 +103,7 @@ def _image_column(table: Table, finder: Finder) -> str:
     if len(known) == 1:
         return first
 
+    # one of them may hold numbers, or links to where the images came from
     files_of_column = {}
     for column in known:
         images = [finder.find(name)[0] for name in table.names(column)[:LOOKED_AT] if name]
@@ -113,6 +122,8 @@ def _reasons(table: Table) -> list[str | None]:
     """Why rows are no good: they are broken, or img2dataset could not download them."""
     if "status" not in table.columns:
         return table.reasons
+
+    # other sets have a column status too
     statuses = table.names("status")
     if "success" not in statuses:
         return table.reasons
@@ -146,6 +157,7 @@ def read_competition(path: Path, text_column: str | None) -> pl.DataFrame:
     for name, captions, reason in zip(
         table.names("imgId"), table.captions("prompt"), table.reasons, strict=True
     ):
+        # the competition's images are .png, those of others' sets may be anything
         image, lost = finder.find_any(f"{name}.png", name)
         rows += rows_of(name, image, captions, reason or lost)
     return from_rows(rows, path.name, prefix="")

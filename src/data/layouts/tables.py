@@ -80,6 +80,7 @@ def load_table(file: Path) -> Table:
     if suffix not in TABLES:
         raise ValueError(f"{display_path(file)}: a table must be one of {', '.join(TABLES)}")
 
+    # broken rows stay in their place with a reason, so that none vanishes
     rows = []
     reasons = []
     with artifacts.readable(file), open_rows(file) as stream:
@@ -108,6 +109,7 @@ def _rows(file: Path, stream: TextIO) -> Iterator[tuple[dict, str | None]]:
     for line in stream:
         if not line.strip():
             continue
+
         try:
             yield parse_object(line), None
         except ValueError as error:
@@ -121,11 +123,14 @@ def _separated_rows(file: Path, stream: TextIO) -> Iterator[tuple[dict, str | No
     if header is None:
         return
 
+    # a column without a name is an index, as pandas writes it
     columns = [printable(name) for name in header.cells]
     named = [name for name in columns if name]
     doubled = sorted({name for name in named if named.count(name) > 1})
     if doubled:
         raise ValueError(f"{display_path(file)}: columns are there twice: {doubled}")
+
+    # a short row lacks its last cells
     for cells, reason in rows:
         yield dict(zip_longest(columns, cells[: len(columns)])), reason
 

@@ -74,7 +74,12 @@ def open_text(file: Path, newline: str | None = "") -> TextIO:
     """
     opener = gzip.open if file.suffix.lower() == GZIP else open
     with opener(file, "rb") as stream:
-        encoding = _encoding(stream.read(4))
+        try:
+            beginning = stream.read(4)
+        except gzip.BadGzipFile as error:  # an OSError, which does not name the file
+            raise ValueError(str(error)) from None
+
+    encoding = _encoding(beginning)
     return opener(file, "rt", encoding=encoding, errors="mark_undecodable", newline=newline)
 
 
@@ -92,6 +97,8 @@ def whole(text: str) -> str:
     """
     if text.isascii() or not HALF_PAIR.search(text):
         return text
+
+    # back to the bytes of the file
     try:
         content = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # the rest of a cut UTF-16 or UTF-32 text
@@ -125,6 +132,8 @@ def parse_json(text: str) -> object:
     try:
         spells_out = "\\ud" in text.lower()
         value = json.loads(whole(text) if spells_out else text)
+
+        # half a pair that JSON spells out cannot be stored as UTF-8
         if spells_out:
             repaired = HALF_PAIR.sub("\ufffd", json.dumps(value, ensure_ascii=False))
             value = json.loads(repaired)

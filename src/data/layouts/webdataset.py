@@ -92,6 +92,7 @@ def _rows_of_shard(shard: Path, label: str, text_column: str | None) -> list[Row
             reason = f"shard cannot be read on: {message}"
             rest.append(Row(f"{label}/rest", display_path(shard), None, reason))
 
+        # the texts are read in one pass, once it is known which members belong together
         rows = []
         for sample in _samples(runs):
             name = "/".join(filter(None, (label, sample.folder, sample.stem)))
@@ -114,6 +115,7 @@ def _members(shard: Path, stream: BinaryIO) -> Iterator[Member]:
             if header.size < 0:  # it would be read over and over
                 raise tarfile.TarError("a member has a negative size")
 
+            # a hard link has no bytes of its own
             if header.islnk():
                 target = by_name.get(_plain(header.linkname))
                 if target is None:
@@ -163,6 +165,7 @@ def _samples(runs: list[Sample]) -> Iterator[Sample]:
     In an unsorted shard a sample's members lie apart, so runs with one stem are one sample, unless
     they hold a member twice. A stem with several images is taken apart by the images' full names.
     """
+    # the same stem in two folders of the shard is two samples
     samples: dict[tuple[str, str], list[Sample]] = {}
     ordered: list[Sample] = []
     for run in runs:
@@ -172,6 +175,7 @@ def _samples(runs: list[Sample]) -> Iterator[Sample]:
         else:
             same.append(run)
             ordered.append(run)
+
     for sample in ordered:
         yield from _apart(sample)
 
@@ -207,6 +211,7 @@ def _rows_of_sample(
     contents = {ending: partial(_content, stream, member) for ending, member in members.items()}
     captions = captions_in(contents, text_column)
 
+    # of .jpg and .mask.png the plain one is the image
     images = [ending for ending in members if is_image(ending)]
     plain = [ending for ending in images if ending.count(".") == 1]
     chosen = plain or images
