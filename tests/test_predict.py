@@ -66,6 +66,25 @@ def test_batches_and_parts_change_nothing(images, tmp_path):
     np.testing.assert_array_equal(opened.embedding[0], again.embedding[0])
 
 
+def test_an_opened_image_gives_what_its_file_gives(tmp_path):
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 255, (30, 50, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "transparent.png")
+    Image.fromarray(pixels[..., :3]).convert("P").save(tmp_path / "palette.png")
+    Image.fromarray((pixels[..., 0] * 256.0).astype(np.uint16)).save(tmp_path / "deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "turned.png", exif=exif)
+
+    predictor = Toy(tmp_path)
+    for file in sorted(tmp_path.glob("*.png")):
+        with Image.open(file) as image:
+            opened = predictor.decode(image)
+            assert image.size == (50, 30), "the user's image was changed"
+        for preprocess, expected in predictor.decode(file).items():
+            np.testing.assert_array_equal(opened[preprocess], expected, err_msg=file.name)
+
+
 def test_csv_and_npy_hold_the_same_numbers(images, tmp_path):
     for suffix in batch.FORMATS:
         predicted(images, tmp_path / f"found{suffix}")

@@ -134,8 +134,10 @@ class Predictor:
     def decode(self, source: str | Path | Image.Image) -> ImageBatch:
         """One image as each CLIP in use wants it, as the stages decode theirs: (s, s, 3) uint8."""
         if isinstance(source, Image.Image):
-            rgb = source.convert("RGB")
-            return {preprocess: images.resized(rgb, preprocess) for preprocess in self.preprocesses}
+            return {
+                preprocess: images.from_image(source, preprocess)
+                for preprocess in self.preprocesses
+            }
 
         content = Path(source).read_bytes()
         return {
