@@ -181,7 +181,7 @@ class Predictor:
 
     def _prompts(self, index: np.ndarray) -> list[list[str]]:
         """The prompts at `index` (n, k) of the store."""
-        texts = self.model_b.store["prompt"].gather(index.ravel()).to_list()
+        texts = self.model_b.prompts["prompt"].gather(index.ravel()).to_list()
         width = index.shape[1]
         return [texts[start : start + width] for start in range(0, len(texts), width)]
 
