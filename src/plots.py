@@ -14,7 +14,11 @@ from matplotlib.figure import Figure
 
 from src.artifacts import atomic
 
-BLUE, ORANGE, GREEN, GREY = "#3465a4", "#e07b39", "#4e9a06", "#9a9a9a"
+BLUE = "#3465a4"
+ORANGE = "#e07b39"
+GREEN = "#4e9a06"
+GREY = "#9a9a9a"
+FURTHER_COLORS = tuple(f"C{n}" for n in range(10))  # matplotlib's own
 plt.rcParams.update(
     {
         "figure.dpi": 100,
@@ -95,7 +99,7 @@ def learning_curves(history: list[dict]) -> Figure:
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
     names = list(dict.fromkeys(entry["variant"] for entry in history))
-    colors = (GREY, GREEN, ORANGE, BLUE, *plt.cm.tab10.colors)
+    colors = (GREY, GREEN, ORANGE, BLUE, *FURTHER_COLORS)
 
     for name, color in zip(names, colors, strict=False):
         mine = [entry for entry in history if entry["variant"] == name]
@@ -122,7 +126,7 @@ def factor_curves(fits: list[dict]) -> Figure:
     `fits` rows have variant, fold, factors {factor: score} and the chosen factor.
     """
     figure, axes = plt.subplots(figsize=(6, 2.8))
-    colors = (BLUE, ORANGE, GREEN, GREY, *plt.cm.tab10.colors)
+    colors = (BLUE, ORANGE, GREEN, GREY, *FURTHER_COLORS)
 
     for fit, color in zip(fits, colors, strict=False):
         factors = {float(factor): score for factor, score in fit["factors"].items()}
@@ -173,8 +177,8 @@ def heat_map(
     for row, column in np.ndindex(score.shape):
         value = score[row, column]
         color = "white" if value < middle else "black"
-        style = {"ha": "center", "va": "center", "fontsize": 7, "color": color}
-        axes.text(column, row, f"{value:.3f}", **style)
+        text = axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=7)
+        text.set_color(color)
 
     row, column = np.unravel_index(score.argmax(), score.shape)
     corner = (column - 0.5, row - 0.5)
@@ -232,8 +236,8 @@ def alpha_curve(
 
     for end, name, side in ((0, "Model B", "left"), (-1, "Model A", "right")):
         point = (alphas[end], score[end])
-        below = {"xytext": (0, -14), "textcoords": "offset points", "ha": side}
-        axes.annotate(f"{name} {score[end]:.4f}", point, **below)
+        text = f"{name} {score[end]:.4f}"
+        axes.annotate(text, point, xytext=(0, -14), textcoords="offset points", ha=side)
 
     axes.set(xlabel="alpha (weight of Model A)", ylabel="Avg-Cos, out-of-fold")
     axes.margins(y=0.2)
@@ -328,11 +332,12 @@ def slices(tables: dict[str, pl.DataFrame], mean: float) -> Figure:
 def histograms(values: dict[str, np.ndarray], *, label: str) -> Figure:
     """Densities of the same quantity over several sets of rows, with their means in the legend."""
     figure, axes = plt.subplots(figsize=(6, 2.6))
-    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), 40)
-    outline = {"bins": edges, "density": True, "histtype": "step", "linewidth": 1.6}
-
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), 40).tolist()
     for (name, x), color in zip(values.items(), (BLUE, ORANGE, GREEN, GREY), strict=False):
-        axes.hist(x, color=color, label=f"{name}: mean {x.mean():.3f}", **outline)
+        label_of = f"{name}: mean {x.mean():.3f}"
+        axes.hist(
+            x, edges, density=True, histtype="step", linewidth=1.6, color=color, label=label_of
+        )
 
     axes.set(xlabel=label, ylabel="density")
     axes.legend(loc="upper left")

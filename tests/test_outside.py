@@ -80,6 +80,7 @@ WRONG_TABLES = [
     ({"name": ["a"], "text": ["x"]}, "must have the columns id"),
     ({"id": ["a"], "embedding": [1.0]}, "embedding is Float64, must be lists"),
     ({"id": ["a", "b"], "embedding": [[1.0], [1.0, 2.0]]}, "embeddings have 1 to 2 numbers"),
+    ({"id": ["a"], "embedding": [[1.0] * 385]}, r"shape \(1, 385\), must be"),
     ({"id": ["a", "b"], "embedding": [[1.0] * 384, None]}, "embeddings have 0 to 384 numbers"),
     ({"id": ["a"], "embedding": [[1.0] * 383 + [None]]}, "1 rows hold NaN"),
 ]
@@ -175,3 +176,10 @@ def test_the_check_before_a_run_reads_them(tmp_path):
     assert any(
         "extra_members: notebooks 04 and 05 must be given the same" in line for line in found
     )
+
+
+def test_an_empty_table_lacks_the_ids(tmp_path):
+    schema = {"id": pl.String, "embedding": pl.List(pl.Float32)}
+    pl.DataFrame(schema=schema).write_parquet(tmp_path / "captions.parquet")
+    with pytest.raises(ValueError, match="1 of 1 ids are not there"):
+        outside.load(tmp_path / "captions.parquet", ["a"])

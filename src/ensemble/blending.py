@@ -1,6 +1,6 @@
 """The blend of Models A and B (equation 6) and its weights, chosen on out-of-fold rows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import polars as pl
@@ -37,8 +37,8 @@ def search_alpha(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
     return max(best, float(found.x), key=score)
 
 
-def curve(truth: np.ndarray, a: np.ndarray, b: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
-    """(len(alphas),) float64: the mean cosine of the blend at each alpha."""
+def curve(truth: np.ndarray, a: np.ndarray, b: np.ndarray, alphas: Iterable[float]) -> np.ndarray:
+    """(number of alphas,) float64: the mean cosine of the blend at each alpha."""
     score = _mean_score(truth, a, b)
     return np.array([score(alpha) for alpha in alphas])
 
@@ -124,7 +124,7 @@ def combine(members: Members, weights: Mapping[str, float]) -> np.ndarray:
     # a member with weight 0 is not even read
     used = {name: weight for name, weight in weights.items() if weight > 0}
     terms = [np.float32(weight) * l2_normalize(members[name]) for name, weight in used.items()]
-    return l2_normalize(sum(terms))
+    return l2_normalize(np.sum(terms, axis=0))
 
 
 def fit_weights(

@@ -147,12 +147,13 @@ def _array(column: pl.Series, file: Path) -> np.ndarray:
 
     # rows of one width lie behind each other, so they reshape without a copy of each
     lists = column.cast(pl.List(pl.Float32))
-    widths = lists.list.len().fill_null(0)
-    if widths.min() != widths.max():
+    widths = sorted(set(lists.list.len().fill_null(0).to_list()))
+    if len(widths) > 1:
         raise ValueError(
-            f"{display_path(file)}: embeddings have {widths.min()} to {widths.max()} numbers"
+            f"{display_path(file)}: embeddings have {widths[0]} to {widths[-1]} numbers"
         )
-    return lists.explode().to_numpy().reshape(len(lists), -1)
+    width = widths[0] if widths else prompts.WIDTH
+    return lists.explode().to_numpy().reshape(len(lists), width)
 
 
 def _checked(ids: list[str], rows: np.ndarray, file: Path) -> np.ndarray:

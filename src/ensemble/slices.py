@@ -29,10 +29,10 @@ def by_label(
     if len(labels) != len(values):
         raise ValueError(f"{len(labels)} labels for {len(values)} values")
 
-    labels = np.asarray(labels)
+    label_of = np.asarray(labels)
     rows = []
-    for label in np.unique(labels):
-        mine = labels == label
+    for label in np.unique(label_of):
+        mine = label_of == label
         my_groups = None if groups is None else groups[mine]
         score = bootstrap(values[mine], groups=my_groups, n_bootstrap=n_bootstrap, seed=seed)
         rows.append((str(label), int(mine.sum()), score.mean, score.low, score.high))

@@ -51,12 +51,12 @@ def table1(
     rows = []
     for variant in variants:
         score = bootstrap(variant.cosines, groups=groups, n_bootstrap=n_bootstrap, seed=seed)
-        row = {"model": variant.name, "rows_trained": variant.rows_trained}
-        row |= {"avg_cos": score.mean, "low": score.low, "high": score.high}
-        row |= {"seconds": variant.seconds, "paper": PAPER.get(variant.name)}
-        rows.append(row)
+        of_score = (score.mean, score.low, score.high)
+        beside = (variant.seconds, PAPER.get(variant.name))
+        rows.append((variant.name, variant.rows_trained, *of_score, *beside))
     numbers = dict.fromkeys(("avg_cos", "low", "high", "seconds", "paper"), pl.Float64)
-    return pl.DataFrame(rows, schema={"model": pl.String, "rows_trained": pl.Int64, **numbers})
+    schema = {"model": pl.String, "rows_trained": pl.Int64, **numbers}
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 # --- the variants of a run ---

@@ -66,7 +66,7 @@ def _streams(name: str, text: str) -> list:
     """Stream outputs for `text`, with the progress bars among the lines of stderr as stdout."""
     import nbformat
 
-    streams = []
+    streams: list = []
     for line in text.splitlines(keepends=True):
         line_name = "stdout" if PROGRESS_BAR.match(line) else name
         if streams and streams[-1].name == line_name:

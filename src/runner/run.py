@@ -89,7 +89,7 @@ def run(plan: Plan, *, force: bool = False) -> int:
 
     with only_run(plan.output), logged(plan.output):
         LOG.info("%s", shlex.join(["./run_all.sh", *sys.argv[1:]]))
-        if demo_folder:
+        if demo_folder and plan.demo:
             write_demo(demo_folder, demo_sizes(plan.demo))
         if force or any(plan.reasons(stage) for stage in plan.stages):
             check(plan)

@@ -12,7 +12,7 @@ from src.paths import ROOT, Stage
 from src.runner.params import NOTEBOOKS, input_paths
 
 # the stages whose artifacts a stage reads; tests/test_notebooks.py compares it with the notebooks
-NEEDS = {
+NEEDS: dict[str, tuple[str, ...]] = {
     Stage.DEDUP: (),
     Stage.MODEL_A: (Stage.DEDUP,),
     Stage.MODEL_B: (Stage.DEDUP,),
@@ -44,10 +44,12 @@ def imported_files(source: str) -> set[Path]:
     """
     files = set()
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "src":
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        parts = node.module.split(".")
+        if parts[0] != "src":
             continue
 
-        parts = node.module.split(".")
         modules = [parts[:depth] for depth in range(1, len(parts) + 1)]
         modules += [[*parts, alias.name] for alias in node.names]
         for module in modules:

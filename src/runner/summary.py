@@ -1,6 +1,7 @@
 """What a run prints at its end: Table 1, files and times; or what failed and how to go on."""
 
 import errno
+import logging
 import os
 import re
 import resource
@@ -97,6 +98,9 @@ def _peak_memory() -> float:
 
 def print_interrupt(plan: Plan, stage: str) -> None:
     """Log the interrupted stage, and print how to go on."""
+    # the kernel was stopped on purpose: asyncio must not report its death below the advice
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
     LOG.info("stopped in %s", stage)
     print(f"\nstopped in {stage}; go on with {plan.resume_command(stage)}", file=sys.stderr)
 
@@ -105,9 +109,11 @@ def print_failure(plan: Plan, stage: str, error: Exception) -> None:
     """Print what failed, advice where the cause is known, and how to go on; note it in the log and
     in failed.txt.
     """
+    from papermill.exceptions import PapermillExecutionError
+
     print(f"\n{stage} failed.", file=sys.stderr)
     where = f"{type(error).__name__}: {error}"
-    if hasattr(error, "ename"):  # papermill's error of a cell
+    if isinstance(error, PapermillExecutionError):  # of a cell
         where = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
         print(_end_of_traceback(error.traceback), end="\n\n", file=sys.stderr)
     print(where, file=sys.stderr)
