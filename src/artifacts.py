@@ -32,6 +32,9 @@ VERSIONS = (
     "cuml-cu13",
 )
 
+BEGINNING = 256  # bytes of a file that tell what it is
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -201,6 +204,19 @@ def load_array(path: Path, mmap_mode: str | None = None) -> np.ndarray:
         return array
 
 
+def what_is(beginning: bytes) -> str | None:
+    """What a file really is, by its first bytes, where it is a common stand-in for another."""
+    if not beginning:
+        return "an empty file"
+    if beginning.startswith(b"version https://git-lfs.github.com/"):
+        return "a Git LFS pointer in place of the file: run `git lfs pull` where it came from"
+    if beginning.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, saved in place of the file: download it again"
+    if beginning[4:8] == b"ftyp" and beginning[8:12] in HEIC_BRANDS:
+        return "a HEIC image, which cannot be decoded here: convert it to JPEG or PNG"
+    return None
+
+
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Any error inside becomes a ValueError that names the file; an OSError stays what it is."""
@@ -210,7 +226,19 @@ def readable(path: Path) -> Iterator[None]:
         raise
     except (Exception, pl.exceptions.PanicException) as error:  # a panic of polars is no Exception
         reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
+        kind = what_is(_beginning(path))
+        if kind:
+            reason = f"it is {kind}"
         raise ValueError(f"{display_path(path)} cannot be read: {reason}") from error
+
+
+def _beginning(path: Path) -> bytes:
+    """The first bytes of a file; of what cannot be opened a blank, which is no kind of file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(BEGINNING)
+    except OSError:
+        return b" "
 
 
 def save_json(path: Path, content: dict) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from src.artifacts import cached_embeddings, fingerprint, load_json
+from src.artifacts import BEGINNING, cached_embeddings, fingerprint, load_json, what_is
 from src.data.images import ImagePreprocess, Pixels
 from src.paths import display_path, resolve
 
@@ -149,10 +149,33 @@ def _not_loaded(clip: str, error: Exception) -> str:
     message = str(error)
     if not isinstance(error, OSError | RuntimeError | ValueError):
         message = f"{type(error).__name__}: {error}"
+
+    # torch advises to load such a file unsafely, which runs whatever it contains
+    if "weights_only" in message:
+        message = (
+            "its weights are a pickle of more than tensors, such as a training checkpoint: "
+            "save the model's state_dict() alone, best as safetensors"
+        )
+
     advice = "without internet use local-dir:<folder>"
     if clip.startswith(LOCAL):
+        message = _stand_in(resolve(sized(clip)[0].removeprefix(LOCAL))) or message
         advice = "copy its files there again"
     return f"clip: {clip!r} could not be loaded ({message}); {advice}"
+
+
+def _stand_in(folder: Path) -> str | None:
+    """What a local CLIP's file of weights really is, where it is, say, a Git LFS pointer."""
+    if not folder.is_dir():
+        return None
+
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin", ".pt", ".pth"):
+            with open(file, "rb") as content:
+                kind = what_is(content.read(BEGINNING))
+            if kind:
+                return f"{file.name} is {kind}"
+    return None
 
 
 def _check_loaded(model: torch.nn.Module, settings: dict) -> None:

@@ -115,3 +115,47 @@ def test_versions_leave_out_what_is_not_installed_and_a_commit_needs_git(monkeyp
     assert set(artifacts.versions()) == {"python", "numpy"}
     monkeypatch.setenv("PATH", "/no/such/folder")
     assert artifacts.git_commit() is None
+
+
+def test_a_name_with_brackets_is_a_name_and_no_pattern(tmp_path):
+    for name, value in (("o 1", 1), ("o [1]", 2)):
+        folder = tmp_path / name
+        for suffix in (".csv", ".parquet"):
+            artifacts.save_table(
+                folder / f"t[1]{suffix}", pl.DataFrame({"id": ["a"], "n": [value]})
+            )
+            artifacts.save_table(folder / f"t1{suffix}", pl.DataFrame({"id": ["b"], "n": [value]}))
+        x = np.full((1, 2), value, np.float32)
+        artifacts.save_embeddings(folder / "x[1]", ["a"], x)
+
+    for name, value in (("o 1", 1), ("o [1]", 2)):
+        for suffix in (".csv", ".parquet"):
+            file = tmp_path / name / f"t[1]{suffix}"
+            assert artifacts.load_table(file).rows() == [("a", value)]
+            assert artifacts.load_table(file, ["id", "n"]).rows() == [("a", value)]
+        ids, x = artifacts.load_embeddings(tmp_path / name / "x[1]")
+        assert ids == ["a"] and (x == value).all()
+
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LFS_POINTER, "it is a Git LFS pointer in place of the file"),
+        ("<!DOCTYPE html><p>404</p>", "it is an HTML page"),
+        ("", "it is an empty file"),
+    ],
+    ids=["lfs", "html", "empty"],
+)
+def test_what_stands_in_for_a_file_is_named(tmp_path, content, message):
+    doors = {
+        "t.parquet": artifacts.load_table,
+        "x.npy": artifacts.load_array,
+        "c.json": artifacts.load_json,
+    }
+    for name, load in doors.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=f"{name} cannot be read: {message}"):
+            load(tmp_path / name)

@@ -4,6 +4,7 @@ import functools
 import io
 import os
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -12,13 +13,22 @@ from errno import ENOSPC
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from src.artifacts import fingerprint, indices_of_ids, load_table, reserve, save_table
+from src.artifacts import (
+    BEGINNING,
+    fingerprint,
+    indices_of_ids,
+    load_table,
+    reserve,
+    save_table,
+    what_is,
+)
 from src.data import locators
 
 # Pillow refuses twice as many pixels: a decompression bomb, not a photograph. Up to that it decodes
@@ -28,14 +38,29 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # no others: to draw an EPS Pillow would run a program
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 
+# The endings of images. HEIC is no format that is decoded: it is among them so that such a file
+# is reported with a reason, not passed over
+HEIC_SUFFIXES = (".heic", ".heif")
+IMAGE_SUFFIXES = (
+    (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+    + (".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".ico")
+    + HEIC_SUFFIXES
+)
+
+# chunks of a PNG that its pixels depend on, beside the critical ones: transparency, EXIF
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_CHUNKS = (b"tRNS", b"eXIf")
+
 # a JPEG is decoded at a half, quarter or eighth while it stays twice as large as what is wanted
 REDUCING_GAP = 2
+
+T = TypeVar("T")
 
 CHUNK = 2048  # images between two saves: what a kill can cost
 FLUSH = 256  # images between two requests to the disk, so that the last save waits for few
 TASK = 8  # images that a thread decodes before it reports
 REASON_LENGTH = 200  # characters of a decoder's message that are kept
-VERSION = 3  # of the pixels and digests: raise it when decoding changes what comes out
+VERSION = 4  # of the pixels and digests: raise it when decoding changes what comes out
 INDEX = {
     "image": pl.String,
     "stamp": pl.String,
@@ -101,7 +126,11 @@ def decode(locator: str | Path) -> Image.Image:
 
     Raises what Pillow raises (OSError and its kin, DecompressionBombError) on a broken image.
     """
-    with _open(locators.read(locator)) as image:
+    return _despite_extras(_decode, locators.read(locator))
+
+
+def _decode(content: bytes) -> Image.Image:
+    with _open(content) as image:
         return _upright_rgb(image)
 
 
@@ -109,9 +138,46 @@ def _open(content: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:  # its own message is an address in memory
+        kind = what_is(content[:BEGINNING])
+        if kind:
+            raise UnidentifiedImageError(f"it is {kind}") from None
         raise UnidentifiedImageError(
             f"its {len(content)} bytes are no image in any of {', '.join(FORMATS)}"
         ) from None
+
+
+def _despite_extras(use: Callable[[bytes], T], content: bytes) -> T:
+    """`use(content)`; where that fails, of a PNG without what its pixels do not depend on.
+
+    A large color profile, large texts, or a bad checksum of either are no fault of the image.
+    """
+    try:
+        return use(content)
+    except Exception:
+        bare = _bare_png(content)
+        if bare is None:
+            raise
+    return use(bare)
+
+
+def _bare_png(content: bytes) -> bytes | None:
+    """A PNG's critical chunks and those of PNG_CHUNKS; None for no PNG, or nothing to leave out."""
+    if not content.startswith(PNG_SIGNATURE):
+        return None
+
+    at = len(PNG_SIGNATURE)
+    parts = [PNG_SIGNATURE]
+    while at + 12 <= len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        kind = content[at + 4 : at + 8]
+        critical = kind[:1].isupper()
+        sound = zlib.crc32(content[at + 4 : end - 4]).to_bytes(4, "big") == content[end - 4 : end]
+        if critical or (kind in PNG_CHUNKS and sound):
+            parts.append(content[at:end])
+        at = end
+
+    bare = b"".join(parts)
+    return bare if len(bare) < len(content) else None
 
 
 def examples(rows: pl.DataFrame, n: int, *, size: int = 256) -> list[tuple[Image.Image, dict]]:
@@ -254,6 +320,40 @@ def from_bytes(content: bytes, geometry: ImagePreprocess) -> np.ndarray:
     torch resizes with vector instructions (within two gray levels of Pillow), torchvision decodes
     an ordinary JPEG, and a much too large JPEG is decoded at a fraction of its size.
     """
+    return _despite_extras(functools.partial(_pixels_of, geometry=geometry), content)
+
+
+def from_image(image: Image.Image, geometry: ImagePreprocess) -> np.ndarray:
+    """(size, size, 3) uint8 of an image of Pillow: the pixels that its file would give.
+
+    An image that has been opened and not yet loaded is read from its file; of any other the
+    pixels are taken as they are. `image` itself is not changed.
+    """
+    content = _unread_content(image)
+    if content is not None:
+        return from_bytes(content, geometry)
+
+    torch, _ = _torch()
+    _check_shape(*image.size, geometry)
+    pixels = torch.from_numpy(np.array(_upright_rgb(image.copy())))
+    return _resized_by_torch(pixels.permute(2, 0, 1), geometry)
+
+
+def _unread_content(image: Image.Image) -> bytes | None:
+    """The encoded bytes of an opened image of which no pixel has been read yet, else None."""
+    unread = isinstance(image, ImageFile.ImageFile) and image.tile and image.tell() == 0
+    stream = getattr(image, "fp", None)
+    if not unread or stream is None or stream.closed:
+        return None
+
+    at = stream.tell()
+    stream.seek(0)
+    content = stream.read()
+    stream.seek(at)
+    return content
+
+
+def _pixels_of(content: bytes, geometry: ImagePreprocess) -> np.ndarray:
     torch, decode_jpeg = _torch()
     wanted = REDUCING_GAP * geometry.size
     plain = _plain_jpeg(content)

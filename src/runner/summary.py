@@ -84,7 +84,7 @@ def _print_table1(table: Path) -> None:
         tbl_width_chars=120,
         fmt_str_lengths=40,
     ):
-        print(pl.read_csv(table))
+        print(pl.read_csv(table, glob=False))
 
 
 def _peak_memory() -> float:

@@ -5,16 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from src.data.images import IMAGE_SUFFIXES
 from src.errors import UserError
 from src.paths import as_text, display_path
 
-# What `images.decode` reads, and HEIC, which it refuses with a reason: an image that a user has
-# must be in the result or in the list of the rejected.
-SUFFIXES = (
-    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-    + (".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".ico")
-    + (".heic", ".heif")
-)
 EXAMPLES = 3  # names shown for a kind of skipped file
 
 
@@ -50,7 +44,7 @@ def read_folder(folder: Path) -> ImageFolder:
         suffix = file.suffix.lower()
         if file.name.startswith("."):
             found.skipped.setdefault("hidden", []).append(name)
-        elif suffix in SUFFIXES:
+        elif suffix in IMAGE_SUFFIXES:
             found.images.append(name)
         else:
             found.skipped.setdefault(suffix or "without an ending", []).append(name)
@@ -58,7 +52,7 @@ def read_folder(folder: Path) -> ImageFolder:
     if not found.images:
         skipped = found.summary()
         raise UserError(
-            f"--images: no image ({', '.join(SUFFIXES)}) in {display_path(folder)} or below it"
+            f"--images: no image ({', '.join(IMAGE_SUFFIXES)}) in {display_path(folder)} or below it"
             + (f"; {skipped}" if skipped else "")
         )
     found.images.sort()

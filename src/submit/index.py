@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 
 from src import artifacts, knn
 from src.data import prompts
+from src.data.images import IMAGE_SUFFIXES
 from src.data.sample_submission import WIDTH
 from src.dedup import similarity
 from src.errors import UserError
 from src.metrics import l2_normalize
 from src.paths import display_path
-from src.submit.folder import SUFFIXES
 from src.submit.parts import FACTS
 
 MAX_QUERY = 2000  # characters of a text; the sentence encoder reads some 256 tokens of them
@@ -180,7 +180,7 @@ class Index:
             return None
         try:
             folder = self.images.resolve(strict=True)
-            for name in (identifier, *(identifier + suffix for suffix in SUFFIXES)):
+            for name in (identifier, *(identifier + suffix for suffix in IMAGE_SUFFIXES)):
                 file = (folder / name).resolve()
                 if file.is_file() and file.is_relative_to(folder):
                     return file

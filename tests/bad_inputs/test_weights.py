@@ -44,6 +44,10 @@ def as_bin(folder: Path, content: object) -> None:
 
 
 PROJECTION = "visual.proj"
+LFS_POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
 CLIPS: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights_cut": (
         lambda f: shorten(f / "open_clip_model.safetensors", 0.5),
@@ -51,7 +55,7 @@ CLIPS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "weights_of_0_bytes": (
         lambda f: shorten(f / "open_clip_model.safetensors", 0),
-        "could not be loaded",
+        "open_clip_model.safetensors is an empty file",
     ),
     "weights_of_4_bytes": (
         lambda f: (f / "open_clip_model.safetensors").write_bytes(b"\x08\0\0\0"),
@@ -59,7 +63,19 @@ CLIPS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "weights_are_html": (
         lambda f: (f / "open_clip_model.safetensors").write_text("<html>404</html>" * 9),
-        "could not be loaded",
+        "open_clip_model.safetensors is an HTML page, saved in place of the file",
+    ),
+    "weights_are_a_git_lfs_pointer": (
+        lambda f: (f / "open_clip_model.safetensors").write_text(LFS_POINTER),
+        "open_clip_model.safetensors is a Git LFS pointer in place of the file: run `git lfs pull`",
+    ),
+    "bin_is_a_git_lfs_pointer": (
+        lambda f: (as_bin(f, {}), (f / "open_clip_pytorch_model.bin").write_text(LFS_POINTER)),
+        "open_clip_pytorch_model.bin is a Git LFS pointer",
+    ),
+    "bin_is_a_training_checkpoint": (
+        lambda f: as_bin(f, {"state_dict": {}, "arguments": Path("runs/1")}),
+        "more than tensors, such as a training checkpoint: save the model's state_dict",
     ),
     "weights_with_a_huge_header": (
         lambda f: (f / "open_clip_model.safetensors").write_bytes(b"\xff" * 7 + b"\x7f{}"),
@@ -104,7 +120,7 @@ CLIPS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "bin_hostile": (
         lambda f: as_bin(f, {"state_dict": Hostile(f / "owned")}),
-        "could not be loaded",
+        "could not be loaded .*more than tensors",
     ),
     "bin_hostile_plain_pickle": (
         lambda f: (

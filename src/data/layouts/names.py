@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
+from src.data.images import IMAGE_SUFFIXES
 from src.paths import display_path
 
 IMAGE_COLUMNS = (
@@ -31,25 +32,6 @@ TEXT_COLUMNS = (
 )
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-
-# .heic is listed so that such images are named as unreadable, not passed over
-IMAGE_SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".jp2",
-    ".ppm",
-    ".heic",
-    ".heif",
-)
 
 # files and folders that macOS, Windows and NAS systems leave beside the data
 SIDECARS = (".ds_store", "__macosx", "thumbs.db", "desktop.ini", "@eadir")
