@@ -374,14 +374,6 @@ def _pixels_of(content: bytes, geometry: ImagePreprocess) -> np.ndarray:
     return _resized_by_torch(pixels.permute(2, 0, 1), geometry)
 
 
-def from_image(image: Image.Image, geometry: ImagePreprocess) -> np.ndarray:
-    """(size, size, 3) uint8 of an opened image, which stays as it is: what its file would give."""
-    torch, _ = _torch()
-    _check_shape(*image.size, geometry)
-    pixels = torch.from_numpy(np.array(_upright_rgb(image.copy())))
-    return _resized_by_torch(pixels.permute(2, 0, 1), geometry)
-
-
 def _plain_jpeg(content: bytes) -> tuple[int, int] | None:
     """Width and height of an upright three-channel JPEG that is no bomb, else None.
 
