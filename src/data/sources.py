@@ -126,8 +126,8 @@ def bad_share(n_pairs: int, rejected: pl.DataFrame) -> float:
 
     What the set itself marks (blurred, not downloaded, unlisted) is not counted.
     """
-    expected = sum(rejected["reason"].str.starts_with(reason).sum() for reason in EXPECTED)
-    bad = len(rejected) - expected
+    reasons = rejected["reason"].to_list()
+    bad = sum(not reason.startswith(EXPECTED) for reason in reasons)
     return bad / max(n_pairs + bad, 1)
 
 
@@ -322,9 +322,10 @@ def read_attributes(table: str | Path, columns: Sequence[str], images: pl.Series
 
     described = attributes.filter(pl.col("image").is_in(images.implode()))
     if described.is_empty():
+        first = attributes["image"].to_list()[:1]
         raise ValueError(
             f"attributes: {display_path(file)} describes none of the {len(images)} training "
-            f"images; its first is {attributes['image'].first()}, theirs {images.first()}"
+            f"images; its first is {first}, theirs {images.to_list()[:1]}"
         )
     return described
 
@@ -341,8 +342,8 @@ def read_store(folder: str | Path, *, width: int = 384) -> list[tuple[Path, Path
     folder = resolve(folder)
     files = [file for file in sorted(folder.rglob("*.npy")) if not is_sidecar(file.name)]
     shapes = {file: load_array(file, "r").shape for file in files}
-    keys = []
-    values = []
+    keys: list[Path] = []
+    values: list[Path] = []
     for file, shape in shapes.items():
         if len(shape) == 2:
             (values if shape[1] == width else keys).append(file)

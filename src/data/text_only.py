@@ -81,8 +81,8 @@ def text_files(path: Path) -> list[Path]:
         return [path]
 
     # what is neither read nor a folder is named at the end
-    files = []
-    others = []
+    files: list[Path] = []
+    others: list[str] = []
     seen_folders: set[str] = set()
     for folder, subfolders, names in os.walk(path, followlinks=True):
         # a link to a folder above would be followed forever
@@ -98,8 +98,11 @@ def text_files(path: Path) -> list[Path]:
         for name in names:
             file = Path(folder, name)
             is_source = suffix_of(name) in SUFFIXES and not is_sidecar(name) and file.is_file()
-            (files if is_source else others).append(file)
-    report_skipped(path, sorted(as_text(Path(other).name) for other in others), "files are no text")
+            if is_source:
+                files.append(file)
+            else:
+                others.append(name)
+    report_skipped(path, sorted(map(as_text, others)), "files are no text")
     return sorted(files)
 
 
@@ -132,5 +135,6 @@ def _parquet_batches(file: Path, text_column: str | None, rows: int) -> Iterator
     column = column_of(table.schema_arrow.names, TEXT_COLUMNS, text_column, file, "text")
     with readable(file):
         for batch in table.iter_batches(batch_size=rows, columns=[column]):
-            captions = captions_of_column(pl.from_arrow(batch)[column], file)
+            cells = pl.DataFrame(pl.from_arrow(batch))[column]
+            captions = captions_of_column(cells, file)
             yield [caption for captions_of_row in captions for caption in captions_of_row]

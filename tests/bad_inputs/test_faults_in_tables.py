@@ -393,6 +393,8 @@ def test_two_columns_that_name_different_images_are_refused(tmp_path):
         ("x --v 5, a fox", "x --v 5, a fox"),
         ("a fox –ar 16:9 —v 4", "a fox"),
         ("pixel--art --video", "pixel--art"),
+        ("fish--raw", "fish--raw"),
+        ("a fox—no cars", "a fox—no cars"),
         ("she said --wait for me", "she said --wait for me"),
         ("a fox --w 1920 --h 1080 --test --creative", "a fox"),
     ],

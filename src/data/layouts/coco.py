@@ -1,19 +1,20 @@
 """COCO captions: JSON files that list images, and captions by the image's id."""
 
 from pathlib import Path
+from types import UnionType
 
 import polars as pl
 
 from src import artifacts
 from src.data.layouts.lookup import Finder, first_folder
 from src.data.layouts.names import files_of, folder_in
-from src.data.layouts.rows import from_rows, rows_of
-from src.data.layouts.text import captions_of, decode, parse_json
+from src.data.layouts.rows import Row, from_rows, rows_of
+from src.data.layouts.text import captions_of, decode, parse_object
 
 UNLISTED = "its image is not listed"
 
 # what a row is made of
-WANTED = {
+WANTED: dict[str, dict[str, type | UnionType]] = {
     "images": {"id": int | str, "file_name": str},
     "annotations": {"image_id": int | str},
 }
@@ -37,7 +38,7 @@ def _caption_files(path: Path) -> list[Path]:
 
 def read_coco(path: Path, text_column: str | None) -> pl.DataFrame:
     """A row for each caption; ids are `<source>/<split>/<image>#<caption's id>`."""
-    rows = []
+    rows: list[Row] = []
     for file in _caption_files(path) or [path]:
         content = _content(file)
         names = {image["id"]: image["file_name"] for image in content["images"]}
@@ -69,7 +70,7 @@ def _content(file: Path) -> dict:
     Raises ValueError naming one that is no JSON or lacks what makes a row.
     """
     with artifacts.readable(file):
-        content = parse_json(decode(file.read_bytes()))
+        content = parse_object(decode(file.read_bytes()))
         for part, wanted in WANTED.items():
             for entry in content[part]:
                 if not all(isinstance(entry.get(name), kind) for name, kind in wanted.items()):

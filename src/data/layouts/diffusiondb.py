@@ -70,7 +70,7 @@ def read_diffusiondb(path: Path, text_column: str | None) -> pl.DataFrame:
 
 def _blurred(tables: list[pl.DataFrame]) -> set[str]:
     """The file names of the images that were blurred."""
-    names = set()
+    names: set[str] = set()
     for table in tables:
         if "image_nsfw" in table.columns:
             names.update(table.filter(pl.col("image_nsfw") == NSFW_BLURRED)["image_name"])

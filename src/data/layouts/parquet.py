@@ -101,12 +101,11 @@ def _columns_of_images(file: Path, candidates: list[str]) -> list[str]:
 
 
 def _is_image_cell(cell: bytes | dict) -> bool:
-    content = cell
-    if isinstance(cell, dict):
-        content = cell.get("bytes")
-        if not content:
-            return is_image(cell.get("path") or "")
-    return _is_encoded_image(content)
+    if isinstance(cell, bytes):
+        return _is_encoded_image(cell)
+    if cell.get("bytes"):
+        return _is_encoded_image(cell["bytes"])
+    return is_image(cell.get("path") or "")
 
 
 def _is_encoded_image(content: bytes) -> bool:

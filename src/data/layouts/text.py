@@ -179,6 +179,6 @@ def _caption_of(value: object, within: str) -> Caption:
     try:
         if isinstance(value, bytes):
             return Caption(decode(value))
-        return Caption(whole(to_text(value)))
+        return Caption(whole(to_text(value) or ""))
     except ValueError as error:
         return Caption(None, str(error))

@@ -111,7 +111,8 @@ def _members(shard: Path, stream: BinaryIO) -> Iterator[Member]:
     by_name: dict[str, Member] = {}
     with tarfile.open(shard, "r:", errors="replace") as tar:
         for header in tar:
-            tar.members.clear()  # tarfile keeps every header otherwise
+            # tarfile keeps every header otherwise
+            tar.members.clear()  # type: ignore[attr-defined]
             if header.size < 0:  # it would be read over and over
                 raise tarfile.TarError("a member has a negative size")
 
