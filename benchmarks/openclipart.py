@@ -25,7 +25,9 @@ from xml.etree import ElementTree
 import numpy as np
 import polars as pl
 import yaml
+from PIL import Image
 
+Image.MAX_IMAGE_PIXELS = None  # only headers are read here
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src import artifacts, paths, statistics
 from src.data import prompts
@@ -38,6 +40,7 @@ DRAWINGS = Path("/usr/share/openclipart")
 FOLDER = paths.resolve("input/openclipart")
 OUTPUT = "output/openclipart"
 HELD_OUT = 500
+LARGEST = 25_000_000  # pixels; one drawing has 231 million, which no reader accepts
 APART = 0.8  # no held-out prompt has a neighbor above this in the rest
 PENALTY = 1.0  # of the ridge that compares the two rules
 DUBLIN_CORE = "{http://purl.org/dc/elements/1.1/}"
@@ -66,11 +69,19 @@ def drawings() -> pl.DataFrame:
         sys.exit(f"no drawings in {DRAWINGS}: apt-get install openclipart-png openclipart-svg")
 
     rows = []
+    too_large = 0
     for svg in svgs:
         png = DRAWINGS / "png" / svg.relative_to(DRAWINGS / "svg").with_suffix(".png")
         text = prompt_of(svg)
-        if text and png.is_file():
-            rows.append({"image": str(png), "prompt": text})
+        if not text or not png.is_file():
+            continue
+        with Image.open(png) as image:
+            width, height = image.size
+        if width * height > LARGEST:
+            too_large += 1
+            continue
+        rows.append({"image": str(png), "prompt": text})
+    print(f"{len(rows)} drawings; {too_large} of more than {LARGEST:,} pixels are left out")
     return pl.DataFrame(rows)
 
 
