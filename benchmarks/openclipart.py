@@ -27,7 +27,6 @@ import polars as pl
 import yaml
 from PIL import Image
 
-Image.MAX_IMAGE_PIXELS = None  # only headers are read here
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src import artifacts, paths, statistics
 from src.data import prompts
@@ -68,6 +67,7 @@ def drawings() -> pl.DataFrame:
     if not svgs:
         sys.exit(f"no drawings in {DRAWINGS}: apt-get install openclipart-png openclipart-svg")
 
+    Image.MAX_IMAGE_PIXELS = None  # only headers are read in this process
     rows = []
     too_large = 0
     for svg in svgs:
