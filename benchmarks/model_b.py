@@ -2,6 +2,7 @@
 
     python benchmarks/model_b.py ladder       the paper's constants, tuned, and each correction
     python benchmarks/model_b.py datastore    0, 5, 20 and 60 thousand text-only prompts
+    python benchmarks/model_b.py conflicts    text-only prompts hidden above .85, .7 (groups) and others
     python benchmarks/model_b.py second       routes by a second CLIP (--second) beside the first's
 
 Scores are Avg-Cos out-of-fold with paired 95 % intervals. `--output` is that of a finished run.
@@ -42,6 +43,7 @@ ROUTES = {
     "image": Route("image", keys="image"),
     "image, mapped": Route("", keys="image", linear=True, center=True),
 }
+CONFLICT = 0.85  # notebook 03's text_conflict_similarity
 USED = ("text", "mapped text, centered, hubs off", "image")
 
 
@@ -64,8 +66,6 @@ class Bench:
         self.stored = datastore.open_datastore(
             folder / "store", dtype="float16", sentence_model=prompts.EMBEDDED
         )
-        dedup_meta = artifacts.load_json(output / "01_dedup" / paths.META)
-        self.similar = dedup_meta["group_similarity"]
 
     def images(self, clip: encoder.Encoder) -> np.ndarray:
         """(n, D) embeddings of the kept rows' images."""
@@ -83,11 +83,11 @@ class Bench:
         rows = datastore.rows_of_prompts(self.stored, every_prompt)
         return inputs.open_libraries(self.stored, rows, {clip.tag: self.images(clip)})[clip.tag]
 
-    def conflicts(self, library: Library) -> np.ndarray:
+    def conflicts(self, library: Library, threshold: float = CONFLICT) -> np.ndarray:
         """(n, n_folds) bool: the library's prompts that are hidden from each fold."""
         fold = self.pairs["fold"].to_numpy()
         return isolation.run_conflicts(
-            library.values, len(self.kept), self.targets, fold, self.similar
+            library.values, len(self.kept), self.targets, fold, threshold
         )
 
     def search(self, route: Route, library: Library, conflicts: np.ndarray) -> Neighbors:
@@ -211,6 +211,21 @@ def growing_datastore(bench: Bench, arguments: argparse.Namespace) -> None:
         base = score if base is None else base
 
 
+def conflict_rules(bench: Bench, arguments: argparse.Namespace) -> None:
+    """The text route by what is hidden from a fold; `group_similarity` was the rule before."""
+    library = bench.library(demo_texts(bench, arguments.text))
+    dedup_meta = artifacts.load_json(bench.output / "01_dedup" / paths.META)
+    print(f"{len(bench.kept)} rows, text route; difference to hiding above {CONFLICT}\n")
+
+    base = None
+    for threshold in (CONFLICT, dedup_meta["group_similarity"], 0.9, 0.6):
+        conflicts = bench.conflicts(library, threshold)
+        tuned = bench.tune(bench.search(ROUTES["text"], library, conflicts), library)
+        note = f"K = {tuned.k}, {tuned.weighting}; hidden by fold {conflicts.sum(axis=0).tolist()}"
+        score = bench.report(f"hidden above {threshold}", tuned.prediction, base, note)
+        base = score if base is None else base
+
+
 def second_clip(bench: Bench, arguments: argparse.Namespace) -> None:
     if not arguments.second:
         sys.exit("second: name the other CLIP with --second, e.g. local-dir:input/demo/clip@96")
@@ -234,7 +249,12 @@ def second_clip(bench: Bench, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    measures = {"ladder": ladder, "datastore": growing_datastore, "second": second_clip}
+    measures = {
+        "ladder": ladder,
+        "datastore": growing_datastore,
+        "conflicts": conflict_rules,
+        "second": second_clip,
+    }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -143,6 +143,12 @@ FAULTS = [
     ("01_dedup", "n_folds", 1, "n_folds must be at least 2, got 1"),
     ("01_dedup", "n_folds", 7, "n_folds: 7 folds of 6 rows; lower it"),
     ("01_dedup", "group_similarity", 1.0, "group_similarity must be within -1..0.99, got 1.0"),
+    (
+        "03_cuml_knn_model_b",
+        "text_conflict_similarity",
+        1.5,
+        "text_conflict_similarity must be within -1..1, got 1.5",
+    ),
     ("01_dedup", "filter_scope", "some", "filter_scope must be all or source, got 'some'"),
     ("02_train_model_a", "ablation_epochs", -1, "ablation_epochs must be at least 0, got -1"),
     ("02_train_model_a", "lr_fc2", -1.0, "02_train_model_a: lr_fc2 must be at least 0, got -1.0"),

@@ -262,7 +262,7 @@ class ColumnView:
         cluster: object | None = None,
         center: np.ndarray | None = None,
     ) -> knn.Neighbors:
-        """As `knn.search`, with indices of the run; `visible` (n,) bool leaves in only those rows."""
+        """As `knn.search`, with indices of the run; only rows `visible` (n,) bool are searched."""
         run_rows = np.arange(len(self.rows)) if visible is None else np.flatnonzero(visible)
         run_row_of = np.full(sum(map(len, self.shards)), -1, np.int64)
         run_row_of[self.rows[run_rows]] = run_rows

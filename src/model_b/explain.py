@@ -36,7 +36,7 @@ def neighbor_table(
 
 
 def neighbor_lines(prompts: Sequence[str], index: np.ndarray, weight: np.ndarray) -> list[str]:
-    """One query's neighbors `index` (k,) as lines: the part of all weights (k,), then the prompt."""
+    """One query's neighbors `index` (k,) as lines: the part of all weights, then the prompt."""
     return [f"{w:.0%} {prompts[i]}" for i, w in zip(index, weight, strict=True)]
 
 
@@ -95,7 +95,7 @@ def failure_reasons(
         ranks = np.flatnonzero(index[q] == best_row[q])
         rank = int(ranks[0]) if len(ranks) else None
         nearest = f"the nearest visible prompt ({best_cosine[q]:.2f})"
-        place = f"number {rank + 1}" if len(ranks) else f"not among the first {index.shape[1]}"
+        place = f"not among the first {index.shape[1]}" if rank is None else f"number {rank + 1}"
 
         if best_cosine[q] < median_cosine - FAR:
             reason = f"nothing near in the store: {nearest} is far, {median_cosine:.2f} is usual"

@@ -66,7 +66,7 @@ def add_precomputed(
 def open_libraries(
     stored: Datastore, rows: np.ndarray, images: Mapping[str, np.ndarray]
 ) -> dict[str, Library]:
-    """By each CLIP of `images` (n_train, D), the datastore's `rows` (n,) in the order of the run."""
+    """By each CLIP of `images` (n_train, D), the datastore's `rows` (n,) in the run's order."""
     values = ColumnView(stored.column(datastore.VALUES), rows)
     return {
         clip: Library(ColumnView(stored.column(clip), rows), values, embeddings)

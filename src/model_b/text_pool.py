@@ -92,7 +92,7 @@ def write_text_pool(
 def _partition_usable(
     batches: Iterable[pl.DataFrame], folder: Path, engine: str, **limits: int
 ) -> Counter:
-    """Apply the rules batch by batch, and append what stays to the part that its text's hash names."""
+    """Apply the rules batch by batch; what stays goes to the part that its text's hash names."""
     import pyarrow.parquet as pq
 
     reason_counts = Counter()

@@ -52,7 +52,7 @@ def weights(
 
 @dataclass(frozen=True)
 class Weighting:
-    """What a neighbor weighs: equation 4 with all its constants, or, with `tau`, softmax(s / tau)."""
+    """What a neighbor weighs: equation 4 with its constants, or, with `tau`, softmax(s / tau)."""
 
     dim: float = 6
     delta: float = 1e-4

@@ -49,6 +49,7 @@ LIMITS = {
     "edge_characters": (0, None),
     "cosine_threshold": (-1, 1),
     "group_similarity": (-1, 0.99),
+    "text_conflict_similarity": (-1, 1),
     "max_group_share": (0, 1),
     "n_folds": (2, None),
     **BASELINE_LIMITS,
