@@ -281,7 +281,7 @@ def _exact_from_candidates(
 def _best_candidates(
     candidates: Search, x: np.ndarray, queries: np.ndarray, k: int, count: int, margin: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`similarity`, `row` (q, k) of `count` candidates, and (q,) bool: no better row is left out."""
+    """`similarity`, `row` (q, k) of `count` candidates, and (q,) bool: none is left out."""
     score, row = candidates(queries, count)
     exact = _products(x, queries, row)
     off = float(np.abs(exact - score).max())
