@@ -236,6 +236,12 @@ def test_a_prompt_with_many_copies_does_not_fill_a_fold():
     assert len(set(by_kept[group == 0])) == 1
 
 
+def test_an_id_with_leading_zeros_is_no_number(tmp_path):
+    (tmp_path / "folds.csv").write_text("id,fold\n0012,1\n12,0\n7,0\n")
+    fold = folds.given_folds(tmp_path / "folds.csv", ["0012", "12", "7"], np.array([0, 1, 2]))
+    assert fold.tolist() == [1, 0, 0]
+
+
 def test_a_given_fold_file_is_honoured(tmp_path):
     pl.DataFrame({"id": ["a", "b", "c", "gone"], "fold": [1, 0, 1, 0]}).write_csv(
         tmp_path / "folds.csv"

@@ -1,6 +1,7 @@
 """cuML's and cuVS's own calls, autospecced, with NumPy's arithmetic behind them: no GPU needed."""
 
 import inspect
+import weakref
 from types import SimpleNamespace
 from unittest.mock import create_autospec
 
@@ -94,13 +95,16 @@ def cuvs_build(dataset, metric="sqeuclidean", metric_arg=2.0, resources=None):
     assert on_device(dataset, np.float16)
     if metric not in DISTANCE_TYPES:
         raise ValueError(f"metric {metric!r} is not valid")
-    return SimpleNamespace(dataset=np.asarray(dataset, np.float32), metric=metric)
+    # like the real one, it looks at the rows and does not keep them
+    return SimpleNamespace(dataset=weakref.ref(dataset), metric=metric)
 
 
 def cuvs_search(index, queries, k, neighbors=None, distances=None, resources=None, prefilter=None):
     assert on_device(queries, np.float16)
-    assert 1 <= k <= len(index.dataset)
-    score = np.asarray(queries, np.float32) @ index.dataset.T
+    rows = index.dataset()
+    assert rows is not None, "the rows were freed before the search"
+    assert 1 <= k <= len(rows)
+    score = np.asarray(queries, np.float32) @ np.asarray(rows, np.float32).T
     if index.metric != "inner_product":
         score = 2 - 2 * score
     sign = -1 if index.metric == "inner_product" else 1

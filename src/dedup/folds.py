@@ -219,7 +219,7 @@ def given_folds(file: str | Path, ids: list[str], group: np.ndarray) -> np.ndarr
 
 def _fold_table(file: Path) -> pl.DataFrame:
     """The table `id, fold` of a fold file, checked."""
-    table = load_table(file)
+    table = load_table(file, as_text=True)  # an id 0012 is not 12
     if not {"id", "fold"} <= set(table.columns):
         raise ValueError(f"{display_path(file)}: columns are {table.columns}, wanted id and fold")
 

@@ -248,11 +248,16 @@ def _cuvs_index(x: np.ndarray, k: int) -> Search:
     import cupy
     from cuvs.neighbors import brute_force
 
-    built = brute_force.build(x.astype(np.float16), metric="inner_product")
+    # the index looks at these rows and holds no reference to them: they must outlive it
+    half_rows = x.astype(np.float16)
+    cupy.cuda.get_current_stream().synchronize()
+    built = brute_force.build(half_rows, metric="inner_product")
     margin = float16_margin(x.shape[1])
 
-    def candidates(queries: np.ndarray, count: int) -> Neighbors:
-        score, row = brute_force.search(built, queries.astype(np.float16), count)
+    def candidates(queries: np.ndarray, count: int, rows: np.ndarray = half_rows) -> Neighbors:
+        half_queries = queries.astype(np.float16)
+        cupy.cuda.get_current_stream().synchronize()  # cuVS has a stream of its own
+        score, row = brute_force.search(built, half_queries, count)
         return cupy.asarray(score), cupy.asarray(row)
 
     return lambda queries, k: _exact_from_candidates(candidates, x, queries, k, margin)
