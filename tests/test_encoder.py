@@ -1,11 +1,13 @@
 """Which CLIP it is, wherever its folder lies; and in what precision a CPU runs the towers."""
 
 import shutil
+import threading
 
 import pytest
 import torch
 
 from src import artifacts, encoder
+from src.encoder.batches import prepared, read_together
 from tests.helpers import toy_training
 
 
@@ -51,3 +53,30 @@ def test_a_copy_is_the_same_clip_and_a_changed_file_makes_another(tmp_path):
     config["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.5]
     artifacts.save_json(copy / "open_clip_config.json", config)
     assert encoder.load(f"local-dir:{copy}", device="cpu").fingerprint != fingerprint
+
+
+def test_for_a_gpu_the_next_batch_is_prepared_while_this_one_is_used():
+    def prepare(n):
+        started.append(n)
+        return threading.current_thread().name, n * n
+
+    for kind, ahead in (("cpu", 0), ("cuda", 1)):
+        started = []
+        for n, (thread, square) in enumerate(prepared(prepare, range(5), torch.device(kind))):
+            assert square == n * n
+            assert (thread == threading.main_thread().name) == (kind == "cpu")
+            assert len(started) <= min(n + 1 + ahead, 5)
+        assert started == list(range(5))
+
+
+def test_an_error_in_the_thread_reaches_the_loop():
+    def prepare(n):
+        raise OSError(f"cannot read batch {n}")
+
+    with pytest.raises(OSError, match="cannot read batch 0"):
+        list(prepared(prepare, range(3), torch.device("cuda")))
+
+
+def test_results_read_together_are_in_order():
+    parts = [torch.full((2, 3), float(n)) for n in range(5)]
+    assert read_together(iter(parts))[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]

@@ -288,9 +288,10 @@ def test_a_planted_error_in_the_cuml_engine_is_found(device, monkeypatch, right,
     [
         ('metric="inner_product"', 'metric="inner"'),
         ('metric="inner_product"', 'metric="sqeuclidean"'),
-        ("build(x.astype(np.float16)", "build(x"),
-        ("queries.astype(np.float16), count", "queries, count"),
-        ("queries.astype(np.float16), count", "queries.astype(np.float16), n_neighbors=count"),
+        ("half_rows = x.astype(np.float16)", "half_rows = x"),
+        ("half_queries = queries.astype(np.float16)", "half_queries = queries"),
+        ("half_queries, count)", "half_queries, n_neighbors=count)"),
+        ("rows: np.ndarray = half_rows", "rows: None = None"),  # freed before the search
         ("cupy.asarray(row)", "cupy.asarray(row) + 1"),
         ("score, row = brute", "row, score = brute"),
     ],

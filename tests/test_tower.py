@@ -56,6 +56,7 @@ CUT = (
     "openai_vit",
     "vit_avg",
     "siglip",
+    "eva",
     "convnext",
     "efficientnet",
 )  # families whose frozen blocks are kept

@@ -213,6 +213,39 @@ def test_a_loss_that_is_nan_stops_with_epoch_rate_and_ids(clip, data):
         list(trainer.steps())
 
 
+def a_trainer(clip, data, targets=None):
+    inner, held_out = fit_module.inner_split(data.group, np.arange(60), 3)
+    fitted, _ = fit_module.init_model(clip, data, inner, held_out, FAST, 3)
+    changed = data if targets is None else replace(data, targets=targets)
+    return training.Trainer(fitted, clip, changed, inner, recipe=FAST, seed=3, label="fold 0")
+
+
+def test_losses_read_together_give_the_same_epoch(clip, data):
+    trainers = [a_trainer(clip, data) for _ in range(2)]
+    trainers[1].read_every = 3  # as on a GPU: some batches, and the rest at the epoch's end
+    for trainer in trainers:
+        for _ in trainer.steps():
+            pass
+    assert trainers[0].total == trainers[1].total > 0
+    states = [fitted_module.snapshot(trainer.fitted) for trainer in trainers]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_bad_loss_that_is_read_late_still_stops_and_is_not_kept(clip, data, tmp_path):
+    broken = data.targets.copy()
+    broken[0, 5] = np.nan
+    trainer = a_trainer(clip, data, broken)
+    if 5 not in trainer.rows:
+        broken[0, trainer.rows[0]] = np.nan
+    trainer.read_every = 100
+    with pytest.raises(FloatingPointError, match=r"fold 0: the loss is nan in epoch 1, batch \d"):
+        for _ in trainer.steps():
+            pass
+    with pytest.raises(FloatingPointError):
+        trainer.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_out_of_memory_says_what_to_lower(clip, data, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -233,10 +266,10 @@ def test_stopped_inside_an_epoch_and_resumed_it_ends_with_the_same_weights(
     monkeypatch.setattr(fit_module, "CHECKPOINT_STEPS", 1)
     batches = iter(range(100))
 
-    def stop(self, rows, versions, go_on=training.Trainer._batch):
+    def stop(self, batch, go_on=training.Trainer._batch):
         if next(batches) in (2, 6):
             raise KeyboardInterrupt
-        return go_on(self, rows, versions)
+        return go_on(self, batch)
 
     monkeypatch.setattr(training.Trainer, "_batch", stop)
     for _ in range(2):

@@ -1,16 +1,17 @@
 """A vision tower as a chain: a stem, blocks, and a tail, which one after the other are its forward.
 
-Towers come from open_clip and timm. Where their forward is not known to be such a chain, there is
+Towers come from open_clip, timm and transformers. Where their forward is not known to be such a chain, there is
 none, and the tower runs whole.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-# parts behind the blocks, by the names that open_clip and timm give them
+# parts behind the blocks, by the names that the libraries give them
 TAIL = (
     "conv_head",
     "bn2",
@@ -21,11 +22,15 @@ TAIL = (
     "ln_post",
     "proj",
     "attn_pool",
+    "attn_pool_contrastive",
     "attnpool",
+    "final_conv",
     "head_hidden_layer",
+    "post_layernorm",
+    "visual_projection",
 )
 # where towers keep their blocks
-BLOCKS = ("blocks", "stages", "transformer.resblocks", "layers")
+BLOCKS = ("blocks", "stages", "transformer.resblocks", "vision_model.encoder.layers", "layers")
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,26 @@ class Chain:
     tail: Callable[[torch.Tensor], torch.Tensor]
 
 
+def embed(visual: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """(n, 3, s, s) -> the tower's embeddings (n, D), not of unit length.
+
+    A CoCa's tower gives its tokens too, which are dropped.
+    """
+    output = visual(x)
+    return output[0] if isinstance(output, tuple) else output
+
+
 def chain_of(visual: nn.Module) -> Chain | None:
     """The chain that a tower of this kind is; None for a tower of another kind."""
+    if hasattr(visual, "vision_model"):
+        return Chain(visual.stem, visual.blocks(), visual.tail)
     trunk = getattr(visual, "trunk", None)
     if trunk is None:
         return _open_clip_vit(visual) if hasattr(visual, "_embeds") else None
     if hasattr(trunk, "conv_stem"):
         return _efficientnet(visual, trunk)
+    if hasattr(trunk, "final_conv"):
+        return _fastvit(visual, trunk)
     if hasattr(trunk, "stages") and hasattr(trunk, "stem"):
         return _convnext(visual, trunk)
     if hasattr(trunk, "_pos_embed"):
@@ -76,8 +94,17 @@ def _convnext(visual: nn.Module, trunk: nn.Module) -> Chain:
     return Chain(trunk.stem, list(trunk.stages), tail)
 
 
+def _fastvit(visual: nn.Module, trunk: nn.Module) -> Chain:
+    """The towers of MobileCLIP."""
+
+    def tail(x: torch.Tensor) -> torch.Tensor:
+        return visual.head(trunk.forward_head(trunk.final_conv(x)))
+
+    return Chain(trunk.stem, list(trunk.stages), tail)
+
+
 def _timm_vit(visual: nn.Module, trunk: nn.Module) -> Chain:
-    """timm's ViT and SigLIP; EVA by way of its rotary embedding."""
+    """timm's ViT, SigLIP and ViTamin; and EVA, PE-Core and DINOv3 with their rotary embedding."""
 
     def stem(x: torch.Tensor) -> torch.Tensor:
         x = trunk._pos_embed(trunk.patch_embed(x))
@@ -86,7 +113,30 @@ def _timm_vit(visual: nn.Module, trunk: nn.Module) -> Chain:
     def tail(x: torch.Tensor) -> torch.Tensor:
         return visual.head(trunk.forward_head(trunk.norm(x)))
 
-    return Chain(stem, list(trunk.blocks), tail)
+    return Chain(stem, _blocks_with_rotary_embedding(trunk), tail)
+
+
+def _blocks_with_rotary_embedding(trunk: nn.Module) -> list[Callable]:
+    """The blocks; where the tower has a rotary embedding, each with its own already given.
+
+    The tower makes it beside the patches and hands it to every block, so a block that is called
+    alone would do without.
+    """
+    rope = getattr(trunk, "rope", None)
+    if rope is None:
+        return list(trunk.blocks)
+
+    if hasattr(rope, "feat_shape") and not trunk.dynamic_img_size:
+        embedding = rope.get_embed()
+    else:
+        embedding = rope.get_embed(shape=trunk.patch_embed.grid_size)
+
+    # mixed: one a block, else one for all
+    is_mixed = getattr(trunk, "rope_mixed", False)
+    return [
+        partial(block, rope=embedding[i] if is_mixed else embedding)
+        for i, block in enumerate(trunk.blocks)
+    ]
 
 
 def block_names(visual: nn.Module) -> list[str]:

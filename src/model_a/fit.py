@@ -14,12 +14,13 @@ from sklearn.model_selection import GroupShuffleSplit
 from torch.nn import functional as F
 
 from src.encoder import Encoder, autocast
+from src.encoder.batches import prepared, read_together
 from src.metrics import avg_cos
 from src.model_a import head as heads
 from src.model_a.fitted import FittedModel, interpolate, restore, snapshot
 from src.model_a.recipe import Recipe
 from src.model_a.tower import make_tower
-from src.model_a.training import Trainer, tower_inputs
+from src.model_a.training import ReadInputs, Trainer, finish_inputs, read_inputs
 from src.model_a.training_set import TrainingSet
 
 HELD_OUT = 0.1  # of a fold's training rows, whole groups: the inner validation split
@@ -164,11 +165,16 @@ def predict(
 ) -> np.ndarray:
     """(len(rows), 384) float32 unit rows: predictions without any random change of an image."""
     fitted.head.eval()
-    parts = []
-    for start in range(0, len(rows), batch_size):
-        x = tower_inputs(fitted, encoder, data, rows[start : start + batch_size])
-        parts.append(F.normalize(fitted.forward(x), dim=-1).cpu())
-    return torch.cat(parts).numpy()
+
+    def read(start: int) -> ReadInputs:
+        return read_inputs(fitted.tower, data, rows[start : start + batch_size], augment=False)
+
+    def predict_batch(inputs: ReadInputs) -> torch.Tensor:
+        x = finish_inputs(fitted.tower, encoder, inputs, augment=False)
+        return F.normalize(fitted.forward(x), dim=-1)
+
+    batches = prepared(read, range(0, len(rows), batch_size), encoder.device)
+    return read_together(predict_batch(inputs) for inputs in batches).numpy()
 
 
 @torch.inference_mode()

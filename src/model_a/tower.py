@@ -8,6 +8,7 @@ epoch starts from the kept activations. Any other tower runs whole.
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -16,10 +17,13 @@ from torch.utils.checkpoint import checkpoint
 
 from src.encoder import Encoder
 from src.model_a.adapters import add_adapters
-from src.model_a.chain import TAIL, block_names, blocks_of, chain_of, tail_of
+from src.model_a.chain import TAIL, block_names, blocks_of, chain_of, embed, tail_of
+from src.model_a.cut_check import same_embeddings
 from src.model_a.recipe import Recipe
 
 WHOLE = -1  # trainable_blocks: every parameter, those of the stem too
+# by the encoder's own tower and the place of the cut: whether its copies can be cut there
+MEASURED_CUTS: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
 
 
 class Tower(nn.Module):
@@ -32,7 +36,8 @@ class Tower(nn.Module):
     the frozen blocks (-1: on all of them), and the tower is cut in front of the first one.
     `checkpointing` trades time for memory. Normalization layers keep their running statistics.
 
-    Raises ValueError for more blocks than there are.
+    `original` is the module that `visual` is a copy of: what was measured of one copy's cut holds
+    for the next. Raises ValueError for more blocks than there are.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Tower(nn.Module):
         lora_rank: int = 0,
         lora_blocks: int = WHOLE,
         checkpointing: bool = False,
+        original: nn.Module | None = None,
     ):
         super().__init__()
         self.visual = visual.eval()
@@ -59,7 +65,7 @@ class Tower(nn.Module):
         if n_adapted:
             add_adapters(visual, blocks_of(visual)[self.cut : self.frozen_blocks], lora_rank)
 
-        self.splits = not self.trains or (self.cut > 0 and self._is_a_chain())
+        self.splits = not self.trains or (self.cut > 0 and self._can_be_cut(original))
         if checkpointing and not self.splits:
             visual.set_grad_checkpointing(True)
 
@@ -100,7 +106,7 @@ class Tower(nn.Module):
     def frozen(self, x: torch.Tensor) -> torch.Tensor:
         """(n, 3, s, s) -> float32 activations in front of the cut; the pixels where not cut."""
         if not self.trains:
-            return F.normalize(self.visual(x).float(), dim=-1)
+            return F.normalize(embed(self.visual, x).float(), dim=-1)
         return self._before_cut(x).float() if self.splits else x
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
@@ -109,7 +115,7 @@ class Tower(nn.Module):
 
         if activations.ndim == 4:
             activations = activations.contiguous(memory_format=torch.channels_last)
-        embedding = self._after_cut(activations) if self.splits else self.visual(activations)
+        embedding = self._after_cut(activations) if self.splits else embed(self.visual, activations)
         return F.normalize(embedding.float(), dim=-1)
 
     def named_parameters(self, *args, **kwargs) -> Iterator[tuple[str, nn.Parameter]]:
@@ -142,19 +148,18 @@ class Tower(nn.Module):
                 x = block(x)
         return chain.tail(x)
 
-    @torch.no_grad()
-    def _is_a_chain(self) -> bool:
-        """Whether the two parts give on one image what the whole tower gives.
+    def _can_be_cut(self, original: nn.Module | None) -> bool:
+        """Whether the two parts give what the whole tower gives, as measured on several images."""
+        known = {} if original is None else MEASURED_CUTS.setdefault(original, {})
+        if self.cut not in known:
+            known[self.cut] = self._measure_cut()
+        return known[self.cut]
 
-        A variant that is no chain stays whole.
-        """
-        if chain_of(self.visual) is None:
-            return False
-        height, width = self.visual.image_size
-        device = next(self.visual.parameters()).device
-        x = torch.linspace(-1, 1, 3 * height * width, device=device).view(1, 3, height, width)
-        two_parts = self._after_cut(self._before_cut(x))
-        return torch.allclose(two_parts, self.visual(x), rtol=1e-3, atol=1e-4)
+    def _measure_cut(self) -> bool:
+        def two_parts(x: torch.Tensor) -> torch.Tensor:
+            return self._after_cut(self._before_cut(x).float())
+
+        return chain_of(self.visual) is not None and same_embeddings(self.visual, two_parts)
 
 
 def make_tower(encoder: Encoder, recipe: Recipe) -> Tower:
@@ -167,6 +172,7 @@ def make_tower(encoder: Encoder, recipe: Recipe) -> Tower:
         lora_rank=0 if frozen else recipe.lora_rank,
         lora_blocks=recipe.lora_blocks,
         checkpointing=recipe.grad_checkpointing,
+        original=encoder.model.visual,
     )
     tower.to(encoder.device)
     strided_depthwise_in_float32(tower)
@@ -181,7 +187,7 @@ def plain_tower(encoder: Encoder, cut: int) -> Tower:
     Its two parts give the CLIP's own embeddings.
     """
     visual = deepcopy(encoder.model.visual)
-    return Tower(visual, len(blocks_of(visual)) - cut)
+    return Tower(visual, len(blocks_of(visual)) - cut, original=encoder.model.visual)
 
 
 # --- depthwise convolutions ---

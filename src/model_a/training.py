@@ -7,7 +7,7 @@ that a training that was stopped anywhere ends as one that was not.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, isfinite, pi
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from src.artifacts import atomic, readable
 from src.encoder import Encoder, autocast
+from src.encoder.batches import prepared, to_device
 from src.model_a import augmentation
 from src.model_a.fitted import FittedModel, load_weights, restore, snapshot, weights
 from src.model_a.recipe import Recipe
@@ -26,6 +27,8 @@ from src.model_a.tower import Tower
 from src.model_a.training_set import TrainingSet
 
 TEMPERATURE = 0.05  # of the contrastive loss
+# batches whose losses are read together on a GPU: reading one waits until it is computed
+READ_EVERY = 16
 
 
 # --- optimization ---
@@ -100,23 +103,44 @@ def tower_inputs(
 
     Kept activations, or pixels (changed at random if `augment`) through the tower's frozen part.
     """
-    kept = data.activations if fitted.tower.trains else data.embeddings
+    read = read_inputs(fitted.tower, data, rows, augment=augment)
+    return finish_inputs(fitted.tower, encoder, read, augment=augment)
+
+
+@dataclass(frozen=True)
+class ReadInputs:
+    """A batch as it lies on the disk, on the CPU: kept activations or embeddings, or pixels."""
+
+    kept: torch.Tensor | None = None
+    pixels: torch.Tensor | None = None
+    may_flip: torch.Tensor | None = None
+
+
+def read_inputs(tower: Tower, data: TrainingSet, rows: np.ndarray, *, augment: bool) -> ReadInputs:
+    """The part of `tower_inputs` that reads; it draws nothing at random and may run in a thread."""
+    kept = data.activations if tower.trains else data.embeddings
     if kept is not None and not augment:
-        return torch.from_numpy(kept[rows]).to(encoder.device, torch.float32)
+        return ReadInputs(kept=torch.from_numpy(kept[rows]))
 
-    pixels = torch.from_numpy(data.pixels[rows]).to(encoder.device)
+    may_flip = torch.ones(len(rows), dtype=torch.bool)
+    if data.may_flip is not None:
+        may_flip = torch.from_numpy(data.may_flip[rows])
+    return ReadInputs(pixels=torch.from_numpy(data.pixels[rows]), may_flip=may_flip)
+
+
+def finish_inputs(
+    tower: Tower, encoder: Encoder, read: ReadInputs, *, augment: bool
+) -> torch.Tensor:
+    """The part of `tower_inputs` on the device."""
+    if read.kept is not None:
+        return to_device(read.kept, encoder.device).float()
+
+    pixels = to_device(read.pixels, encoder.device)
     if augment:
-        pixels = _augmented(pixels, data.may_flip, rows)
+        may_flip = to_device(read.may_flip, encoder.device)
+        pixels = augmentation.augment(pixels.permute(0, 3, 1, 2), may_flip).permute(0, 2, 3, 1)
     with autocast(encoder.device):
-        return fitted.tower.frozen(encoder.normalize(pixels))
-
-
-def _augmented(pixels: torch.Tensor, may_flip: np.ndarray | None, rows: np.ndarray) -> torch.Tensor:
-    flippable = torch.ones(len(rows), dtype=torch.bool)
-    if may_flip is not None:
-        flippable = torch.from_numpy(may_flip[rows])
-    changed = augmentation.augment(pixels.permute(0, 3, 1, 2), flippable.to(pixels.device))
-    return changed.permute(0, 2, 3, 1)
+        return tower.frozen(encoder.normalize(pixels))
 
 
 @dataclass(frozen=True)
@@ -165,6 +189,16 @@ def _sample_stand_ins(
 # --- the loop ---
 
 
+@dataclass(frozen=True)
+class Batch:
+    """One batch as it was read: its rows, what the tower takes, targets, and weights if any."""
+
+    rows: np.ndarray
+    inputs: ReadInputs
+    target: torch.Tensor
+    weight: torch.Tensor | None
+
+
 class Trainer:
     """Training in progress: `steps` continues where it stands; `save` and `load` keep all of it."""
 
@@ -202,6 +236,8 @@ class Trainer:
         self.batch = 0
         self.total = 0.0  # loss of the epoch so far, summed over rows
         self.updates = 0
+        self.unread: list[tuple[int, np.ndarray, torch.Tensor]] = []  # batch, rows, loss
+        self.read_every = READ_EVERY if encoder.device.type == "cuda" else 1
 
     def steps(self) -> Iterator[None]:
         """Train through the present epoch, yielding after each batch."""
@@ -211,24 +247,55 @@ class Trainer:
         progress = tqdm(
             total=self.n_batches, initial=self.batch, desc=label, unit="batch", leave=False
         )
+        batches = (plan.batch(step) for step in range(self.batch, self.n_batches))
         with progress:
-            while self.batch < self.n_batches:
-                self.total += self._batch(*plan.batch(self.batch))
+            for batch in prepared(self._read, batches, self.encoder.device):
+                self._batch(batch)
                 self.batch += 1
+                if len(self.unread) >= self.read_every or self.batch == self.n_batches:
+                    self.read_losses()
                 progress.update()
                 yield
 
-    def _batch(self, rows: np.ndarray, versions: np.ndarray) -> float:
-        """Forward, backward, and an update where one is due; the batch's loss summed over rows."""
-        try:
-            loss = self._loss(rows, versions)
-            if not torch.isfinite(loss):
+    def _read(self, drawn: tuple[np.ndarray, np.ndarray]) -> Batch:
+        """What a batch needs from memory or disk; draws nothing at random."""
+        rows, versions = drawn
+        augment = self.recipe.augment_images
+        inputs = read_inputs(self.fitted.tower, self.data, rows, augment=augment)
+        target = torch.from_numpy(self.data.targets[versions, rows])
+        weight = None
+        if self.recipe.weight_by_clip_score:
+            weight = torch.from_numpy(self.data.weight[rows])
+        return Batch(rows, inputs, target, weight)
+
+    def read_losses(self) -> None:
+        """Add the losses of the batches since the last call to the epoch's.
+
+        Raises FloatingPointError naming the first batch whose loss is not finite.
+        """
+        if not self.unread:
+            return
+        values = torch.stack([loss for _, _, loss in self.unread]).tolist()
+        for (batch, rows, _), value in zip(self.unread, values, strict=True):
+            if not isfinite(value):
                 raise FloatingPointError(
-                    f"{self.label}: the loss is {loss.item()} in epoch {self.epoch}, "
-                    f"batch {self.batch}, at learning rates "
+                    f"{self.label}: the loss is {value} in epoch {self.epoch}, "
+                    f"batch {batch}, at learning rates "
                     f"{sorted(set(self.schedule.get_last_lr()))}; lower them. "
                     f"Ids: {[self.data.ids[i] for i in rows]}"
                 )
+            self.total += value * len(rows)
+        self.unread = []
+
+    def _batch(self, batch: Batch) -> None:
+        """Forward, backward, and an update where one is due."""
+        rows = batch.rows
+        try:
+            loss = self._loss(batch)
+            self.unread.append((self.batch, rows, loss.detach()))
+            # on a CPU a loss costs nothing to look at, and no bad one reaches the weights
+            if self.read_every == 1:
+                self.read_losses()
             self.scaler.scale(loss * len(rows) / self._rows_in_update()).backward()
 
             is_last = self.batch + 1 == self.n_batches
@@ -240,17 +307,16 @@ class Trainer:
                 "Halve it and double accumulate, turn on grad_checkpointing, or lower "
                 f"trainable_blocks. ({error})"
             ) from error
-        return loss.item() * len(rows)
 
-    def _loss(self, rows: np.ndarray, versions: np.ndarray) -> torch.Tensor:
-        target = torch.from_numpy(self.data.targets[versions, rows]).to(self.encoder.device)
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        target = to_device(batch.target, self.encoder.device)
         augment = self.recipe.augment_images
-        x = tower_inputs(self.fitted, self.encoder, self.data, rows, augment=augment)
+        x = finish_inputs(self.fitted.tower, self.encoder, batch.inputs, augment=augment)
         loss = losses(self.fitted.forward(x), target, self.recipe)
-        if not self.recipe.weight_by_clip_score:
+        if batch.weight is None:
             return loss.mean()
 
-        weight = torch.from_numpy(self.data.weight[rows]).to(loss)
+        weight = to_device(batch.weight, self.encoder.device)
         return (weight * loss).sum() / weight.sum()
 
     def _rows_in_update(self) -> float:
@@ -295,6 +361,7 @@ class Trainer:
         The weights go into a safetensors file, and what else there is into state.pt, which
         torch.load(weights_only=True) reads and which names the weights' file.
         """
+        self.read_losses()  # a state with a loss that is not finite is not kept
         name = f"weights-{self.epoch}-{self.batch}.safetensors"
         parts = {"now": snapshot(self.fitted), "best": self.best, "average": self.average or {}}
         tensors = {

@@ -269,7 +269,13 @@ def _run_tower(inspection: Inspection, name: str, recipe: Recipe) -> None:
 
 
 def _check_model_b(inspection: Inspection, values: dict) -> None:
+    from src import encoder
+
     _check_models(inspection, values)
+    for name in [values["clip"], *values["extra_clips"]]:
+        if inspection.clips.get(name) is not None:
+            with inspection.reporting("clip"):
+                encoder.require_text(inspection.clips[name])
     _check_cluster(inspection, values)
     from src import knn
 

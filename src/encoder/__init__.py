@@ -1,0 +1,31 @@
+"""The CLIP of a run: loaded by any name, embedding images and texts in batches."""
+
+from src.encoder.clip import Encoder, autocast, choose_device, describe, multiplies_bf16
+from src.encoder.embedding import (
+    embed_images,
+    embed_texts,
+    image_embeddings,
+    require_text,
+    text_embeddings,
+    trimmed,
+)
+from src.encoder.folders import LOCAL, local_folder
+from src.encoder.loading import load, sized
+
+__all__ = [
+    "LOCAL",
+    "Encoder",
+    "autocast",
+    "choose_device",
+    "describe",
+    "embed_images",
+    "embed_texts",
+    "image_embeddings",
+    "load",
+    "local_folder",
+    "multiplies_bf16",
+    "require_text",
+    "sized",
+    "text_embeddings",
+    "trimmed",
+]

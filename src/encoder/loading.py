@@ -1,0 +1,180 @@
+"""Loading a CLIP by its name: through open_clip, transformers or timm."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from src.artifacts import fingerprint, load_json
+from src.data.images import ImagePreprocess
+from src.encoder.clip import Encoder, choose_device
+from src.encoder.folders import (
+    LOCAL,
+    check_is_state_dict,
+    family_of,
+    folder_fingerprint,
+    hugging_face_preprocess,
+    local_folder,
+    weight_files,
+)
+from src.encoder.towers import load_hugging_face, load_timm
+from src.paths import resolve
+
+TIMM = "timm:"
+SIZE = re.compile(r"@([1-9]\d*)$")  # behind a name: another input size, e.g. ViT-L-14/openai@336
+
+
+def load(clip: str, *, device: str = "auto") -> Encoder:
+    """The encoder named `clip`, in evaluation mode on the device.
+
+    `ViT-L-14/openai` and `hf-hub:...` as open_clip takes them; `local-dir:path` for a folder of
+    open_clip or a CLIP or SigLIP of transformers; `timm:name` and `timm:local-dir:path` for a tower
+    without text. A local path is relative to the repository's root. `@336` behind the name changes the input size;
+    position embeddings are interpolated. Weights are data: what is pickled beyond tensors is
+    refused. Raises FileNotFoundError naming what a local folder lacks, ValueError for weights that
+    are none, RuntimeError when a name cannot be loaded.
+    """
+    plain, size = sized(clip)
+    folder = local_folder(plain) if plain.startswith(LOCAL) else None
+    if plain.startswith(TIMM + LOCAL):
+        folder = resolve(plain.removeprefix(TIMM + LOCAL))
+    target = choose_device(device)
+    try:
+        model, tokenizer, settings = _load(plain, size, folder)
+        _check_loaded(model, settings)
+    except Exception as error:  # libraries raise what they like on broken weights or settings
+        raise RuntimeError(_not_loaded(clip, error)) from error
+
+    model = model.to(target).eval().requires_grad_(False)
+    model.visual.to(memory_format=torch.channels_last)
+    given = settings["size"][0] if isinstance(settings["size"], tuple | list) else settings["size"]
+    key = fingerprint(plain, size) if folder is None else folder_fingerprint(folder, size)
+    return Encoder(
+        model=model,
+        tokenizer=tokenizer,
+        geometry=ImagePreprocess(size or given, settings["interpolation"], settings["resize_mode"]),
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        device=target,
+        fingerprint=key,
+        name=clip,
+    )
+
+
+def sized(clip: str) -> tuple[str, int | None]:
+    """A CLIP's name without its `@size`, and that size in pixels; None where there is none."""
+    match = SIZE.search(clip)
+    return (clip[: match.start()], int(match[1])) if match else (clip, None)
+
+
+def _load(plain: str, size: int | None, folder: Path | None) -> tuple[nn.Module, object, dict]:
+    """Model, tokenizer (None without a text tower) and how images are prepared."""
+    if plain.startswith(TIMM):
+        name = plain.removeprefix(TIMM) if folder is None else LOCAL + str(folder)
+        model, settings = load_timm(name, size)
+        return model, None, settings
+
+    if folder is not None and family_of(folder) is not None:
+        settings = hugging_face_preprocess(folder)
+        model, tokenizer = load_hugging_face(folder)
+        side = model.visual.image_size
+        if (size or settings["size"]) != side:
+            raise ValueError(f"a folder of transformers runs at its own {side} pixels alone")
+        return model, tokenizer, settings
+    return _load_open_clip(plain, size, folder)
+
+
+def _load_open_clip(
+    plain: str, size: int | None, folder: Path | None
+) -> tuple[nn.Module, object, dict]:
+    import open_clip
+
+    name, pretrained = _split_name(plain, folder)
+    file = None if folder is None else _pickled_weights(folder, size)
+    model = open_clip.create_model(
+        name,
+        pretrained=pretrained,
+        load_weights=file is None,
+        pretrained_text=False,
+        force_image_size=size,
+        **({} if folder is None else _text_tower(folder)),
+    )
+    if file is not None:
+        open_clip.load_checkpoint(model, str(file), weights_only=True)
+    settings = open_clip.get_model_preprocess_cfg(model)
+    return model, open_clip.get_tokenizer(name), settings
+
+
+def _pickled_weights(folder: Path, size: int | None) -> Path | None:
+    """The .pt file to load by hand, which open_clip does not look for in a folder; else None.
+
+    Raises ValueError where the pickled weights that will be loaded are a training checkpoint.
+    """
+    files = weight_files(folder)
+    if any(file.suffix == ".safetensors" for file in files):
+        return None
+    for file in files:
+        check_is_state_dict(file)
+
+    others = [file for file in files if file.suffix != ".pt"]
+    if others:
+        return None
+    if size is not None:
+        raise ValueError(f"rename {files[0].name} to .pth: at another size open_clip must load it")
+    return files[0]
+
+
+def _split_name(clip: str, folder: Path | None) -> tuple[str, str | None]:
+    """The architecture and the pretrained tag as open_clip takes them."""
+    if folder is not None:
+        return LOCAL + str(folder), None
+    if ":" in clip or "/" not in clip:
+        return clip, None
+    name, tag = clip.split("/", 1)
+    return name, tag
+
+
+def _text_tower(folder: Path) -> dict:
+    """A local folder's config of its Hugging Face text tower: read there, not on the hub."""
+    if not (folder / "config.json").exists():
+        return {}
+    settings = load_json(folder / "open_clip_config.json")["model_cfg"].get("text_cfg", {})
+    if "hf_model_name" not in settings:
+        return {}
+    return {"text_cfg": {**settings, "hf_model_name": str(folder)}}
+
+
+def _not_loaded(clip: str, error: Exception) -> str:
+    message = str(error)
+    if not isinstance(error, OSError | RuntimeError | ValueError):
+        message = f"{type(error).__name__}: {error}"
+
+    # torch advises to load such a file unsafely, which runs whatever it contains
+    if "weights_only" in message:
+        message = (
+            "its weights are a pickle of more than tensors, such as a training checkpoint: "
+            "save the model's state_dict() alone, best as safetensors"
+        )
+
+    advice = "without internet use local-dir:<folder>"
+    if LOCAL in clip:
+        advice = "copy its files there again"
+    return f"clip: {clip!r} could not be loaded ({message}); {advice}"
+
+
+def _check_loaded(model: nn.Module, settings: dict) -> None:
+    """Raise ValueError for weights that are not finite, or a mean and std that cannot be used."""
+    bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if bad:
+        raise ValueError(f"{len(bad)} of its tensors hold NaN or infinity, e.g. {bad[0]}")
+
+    mean = np.array(settings["mean"], dtype=np.float64)
+    std = np.array(settings["std"], dtype=np.float64)
+    usable = mean.shape == (3,) and std.shape == (3,) and np.isfinite(mean).all()
+    if not usable or not (std > 0).all():
+        raise ValueError(
+            f"mean {settings['mean']} and std {settings['std']} must be three numbers each, "
+            "std above 0"
+        )
