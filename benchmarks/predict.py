@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src import encoder  # noqa: E402
-from src.model_a.fold_ensemble import FoldEnsemble  # noqa: E402
-from src.paths import resolve  # noqa: E402
-from src.submit.batch import predict_folder  # noqa: E402
-from src.submit.folder import read_folder  # noqa: E402
-from src.submit.predictor import PART_SIZE, ImageBatch, Predictor, stack  # noqa: E402
+from src import encoder
+from src.model_a.fold_ensemble import FoldEnsemble
+from src.paths import resolve
+from src.submit.batch import predict_folder
+from src.submit.folder import read_folder
+from src.submit.predictor import PART_SIZE, ImageBatch, Predictor, stack
 
 DECODED_SHARE = 4  # decoding alone is timed on one image in so many
 

@@ -24,11 +24,11 @@ import pyarrow.parquet as pq
 from sklearn.neighbors import NearestNeighbors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src.data import sources  # noqa: E402
-from src.data.sample_submission import WIDTH  # noqa: E402
-from src.metrics import l2_normalize  # noqa: E402
-from src.submit import Index  # noqa: E402
-from src.submit.index import vectors_file  # noqa: E402
+from src.data import sources
+from src.data.sample_submission import WIDTH
+from src.metrics import l2_normalize
+from src.submit import Index
+from src.submit.index import vectors_file
 
 K = 20
 BATCH = 50_000

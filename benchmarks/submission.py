@@ -15,9 +15,9 @@ import numpy as np
 import polars as pl
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src.data import sample_submission  # noqa: E402
-from src.metrics import l2_normalize  # noqa: E402
-from src.submit import submission  # noqa: E402
+from src.data import sample_submission
+from src.metrics import l2_normalize
+from src.submit import submission
 
 
 def timed(ids: list[str], x: np.ndarray, path: Path, sample: Path | None) -> tuple[float, float]:

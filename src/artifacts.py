@@ -339,7 +339,7 @@ def git_commit() -> str | None:
         return None
 
     command = ["git", "describe", "--always", "--dirty=+"]
-    described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return described.stdout.strip() or None
 
 

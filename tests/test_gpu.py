@@ -190,7 +190,9 @@ def test_cudf_and_polars_write_the_same_text_store(tmp_path, rng):
         "a 'quoted' \"prompt\" here",
         "\u039f\u03a3 \u03bf\u03c2 x",
     ]
-    words = np.array("red green blue cat dog house tree on in by the a".split())
+    words = np.array(
+        ["red", "green", "blue", "cat", "dog", "house", "tree", "on", "in", "by", "the", "a"]
+    )
     many = [
         " ".join(words[rng.integers(len(words), size=n)]) for n in rng.integers(1, 9, size=5000)
     ]

@@ -15,13 +15,13 @@ from src.metrics import l2_normalize
 
 pytest.importorskip("cuml.neighbors")
 pytest.importorskip("cuvs.neighbors")
-import cuml.neighbors  # noqa: E402
-import cupy  # noqa: E402
-from cuvs.distance import DISTANCE_TYPES  # noqa: E402
-from cuvs.neighbors import brute_force  # noqa: E402
+import cuml.neighbors
+import cupy
+from cuvs.distance import DISTANCE_TYPES
+from cuvs.neighbors import brute_force
 
-from tests.helpers import fake_device  # noqa: E402
-from tests.helpers.fake_device import OnDevice  # noqa: E402
+from tests.helpers import fake_device
+from tests.helpers.fake_device import OnDevice
 
 RealNearestNeighbors = cuml.neighbors.NearestNeighbors
 real_build = brute_force.build

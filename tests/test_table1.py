@@ -75,7 +75,7 @@ def test_the_paper_s_table_stands_beside():
     ]
     table = table1.table1([Variant(name, 4, np.ones(4), None) for name in names])
     assert table["paper"].to_list() == [0.5642, 0.5684, 0.5721, 0.5753, 0.5531, 0.5961, None]
-    assert table["seconds"].null_count() == 7 and table1.OF_ALL == names[-1]
+    assert table["seconds"].null_count() == 7 and names[-1] == table1.OF_ALL
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM
 # is reported with a reason, not passed over
 HEIC_SUFFIXES = (".heic", ".heif")
 IMAGE_SUFFIXES = (
-    (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-    + (".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".ico")
-    + HEIC_SUFFIXES
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".ico"),
+    *HEIC_SUFFIXES,
 )
 
 # chunks of a PNG that its pixels depend on, beside the critical ones: transparency, EXIF
@@ -611,4 +611,4 @@ class DecodedImages:
 def unreadable(error: Exception) -> str:
     """Why an image is set aside, in one line of at most REASON_LENGTH characters."""
     reason = f"unreadable image: {type(error).__name__}: {error}"
-    return reason.split("\n")[0][:REASON_LENGTH]
+    return reason.split("\n", maxsplit=1)[0][:REASON_LENGTH]

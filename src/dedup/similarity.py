@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 from threading import local
 from typing import NamedTuple
 
@@ -199,7 +200,7 @@ def nearest_across(
     highest = torch.full((len(x),), -1.0, device=x.device)
 
     # rows lie label by label: those of each label against those of all earlier labels
-    for begin, end in zip(bounds[1:-1], bounds[2:], strict=True):
+    for begin, end in pairwise(bounds[1:]):
         for start in range(begin, end, size):
             later = slice(start, min(start + size, end))
             for first in range(0, begin, size):

@@ -1,7 +1,7 @@
 """A vision tower as a chain: a stem, blocks, and a tail, which one after the other are its forward.
 
-Towers come from open_clip, timm and transformers. Where their forward is not known to be such a chain, there is
-none, and the tower runs whole.
+Towers come from open_clip, timm and transformers. Where their forward is not known to be
+such a chain, there is none, and the tower runs whole.
 """
 
 from collections.abc import Callable

@@ -166,7 +166,10 @@ def _images(
     """Pixels, frozen embeddings (n, D), and frozen activations (n, ...) where these are kept."""
     folder = out / CACHE
     pixels, _ = images.cache(
-        frame.select("id", "image"), folder, geometry=encoder.geometry, name=name.split(".")[0]
+        frame.select("id", "image"),
+        folder,
+        geometry=encoder.geometry,
+        name=name.split(".", maxsplit=1)[0],
     )
     tower = make_tower(encoder, recipe)
     file = folder / f"activations_{name}_{tower.cut}.npy"

@@ -35,6 +35,7 @@ def preflight_problems(per_stage: dict[str, dict]) -> list[str]:
         [sys.executable, "-m", "src.runner.preflight"],
         input=json.dumps(per_stage),
         text=True,
+        check=False,
         capture_output=True,
         cwd=ROOT,
     )

@@ -91,7 +91,7 @@ class Inspection:
             yield
         except Exception as error:
             line = _message(error)
-            if not line.startswith(what.split()[0]):
+            if not line.startswith(what.split(maxsplit=1)[0]):
                 line = f"{what}: {line}"
             self.problems.append(line)
 

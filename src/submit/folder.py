@@ -52,8 +52,8 @@ def read_folder(folder: Path) -> ImageFolder:
     if not found.images:
         skipped = found.summary()
         raise UserError(
-            f"--images: no image ({', '.join(IMAGE_SUFFIXES)}) in {display_path(folder)} or below it"
-            + (f"; {skipped}" if skipped else "")
+            f"--images: no image ({', '.join(IMAGE_SUFFIXES)}) in {display_path(folder)} "
+            "or below it" + (f"; {skipped}" if skipped else "")
         )
     found.images.sort()
     return found

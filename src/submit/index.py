@@ -33,8 +33,8 @@ TOLERANCE = 1e-3  # how far from 1 the length of a vector may be
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Near-duplicates: `groups` (group, size, id), the largest first, and `pairs` (group, id, other,
-    similarity), the strongest ones that hold each group together.
+    """Near-duplicates: `groups` (group, size, id), the largest first, and `pairs` (group, id,
+    other, similarity), the strongest ones that hold each group together.
     """
 
     groups: pl.DataFrame

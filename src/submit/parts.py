@@ -68,7 +68,7 @@ class Parts:
         return pl.concat([_read(self._rejected_part(n)) for n in range(self.count)])
 
     def assemble(self, facts: dict[str, str]) -> None:
-        """Write `out` from the parts, one in memory at a time; a .parquet file notes the `facts`."""
+        """Write `out` from the parts, one in memory at a time; a .parquet file notes `facts`."""
         files = [self._part(n) for n in range(self.count)]
         with artifacts.atomic(self.out) as temporary:
             if self.out.suffix == ".parquet":

@@ -1,4 +1,4 @@
-"""`./run_all.sh search FILE.parquet "a text"`: the images of a result that are nearest to a query."""
+"""`./run_all.sh search FILE.parquet "a text"`: the images of a result nearest to a query."""
 
 import argparse
 import os
@@ -67,7 +67,8 @@ def print_results(results: pl.DataFrame) -> None:
         identifier = printable(row["id"], id_width)
         prompt = printable(row["prompt"], prompt_width)
         print(
-            f"{row['rank']:4}  {similarity:>10}  {confidence:>10}  {identifier:{id_width}}  {prompt}"
+            f"{row['rank']:4}  {similarity:>10}  {confidence:>10}  "
+            f"{identifier:{id_width}}  {prompt}"
         )
 
 

@@ -50,8 +50,7 @@ if __name__ == "__main__":
     sys.path = [
         folder
         for folder in sys.path
-        if folder
-        and not Path(folder).resolve().is_relative_to(repository)
+        if (folder and not Path(folder).resolve().is_relative_to(repository))
         or "site-packages" in folder
     ]
     sys.meta_path.insert(0, HostedImage())
