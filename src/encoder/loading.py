@@ -33,8 +33,8 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
     open_clip or a CLIP or SigLIP of transformers; `timm:name` and `timm:local-dir:path` for a tower
     without text. A local path is relative to the repository's root. `@336` behind the name changes
     the input size; position embeddings are interpolated. Weights are data: what is pickled beyond
-    tensors is refused. Raises FileNotFoundError naming what a local folder lacks, ValueError for weights that
-    are none, RuntimeError when a name cannot be loaded.
+    tensors is refused. Raises FileNotFoundError naming what a local folder lacks, ValueError for
+    weights that are none, RuntimeError when a name cannot be loaded.
     """
     plain, size = sized(clip)
     folder = local_folder(plain) if plain.startswith(LOCAL) else None
