@@ -17,7 +17,7 @@ class Encoder:
     """A CLIP in evaluation mode with what its inputs must look like.
 
     `fingerprint` changes with the weights. Sent to another process it travels as its name and is
-    loaded there.
+    loaded there (see loading).
     """
 
     model: torch.nn.Module
@@ -43,9 +43,6 @@ class Encoder:
     def has_text(self) -> bool:
         """Whether it embeds texts too: Model B needs that, a member of Model A does not."""
         return self.tokenizer is not None
-
-    def __reduce__(self) -> tuple:
-        return _load_on, (self.name, self.device.type)
 
     def normalize(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
         """(n, s, s, 3) uint8 -> (n, 3, s, s) float32 on the device, in channels_last.
@@ -101,10 +98,3 @@ def describe(encoder: Encoder) -> str:
         f"{type(encoder.model.visual).__name__}, {encoder.geometry.size} px, on {encoder.device} "
         f"({torch.get_num_threads()} of {os.cpu_count()} threads)"
     )
-
-
-def _load_on(clip: str, device: str) -> Encoder:
-    # loading needs this module
-    from src.encoder.loading import load
-
-    return load(clip, device=device)

@@ -1,5 +1,6 @@
 """Loading a CLIP by its name: through open_clip, transformers or timm."""
 
+import copyreg
 import re
 from pathlib import Path
 
@@ -61,6 +62,14 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
         fingerprint=key,
         name=clip,
     )
+
+
+def _load_on(clip: str, device: str) -> Encoder:
+    return load(clip, device=device)
+
+
+# to another process an encoder goes as its name
+copyreg.pickle(Encoder, lambda encoder: (_load_on, (encoder.name, encoder.device.type)))
 
 
 def sized(clip: str) -> tuple[str, int | None]:
