@@ -118,7 +118,7 @@ def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path)
         and len(pl.read_parquet(tmp_path / "output" / "01_dedup" / "pairs.parquet"))
         == len(table) - 2
     )
-    assert sorted(rejected["reason"].str.head(12)) == ["empty prompt", "unreadable p"], rejected
+    assert sorted(rejected["reason"].str.head(12)) == ["empty prompt", "unreadable i"], rejected
     assert len(pl.read_csv(tmp_path / "output" / "table1.csv")) == 6
     predictor = Predictor(
         tmp_path / "output", device="cpu"
