@@ -153,3 +153,19 @@ def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path)
     assert second.returncode == 0 and "everything is up to date" in second.stdout, (
         second.stdout + second.stderr
     )
+
+
+def test_the_configuration_page_is_that_of_the_notebooks():
+    page = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from tools import write_configuration as w; print(w.page(), end='')",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page.stdout == written, "run python tools/write_configuration.py"
