@@ -122,15 +122,16 @@ def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path)
     assert len(pl.read_csv(tmp_path / "output" / "table1.csv")) == 6
     predictor = Predictor(
         tmp_path / "output", device="cpu"
-    )  # two members of Model A, and routes by two CLIPs
+    )  # two members of Model A, and the routes that have a share
     images = sorted((tmp_path / "input" / "test" / "images").iterdir())[:6]
     _, submitted = artifacts.load_embeddings(
         tmp_path / "output" / "submission", [file.stem for file in images]
     )
-    assert (
-        predictor(images).embedding == pytest.approx(submitted, abs=1e-3)
-        and len(predictor.clips_b) == 2
-    )
+    offered = artifacts.load_json(tmp_path / "output" / paths.MEMBERS_B)["clip"]
+    parts = artifacts.load_json(tmp_path / "output" / paths.CHOICE_B)["parts"]
+    assert len(offered) == 2, "routes by two CLIPs were tried"
+    assert set(predictor.clips_b) == {part["route"]["clip"] for part in parts} <= set(offered)
+    assert predictor(images).embedding == pytest.approx(submitted, abs=1e-3)
     pack.write(tmp_path / "output", tmp_path / "pack")  # both sizes of the one CLIP
     packed = [
         sys.executable,
