@@ -2,7 +2,7 @@
 # From images and prompts to a checked submission, in one command.
 #
 #   machine  any Linux or macOS with Python 3.11 or newer; a CUDA GPU is used when there is one
-#   time     about 15 minutes on two CPU cores for the default, the embedded demo; plus installation
+#   time     about 10 minutes on two CPU cores for the default, the embedded demo; plus installation
 #   disk     about 9 GB for the environment, 1.5 GB for input/demo and output/
 #
 # 01_dedup  02_train_model_a  03_cuml_knn_model_b  04_ensemble_oof  05_submit
