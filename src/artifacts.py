@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -74,7 +75,8 @@ def reserve(path: Path, size: int, *, offset: int = 0) -> None:
         try:
             os.posix_fallocate(file.fileno(), offset, size)
         except OSError as error:
-            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+            number = error.errno or 0
+            raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def check_embeddings(ids: Sequence[str], x: np.ndarray, what: str) -> None:
@@ -192,7 +194,7 @@ def load_table(path: Path, columns: Sequence[str] = (), *, as_text: bool = False
     raise ValueError(f"{display_path(path)} has no column {', '.join(missing)}; there are {there}")
 
 
-def load_array(path: Path, mmap_mode: str | None = None) -> np.ndarray:
+def load_array(path: Path, mmap_mode: Literal["r", "r+", "c"] | None = None) -> np.ndarray:
     """The .npy array at `path`, never a pickled one.
 
     Raises ValueError naming a file that is broken or something else.

@@ -1,38 +1,39 @@
 """Independent tasks, one after another or on Dask workers, with the same results in order."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from distributed import Client, LocalCluster
 
 LOCAL_WORKERS = 2  # on a machine without a GPU
 
 
 @contextmanager
-def connect(cluster: str | None) -> Iterator[object | None]:
+def connect(cluster: str) -> "Iterator[Client]":
     """A Dask client: `local` starts one worker a GPU (two without one), `tcp://host:port` joins a
-    scheduler, None gives None.
+    scheduler.
 
     Workers of a scheduler elsewhere must see the same folders under the same paths. Raises
     ValueError for another `cluster`.
     """
-    if cluster is None:
-        yield None
-        return
     if cluster != "local" and not cluster.startswith(("tcp://", "tls://")):
         raise ValueError(f"cluster must be null, local or tcp://host:port, got {cluster!r}")
     from distributed import Client
 
-    with (
-        _local() if cluster == "local" else nullcontext(cluster) as scheduler,
-        Client(scheduler, timeout="30s") as client,
-    ):
+    workers: AbstractContextManager[LocalCluster | str] = (
+        _local() if cluster == "local" else nullcontext(cluster)
+    )
+    with workers as scheduler, Client(scheduler, timeout="30s") as client:
         yield client
 
 
 @contextmanager
-def _local() -> Iterator[object]:
+def _local() -> "Iterator[LocalCluster]":
     """Workers that end with the block: closing a client leaves them, and they would hold their
     memory as long as this process.
     """
@@ -45,7 +46,7 @@ def _local() -> Iterator[object]:
             workers.close()
 
 
-def _start_local() -> object:
+def _start_local() -> "LocalCluster":
     if torch.cuda.is_available():
         from dask_cuda import LocalCUDACluster
 
@@ -66,10 +67,11 @@ def run(
 
     A task that fails stops the rest and raises its own error here.
     """
-    with connect(cluster) as client:
-        if client is None:
-            return [function(**task, **shared) for task in tasks]
+    if cluster is None:
+        return [function(**task, **shared) for task in tasks]
 
+    with connect(cluster) as client:
+        # every worker holds what is shared, and a task that moves to another finds it there
         sent = client.scatter(shared, broadcast=True)
         futures = [client.submit(_call, function, task, sent, pure=False) for task in tasks]
         progress = tqdm(futures, desc=f"{len(client.nthreads())} workers", unit="task")

@@ -13,7 +13,7 @@ from errno import ENOSPC
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import polars as pl
@@ -31,8 +31,12 @@ from src.artifacts import (
 )
 from src.data import locators
 
+if TYPE_CHECKING:
+    import torch
+
 # Pillow refuses twice as many pixels: a decompression bomb, not a photograph. Up to that it decodes
-Image.MAX_IMAGE_PIXELS = 100_000_000
+MAX_PIXELS = 100_000_000
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # no others: to draw an EPS Pillow would run a program
@@ -89,10 +93,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, key) -> np.ndarray:
+    def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
         return self.array[self.index[key]]
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.array[self.index], dtype=dtype)
 
     @property
@@ -165,6 +169,7 @@ def _bare_png(content: bytes) -> bytes | None:
     if not content.startswith(PNG_SIGNATURE):
         return None
 
+    # a chunk is its length, kind, content and checksum: 4 + 4 + n + 4 bytes
     at = len(PNG_SIGNATURE)
     parts = [PNG_SIGNATURE]
     while at + 12 <= len(content):
@@ -206,6 +211,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         image = _eight_bit(image)
 
+    # what is seen through counts as white, as a browser shows it
     transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
     if transparent or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -233,6 +239,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if not np.isfinite(highest):
         raise ValueError("some of its pixels are NaN or infinite")
 
+    # Pillow's modes do not say what white is, so the values must
     scale = 1.0
     if image.mode == "F" and highest <= 1:
         scale = 255
@@ -259,7 +266,7 @@ def _check_shape(width: int, height: int, geometry: ImagePreprocess) -> None:
 
     longer = max(width, height)
     shorter = min(width, height)
-    if geometry.size**2 * longer > Image.MAX_IMAGE_PIXELS * shorter:
+    if geometry.size**2 * longer > MAX_PIXELS * shorter:
         raise ValueError(
             f"{width} x {height} pixels are too narrow for {geometry.size} x {geometry.size}"
         )
@@ -289,7 +296,8 @@ def _tensor_steps(geometry: ImagePreprocess) -> list[Callable] | None:
     from torchvision.transforms import CenterCrop, Resize
     from torchvision.transforms.v2 import functional
 
-    tensor_steps = []
+    # the same steps by torch, in the same order, or none at all
+    tensor_steps: list[Callable] = []
     for step in _steps(geometry):
         if isinstance(step, Resize):
             size = [step.size] if isinstance(step.size, int) else list(step.size)
@@ -396,7 +404,7 @@ def _plain_jpeg(content: bytes) -> tuple[int, int] | None:
             height = int.from_bytes(content[at + 5 : at + 7], "big")
             width = int.from_bytes(content[at + 7 : at + 9], "big")
             channels = content[at + 9]
-            if channels != 3 or width * height > Image.MAX_IMAGE_PIXELS:
+            if channels != 3 or width * height > MAX_PIXELS:
                 return None
             return width, height
 
@@ -404,7 +412,7 @@ def _plain_jpeg(content: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _resized_by_torch(pixels, geometry: ImagePreprocess) -> np.ndarray:
+def _resized_by_torch(pixels: "torch.Tensor", geometry: ImagePreprocess) -> np.ndarray:
     """`resized` of a (3, h, w) uint8 tensor; what torch has no counterpart for Pillow resizes."""
     steps = _tensor_steps(geometry)
     if steps is None:
@@ -431,6 +439,7 @@ def cache(
     settings = f"{geometry.size}_{geometry.interpolation}_{geometry.resize_mode}"
     decoded = DecodedImages(folder / f"pixels_{settings}_v{VERSION}", geometry)
 
+    # only what the index does not have yet is decoded, and each file once
     wanted = frame.select("id", "image", stamp=_stamps(frame["image"]))
     new = wanted.join(decoded.index, on=["image", "stamp"], how="anti")
     decoded.add(new.unique(["image", "stamp"], maintain_order=True), name)
@@ -493,8 +502,8 @@ class DecodedImages:
         self.index = pl.DataFrame(schema=INDEX)
         if self.file.exists() and self.index_file.exists():
             self.index = load_table(self.index_file)
-        last_slot = self.index["slot"].fill_null(-1).max()
-        self.n_slots = 0 if last_slot is None else int(last_slot) + 1
+        slots = self.index["slot"].drop_nulls().to_numpy()
+        self.n_slots = int(slots.max(initial=-1)) + 1
 
         # by content: slot and reason; content is empty where a file could not even be read
         columns = self.index.filter(pl.col("content") != "").select("content", "slot", "reason")
@@ -521,21 +530,23 @@ class DecodedImages:
         decoders = ThreadPoolExecutor(
             os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
         )
-        mode = "r+b" if self.file.exists() else "w+b"
+        mode = "r+" if self.file.exists() else "w+"
         with (
-            open(self.file, mode, buffering=0) as file,
+            io.FileIO(self.file, mode) as file,
             tqdm(total=len(new), desc=f"decoding {name}", unit="image") as bar,
             ThreadPoolExecutor(1) as saver,
             decoders,
         ):
-            saving = None
+            # of each chunk the index as it is then: the next chunk already adds to it
+            saving: Future | None = None
             for chunk in new.iter_slices(CHUNK):
                 flushes = self._add_chunk(chunk, file, decoders, saver, bar)
-                if saving:
+                if saving is not None:
                     saving.result()
                 saving = saver.submit(self._save, file, self.index, flushes)
 
-            saving.result()
+            if saving is not None:
+                saving.result()
             file.truncate(self.n_slots * self.n_bytes)  # what a killed run left behind
 
     def _add_chunk(
@@ -559,9 +570,9 @@ class DecodedImages:
                 flushes.append(saver.submit(os.fsync, file.fileno()))
 
         schema = {column: INDEX[column] for column in ("content", "slot", "reason")}
-        entries = pl.DataFrame(entries, schema=schema, orient="row")
-        entries = pl.concat([chunk.select("image", "stamp"), entries], how="horizontal")
-        self.index = pl.concat([self.index, entries])
+        decoded = pl.DataFrame(entries, schema=schema, orient="row")
+        named = pl.concat([chunk.select("image", "stamp"), decoded], how="horizontal")
+        self.index = pl.concat([self.index, named])
         return flushes
 
     def _put(self, file: io.FileIO, attempt: Attempt) -> tuple[str, int | None, str | None]:
@@ -571,7 +582,7 @@ class DecodedImages:
         """
         if attempt.pixels is not None and attempt.content not in self.known:
             at = self.n_slots * self.n_bytes
-            if os.pwrite(file.fileno(), attempt.pixels, at) < self.n_bytes:
+            if os.pwrite(file.fileno(), attempt.pixels.data, at) < self.n_bytes:
                 raise OSError(ENOSPC, os.strerror(ENOSPC), str(self.file))
             self.known[attempt.content] = (self.n_slots, None)
             self.n_slots += 1

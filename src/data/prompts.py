@@ -11,11 +11,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from src.artifacts import cached_embeddings, fingerprint
 from src.paths import display_path, resolve
+
+if TYPE_CHECKING:
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+    from sentence_transformers import SentenceTransformer
 
 WIDTH = 384
 
@@ -48,19 +53,20 @@ scene view
 
 
 @cache
-def sentence_model(name: str = EMBEDDED, device: str = "auto"):
+def sentence_model(name: str = EMBEDDED, device: str = "auto") -> "SentenceTransformer":
     """The sentence encoder by its name, a folder or a hub id.
 
     Raises FileNotFoundError or OSError naming what is missing.
     """
     from sentence_transformers import SentenceTransformer
 
+    source = name
     if name == EMBEDDED:
-        source = packaged_model()
-    else:
-        source = resolve(name) if resolve(name).exists() else name
+        source = str(packaged_model())
+    elif resolve(name).exists():
+        source = str(resolve(name))
 
-    return SentenceTransformer(str(source), device=None if device == "auto" else device)
+    return SentenceTransformer(source, device=None if device == "auto" else device)
 
 
 def packaged_model() -> Path:
@@ -91,7 +97,8 @@ def encode(
     where = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     rows = np.empty((len(where), WIDTH), dtype=np.float32)
 
-    new = [prompt for prompt in where if not known or prompt not in known]
+    known = known or {}
+    new = [prompt for prompt in where if prompt not in known]
     for prompt in where.keys() - set(new):
         rows[where[prompt]] = known[prompt]
 
@@ -124,7 +131,7 @@ def count_tokens(prompts: Sequence[str], *, model: str = EMBEDDED) -> np.ndarray
 
 
 @cache
-def thesaurus() -> tuple[str, object]:
+def thesaurus() -> "tuple[str, WordNetCorpusReader | dict[str, list[str]]]":
     """A description of where synonyms come from, and the source.
 
     The source is NLTK's reader of a WordNet, or the embedded {word: synonyms}.
@@ -133,6 +140,7 @@ def thesaurus() -> tuple[str, object]:
         if folder.exists():
             return f"WordNet in {display_path(folder)}", _wordnet(folder)
 
+    # each word of a set leads to all others of it
     table: dict[str, list[str]] = {}
     for words in (line.split() for line in SYNONYMS.split("|") if line):
         for word in words:
@@ -145,7 +153,7 @@ def thesaurus() -> tuple[str, object]:
     return description, table
 
 
-def _wordnet(folder: Path) -> object:
+def _wordnet(folder: Path) -> "WordNetCorpusReader":
     import nltk.data
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 

@@ -31,10 +31,15 @@ def sample_ids(sample: Path) -> list[str]:
     lengths = pl.DataFrame(id_of_row).group_by("id", maintain_order=True).len()
     refuse(display_path(sample), length_problems(lengths))
 
-    row = int((names != cell_names(lengths["id"].to_list())).arg_max())
+    row = first_true(names != cell_names(lengths["id"].to_list()))
     raise ValueError(
         f"{display_path(sample)}: line {row + 2} is {names[row]!r}, not in order of eId 0..383"
     )
+
+
+def first_true(mask: pl.Series) -> int:
+    """The first row that is true; 0 where none is."""
+    return int(mask.arg_max() or 0)
 
 
 def whole_ids(names: pl.Series) -> list[str] | None:

@@ -164,6 +164,7 @@ def nearest_in(
     best = np.full(len(x), -np.inf, np.float32)
     index = np.zeros(len(x), np.int64)
 
+    # block by block against block by block: what is held is one tile, and each row's best so far
     for start in range(0, len(x), block):
         rows = x[start : start + block]
         for first in range(0, len(y), block):
@@ -172,9 +173,9 @@ def nearest_in(
             # every pair that rounding may have kept from being its row's highest
             best_before = torch.from_numpy(best[start : start + block]).to(device)
             floor = torch.maximum(best_before, tile.amax(1)) - slack
-            i, j = torch.nonzero(tile >= floor[:, None], as_tuple=True)
-            i = i.cpu().numpy() + start
-            j = j.cpu().numpy() + first
+            near_rows, near_columns = torch.nonzero(tile >= floor[:, None], as_tuple=True)
+            i = near_rows.cpu().numpy() + start
+            j = near_columns.cpu().numpy() + first
             similarity = exact(x, y, i, j)
 
             # by row, then falling similarity, then index: the first of each row is its best
@@ -281,7 +282,7 @@ def _first_copies(
 
     first_with: dict[tuple, int] = {}
     for row in order[may_be_copy[order]].tolist():
-        content = blake2b(np.ascontiguousarray(embeddings[row]), digest_size=16).digest()
+        content = blake2b(embeddings[row].tobytes(), digest_size=16).digest()
         first[row] = first_with.setdefault((content, scope[row], eligible[row]), row)
     return first
 
@@ -304,7 +305,7 @@ class _Levels:
     @classmethod
     def of(cls, threshold: float, curve: Sequence[float], link: float | None) -> "_Levels":
         """Raises ValueError for more thresholds than a row has bits."""
-        thresholds = np.unique(np.float32([threshold, *curve]))
+        thresholds = np.unique(np.array([threshold, *curve], np.float32))
         if len(thresholds) > MAX_THRESHOLDS:
             count = f"{len(thresholds)} thresholds in one scan"
             raise ValueError(f"{count}, at most {MAX_THRESHOLDS} are possible")
@@ -392,6 +393,7 @@ class _PairScanner:
 
         # what the scan finds out about each row
         n = len(walk)
+        # each row stays at every threshold until a row that stays removes it
         self.stay_bits = np.where(eligible, levels.removal_bits[-1], np.uint64(0))
         self.nearest = np.full(n, -1, np.float32)
         self.keeper = np.arange(n)
@@ -418,6 +420,8 @@ class _PairScanner:
             unit_scale=True,
             disable=not progress,
         )
+
+        # so far ahead that no thread waits, and no more tiles in memory than that
         pool = ThreadPoolExecutor(workers, initializer=self._start_thread)
         ahead: deque[tuple[slice, slice, Future]] = deque()
         with self._torch_settings(), pool, bar:
@@ -525,6 +529,7 @@ class _PairScanner:
             self._remove_each_other(pairs, above)
             return
 
+        # earlier blocks are settled, so their rows remove all at once; a block's own rows are not
         if within_block:
             self._remove_one_by_one(pairs, above)
         else:
@@ -608,6 +613,7 @@ class _PairScanner:
 
     def result(self, first_copy: np.ndarray) -> PairScan:
         """The scan's answer with the copies of earlier rows put back."""
+        # (n,): where each row, or for a copy its first row, stands in the walk
         place = np.empty(len(first_copy), np.int64)
         place[self.walk] = np.arange(len(self.walk))
         place = place[first_copy]
@@ -617,6 +623,7 @@ class _PairScanner:
         stays = (stay_bits & self.levels.main_bit) > 0
         keeper, similarity = self._keepers_with(copies, place, stays)
 
+        # a copy is as near to others as its first row, and the two are each other's neighbors
         nearest = self.nearest[place]
         for rows in (copies.row, copies.first):
             nearest[rows] = np.maximum(nearest[rows], copies.similarity)

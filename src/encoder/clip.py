@@ -1,8 +1,10 @@
 """A CLIP in evaluation mode, the device it is on, and the precision it runs in."""
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,6 +12,20 @@ import torch
 from src.artifacts import fingerprint
 from src.data.images import ImagePreprocess
 from src.encoder.batches import to_device
+
+Tokenizer = Callable[[list[str]], torch.Tensor]  # texts -> (n, context) int64
+
+
+class ClipModel(Protocol):
+    """What is used of a CLIP: open_clip's own, or one that looks like it (see towers)."""
+
+    visual: torch.nn.Module
+
+    def encode_image(self, image: torch.Tensor, /) -> torch.Tensor:
+        """(n, 3, s, s) normalized pixels -> (n, D), not of unit length."""
+
+    def encode_text(self, text: torch.Tensor, /) -> torch.Tensor:
+        """(n, context) tokens -> (n, D), not of unit length."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +36,8 @@ class Encoder:
     loaded there (see loading).
     """
 
-    model: torch.nn.Module
-    tokenizer: object
+    model: ClipModel
+    tokenizer: Tokenizer | None  # None without a text tower
     geometry: ImagePreprocess
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from src.artifacts import cached_embeddings, fingerprint
-from src.data.images import Pixels
+from src.data.images import Pixels, Rows
 from src.encoder.batches import prepared, read_together, to_device
-from src.encoder.clip import Encoder, autocast
+from src.encoder.clip import Encoder, Tokenizer, autocast
 
 
 @torch.inference_mode()
-def embed_images(encoder: Encoder, pixels: np.ndarray) -> np.ndarray:
+def embed_images(encoder: Encoder, pixels: np.ndarray | Rows) -> np.ndarray:
     """(n, s, s, 3) uint8 -> (n, d) float32 unit rows, in order."""
 
     def read(start: int) -> torch.Tensor:
@@ -31,13 +31,14 @@ def embed_images(encoder: Encoder, pixels: np.ndarray) -> np.ndarray:
     return read_together(embed(batch) for batch in batches).numpy()
 
 
-def require_text(encoder: Encoder) -> None:
-    """Raise ValueError for an encoder without a text tower."""
-    if not encoder.has_text:
+def require_text(encoder: Encoder) -> Tokenizer:
+    """The encoder's tokenizer. Raises ValueError for an encoder without a text tower."""
+    if encoder.tokenizer is None:
         raise ValueError(
             f"clip: {encoder.name!r} has no text tower: it can be one of notebook 02's "
             "extra_clips, but not Model B's clip, and weight_by_clip_score cannot use it"
         )
+    return encoder.tokenizer
 
 
 @torch.inference_mode()
@@ -47,14 +48,14 @@ def embed_texts(encoder: Encoder, prompts: Sequence[str]) -> np.ndarray:
     Text longer than the context is truncated; equal prompts run once. Raises ValueError for an
     encoder without a text tower.
     """
-    require_text(encoder)
+    tokenizer = require_text(encoder)
 
     # prompts of about one length together: less padding
     unique = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))
     batch_size = 2 * encoder.batch
 
     def tokenize(start: int) -> torch.Tensor:
-        return trimmed(encoder, encoder.tokenizer(unique[start : start + batch_size]))
+        return trimmed(encoder, tokenizer(unique[start : start + batch_size]))
 
     def embed(tokens: torch.Tensor) -> torch.Tensor:
         with autocast(encoder.device):
@@ -64,6 +65,8 @@ def embed_texts(encoder: Encoder, prompts: Sequence[str]) -> np.ndarray:
     starts = tqdm(range(0, len(unique), batch_size), desc="text embeddings", unit="batch")
     batches = prepared(tokenize, starts, encoder.device)
     embeddings = read_together(embed(tokens) for tokens in batches).numpy()
+
+    # back into the order of the prompts that were given
     where = {prompt: i for i, prompt in enumerate(unique)}
     return embeddings[[where[prompt] for prompt in prompts]]
 
@@ -77,6 +80,8 @@ def trimmed(encoder: Encoder, tokens: torch.Tensor) -> torch.Tensor:
     padding = getattr(config, "pad_token_id", None)
     if padding is None:
         return tokens
+
+    # the widest prompt of the batch decides; at least one column stays
     longest = int((tokens != padding).sum(dim=1).max())
     return tokens[:, :longest]
 

@@ -3,6 +3,7 @@
 import copyreg
 import re
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from src.artifacts import fingerprint, load_json
 from src.data.images import ImagePreprocess
-from src.encoder.clip import Encoder, choose_device
+from src.encoder.clip import ClipModel, Encoder, Tokenizer, choose_device
 from src.encoder.folders import (
     LOCAL,
     check_is_state_dict,
@@ -43,12 +44,13 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
         folder = resolve(plain.removeprefix(TIMM + LOCAL))
     target = choose_device(device)
     try:
-        model, tokenizer, settings = _load(plain, size, folder)
-        _check_loaded(model, settings)
+        loaded, tokenizer, settings = _load(plain, size, folder)
+        _check_loaded(loaded, settings)
     except Exception as error:  # libraries raise what they like on broken weights or settings
         raise RuntimeError(_not_loaded(clip, error)) from error
 
-    model = model.to(target).eval().requires_grad_(False)
+    # nothing here ever trains: a fine-tune unfreezes copies of the tower
+    model = cast(ClipModel, loaded.to(target).eval().requires_grad_(False))
     model.visual.to(memory_format=torch.channels_last)
     given = settings["size"][0] if isinstance(settings["size"], tuple | list) else settings["size"]
     key = fingerprint(plain, size) if folder is None else folder_fingerprint(folder, size)
@@ -78,16 +80,20 @@ def sized(clip: str) -> tuple[str, int | None]:
     return (clip[: match.start()], int(match[1])) if match else (clip, None)
 
 
-def _load(plain: str, size: int | None, folder: Path | None) -> tuple[nn.Module, object, dict]:
+def _load(
+    plain: str, size: int | None, folder: Path | None
+) -> tuple[nn.Module, Tokenizer | None, dict]:
     """Model, tokenizer (None without a text tower) and how images are prepared."""
     if plain.startswith(TIMM):
         name = plain.removeprefix(TIMM) if folder is None else LOCAL + str(folder)
-        model, settings = load_timm(name, size)
-        return model, None, settings
+        images_only, settings = load_timm(name, size)
+        return images_only, None, settings
 
     if folder is not None and family_of(folder) is not None:
         settings = hugging_face_preprocess(folder)
         model, tokenizer = load_hugging_face(folder)
+
+        # its position embeddings are not interpolated here
         side = model.visual.image_size
         if (size or settings["size"]) != side:
             raise ValueError(f"a folder of transformers runs at its own {side} pixels alone")
@@ -97,7 +103,7 @@ def _load(plain: str, size: int | None, folder: Path | None) -> tuple[nn.Module,
 
 def _load_open_clip(
     plain: str, size: int | None, folder: Path | None
-) -> tuple[nn.Module, object, dict]:
+) -> tuple[nn.Module, Tokenizer, dict]:
     import open_clip
 
     name, pretrained = _split_name(plain, folder)

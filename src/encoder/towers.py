@@ -4,14 +4,18 @@ Both look like open_clip's models: `visual` maps pixels to embeddings, `encode_i
 `encode_text` give those that belong together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 FAMILIES = ("clip", "siglip")  # model_type of the configs that are known
+
+# a module of open_clip, timm or transformers: which parts it has depends on its family
+ForeignModule = Any
 
 
 # --- transformers ---
@@ -20,9 +24,9 @@ FAMILIES = ("clip", "siglip")  # model_type of the configs that are known
 class HuggingFaceVision(nn.Module):
     """The vision tower of a CLIPModel or SiglipModel, from pixels to embeddings (n, D)."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: ForeignModule):
         super().__init__()
-        self.vision_model = model.vision_model
+        self.vision_model: ForeignModule = model.vision_model
         self.visual_projection = getattr(model, "visual_projection", nn.Identity())
         self.is_clip = hasattr(model, "visual_projection")
         self.image_size = model.config.vision_config.image_size
@@ -42,12 +46,13 @@ class HuggingFaceVision(nn.Module):
         x = self.vision_model.embeddings(x)
         return self.vision_model.pre_layrnorm(x) if self.is_clip else x
 
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
         """The layers; without a mask, since every token sees every other."""
         return [_Unmasked(layer) for layer in self.vision_model.encoder.layers]
 
     def tail(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens to the embedding."""
+        # CLIP's embedding is its class token; SigLIP has none and pools by attention
         if self.is_clip:
             pooled = self.vision_model.post_layernorm(x[:, 0])
         else:
@@ -72,10 +77,10 @@ class _Unmasked:
 class HuggingFaceClip(nn.Module):
     """A CLIPModel or SiglipModel of transformers."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: ForeignModule):
         super().__init__()
         self.visual = HuggingFaceVision(model)
-        self.text_model = model.text_model
+        self.text_model: ForeignModule = model.text_model
         self.text_projection = getattr(model, "text_projection", nn.Identity())
 
     def encode_image(self, x: torch.Tensor) -> torch.Tensor:
@@ -119,6 +124,8 @@ def load_hugging_face(folder: Path) -> tuple[HuggingFaceClip, HuggingFaceTokens]
         dtype=torch.float32,
         output_loading_info=True,
     )
+
+    # transformers only warns of them, and leaves these tensors as they were drawn at random
     missing = sorted(loaded["missing_keys"])
     if missing:
         raise ValueError(
@@ -134,9 +141,9 @@ def load_hugging_face(folder: Path) -> tuple[HuggingFaceClip, HuggingFaceTokens]
 class TimmVision(nn.Module):
     """A tower of timm without a text tower; its embeddings are its pooled features (n, D)."""
 
-    def __init__(self, trunk: nn.Module, image_size: tuple[int, int]):
+    def __init__(self, trunk: ForeignModule, image_size: tuple[int, int]):
         super().__init__()
-        self.trunk = trunk
+        self.trunk: ForeignModule = trunk
         self.head = nn.Identity()
         self.image_size = image_size
 
@@ -165,7 +172,7 @@ def load_timm(name: str, size: int | None) -> tuple[VisionOnly, dict]:
     """
     import timm
 
-    options = {} if size is None else {"img_size": size}
+    options: dict[str, Any] = {} if size is None else {"img_size": size}
     try:
         trunk = timm.create_model(name, pretrained=True, num_classes=0, **options)
     except TypeError:

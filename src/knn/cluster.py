@@ -2,14 +2,19 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from src.dask_workers import connect
 from src.knn.cpu import block_rows
-from src.knn.neighbors import Neighbors, merge, order_ties
+from src.knn.neighbors import Neighbors, add_block, order_ties
+from src.knn.rows import BlockSettings
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 class MappedRows(NamedTuple):
@@ -40,14 +45,11 @@ def search_on_workers(
     queries: np.ndarray,
     k: int,
     rows: np.ndarray | None,
+    settings: BlockSettings,
     *,
     search: Callable[..., Neighbors],
     engine: str,
-    cluster: object,
-    center: np.ndarray | None,
-    store_rows: int | None,
-    query_rows: int,
-    checked: bool = False,
+    cluster: "str | Client",
 ) -> Neighbors:
     """As `search`, which workers call, with checked arguments; a lost worker's task is run again.
 
@@ -56,21 +58,18 @@ def search_on_workers(
     """
     from distributed import as_completed
 
-    settings = {
-        "engine": engine,
-        "center": center,
-        "store_rows": store_rows,
-        "query_rows": query_rows,
-        "checked": checked,
-    }
-    store_rows = store_rows or block_rows(queries.shape[1])
-    with (
-        nullcontext(cluster) if hasattr(cluster, "submit") else connect(cluster) as client,
-        warnings.catch_warnings(),
-    ):
+    store_rows = settings.store_rows or block_rows(queries.shape[1])
+
+    # a client that was given stays open
+    workers: AbstractContextManager[Client] = (
+        connect(cluster) if isinstance(cluster, str) else nullcontext(cluster)
+    )
+    with workers as client, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph")
         shared_queries = client.submit(_identity, queries, pure=False)
         task_rows = _task_rows(shards, len(client.nthreads()), store_rows)
+
+        # a task knows its own rows alone: `first_of` has where in the store they begin
         first_of = {}
         for task in _tasks(shards, rows, task_rows):
             future = client.submit(
@@ -80,21 +79,24 @@ def search_on_workers(
                 shared_queries,
                 k,
                 task.mask,
-                **settings,
+                engine=engine,
+                **asdict(settings),
                 pure=False,
             )
             first_of[future] = task.first
 
-        best = None
+        best: Neighbors | None = None
         for future, (similarity, index) in as_completed(first_of, with_results=True):
-            neighbors = similarity, index + first_of[future]
-            best = neighbors if best is None else merge(best, neighbors, k)
+            best = add_block(best, (similarity, index + first_of[future]), k)
+
+    assert best is not None  # k >= 1 rows are visible, so there was a task
     return order_ties(*best)  # tasks end in any order
 
 
 def _task_rows(shards: Sequence[np.ndarray], workers: int, store_rows: int) -> int:
     """Rows of a task: enough tasks for all workers, none above a block."""
-    rows_of_a_worker = -(-sum(map(len, shards)) // max(1, workers))
+    n_rows = sum(len(shard) for shard in shards)
+    rows_of_a_worker = -(-n_rows // max(1, workers))
     return max(1, min(store_rows, rows_of_a_worker))
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from src.knn.neighbors import Neighbors, best_first, merge, order_ties
-from src.knn.rows import centered, pieces, unit_rows
+from src.knn.neighbors import Neighbors, add_block, best_first, order_ties
+from src.knn.rows import BlockSettings, centered, pieces, unit_rows
 
 BLOCK_BYTES = 512 * 2**20  # of one block of the store in float32
 FEW_QUERIES = 4  # so few are one product, bound by memory; faiss would use one core for each
@@ -21,25 +21,24 @@ def search_on_cpu(
     queries: np.ndarray,
     k: int,
     rows: np.ndarray | None,
-    *,
-    center: np.ndarray | None,
-    store_rows: int | None,
-    query_rows: int,
-    checked: bool = False,
+    settings: BlockSettings,
 ) -> Neighbors:
     """As `search`, whose arguments are checked; `queries` are unit rows."""
-    best = None
-    for piece in pieces(shards, rows, store_rows or block_rows(queries.shape[1])):
+    best: Neighbors | None = None
+    for piece in pieces(shards, rows, settings.store_rows or block_rows(queries.shape[1])):
         store_index = piece.indices()
         x = piece.read()
-        x = centered(x if checked else unit_rows(x, "store", store_index), center)
-        similarity, row = _search_block(x, queries, min(k, len(x)), query_rows)
+        if not settings.checked:
+            x = unit_rows(x, "store", store_index)
+        x = centered(x, settings.center)
+        similarity, row = _search_block(x, queries, min(k, len(x)), settings.query_rows)
         piece.release()
 
         # the lists of one block are in order already but for ties, also those that clipping makes
         np.clip(similarity, -1, 1, out=similarity)
-        neighbors = order_ties(similarity, store_index[row])
-        best = neighbors if best is None else merge(best, neighbors, k)
+        best = add_block(best, order_ties(similarity, store_index[row]), k)
+
+    assert best is not None  # k >= 1 rows are visible, so there was a block
     return best
 
 
@@ -62,5 +61,6 @@ def _search_block(x: np.ndarray, queries: np.ndarray, k: int, query_rows: int) -
 
 def _best_of_all(similarity: np.ndarray, k: int) -> Neighbors:
     """The `k` highest of each row of (q, n), highest first, ties by index."""
+    # the k highest in any order, then these few alone are sorted
     row = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
     return best_first(np.take_along_axis(similarity, row, axis=1), row)

@@ -1,6 +1,7 @@
 """The search itself: what is asked is checked, then an engine or a cluster's workers answer."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,7 +10,10 @@ from src.knn.cpu import search_on_cpu
 from src.knn.engines import resolve_engine
 from src.knn.gpu import check_engine, search_on_gpu
 from src.knn.neighbors import Neighbors
-from src.knn.rows import unit_rows
+from src.knn.rows import BlockSettings, unit_rows
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 def search(
@@ -19,7 +23,7 @@ def search(
     engine: str = "auto",
     *,
     rows: np.ndarray | None = None,
-    cluster: object | None = None,
+    cluster: "str | Client | None" = None,
     center: np.ndarray | None = None,
     store_rows: int | None = None,
     query_rows: int = 8192,
@@ -45,22 +49,17 @@ def search(
     _check(shards, queries, k, rows, store_rows, query_rows)
     queries = unit_rows(queries, "queries")
 
-    blocks = {
-        "center": center,
-        "store_rows": store_rows,
-        "query_rows": query_rows,
-        "checked": checked,
-    }
+    settings = BlockSettings(center, store_rows, query_rows, checked)
     if cluster is not None:
         return search_on_workers(
-            shards, queries, k, rows, search=search, engine=engine, cluster=cluster, **blocks
+            shards, queries, k, rows, settings, search=search, engine=engine, cluster=cluster
         )
 
     name, _ = resolve_engine(engine)
     if name == "faiss":
-        return search_on_cpu(shards, queries, k, rows, **blocks)
+        return search_on_cpu(shards, queries, k, rows, settings)
     check_engine(name)
-    return search_on_gpu(name, shards, queries, k, rows, **blocks)
+    return search_on_gpu(name, shards, queries, k, rows, settings)
 
 
 def _check(
@@ -83,11 +82,14 @@ def _check(
             )
         if x.shape[1] != queries.shape[1]:
             raise ValueError(f"store is {x.shape[1]} wide, queries are {queries.shape[1]} wide")
-    n = sum(map(len, shards))
+
+    n = sum(len(x) for x in shards)
     if rows is not None and (rows.shape != (n,) or rows.dtype != bool):
         raise ValueError(
             f"rows must be bool of shape ({n},), got {rows.dtype} of shape {rows.shape}"
         )
+
+    # a list is never shorter than k: so many rows must be visible
     visible = n if rows is None else int(rows.sum())
     if not 1 <= k <= visible:
         raise ValueError(f"k = {k} is not within 1..{visible}, the visible rows of the store")

@@ -6,20 +6,24 @@ they are. CuPy arrays go through NumPy's functions, which pass them on to CuPy's
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from src.knn.neighbors import (
     Neighbors,
+    add_block,
     has_ties_out_of_order,
     highest_first,
-    merge,
     order_ties,
 )
-from src.knn.rows import Piece, centered, pieces, unit_rows
+from src.knn.rows import BlockSettings, Piece, centered, pieces, unit_rows
+
+if TYPE_CHECKING:
+    import cupy
 
 MEMORY_SHARE = 0.6  # of the device's free memory that blocks may take; the libraries need some too
 PIECES_OF_A_BLOCK = 8  # the unit in which a block is filled, so that it can span shards
@@ -37,11 +41,7 @@ def search_on_gpu(
     queries: np.ndarray,
     k: int,
     rows: np.ndarray | None,
-    *,
-    center: np.ndarray | None,
-    store_rows: int | None,
-    query_rows: int,
-    checked: bool = False,
+    settings: BlockSettings,
 ) -> Neighbors:
     """As `search`, whose arguments are checked; `engine` is "cuml" or "cuvs"."""
     import cupy
@@ -51,19 +51,26 @@ def search_on_gpu(
 
     build = {"cuml": _cuml_index, "cuvs": _cuvs_index}[engine]
     width = queries.shape[1]
-    store_rows = store_rows or _rows_that_fit(width, max(x.dtype.itemsize for x in shards))
+    store_rows = settings.store_rows
+    if store_rows is None:
+        store_rows = _rows_that_fit(width, max(x.dtype.itemsize for x in shards))
     queries = cupy.asarray(queries)
-    center = None if center is None else cupy.asarray(center)
+    center = None if settings.center is None else cupy.asarray(settings.center)
 
-    best = None
+    best: Neighbors | None = None
     for x, store_index in _blocks_on_device(_blocks(shards, rows, store_rows), width):
-        x = centered(x if checked else unit_rows(x, "store", store_index), center)
+        if not settings.checked:
+            x = unit_rows(x, "store", store_index)
+        x = centered(x, center)
         search = build(x, min(k, len(x)))
-        similarity, row = _search_queries(search, queries, min(k, len(x)), query_rows)
-        neighbors = similarity, cupy.asarray(store_index)[row]
-        best = neighbors if best is None else merge(best, neighbors, k)
+        similarity, row = _search_queries(search, queries, min(k, len(x)), settings.query_rows)
+        best = add_block(best, (similarity, cupy.asarray(store_index)[row]), k)
 
-    similarity, index = np.clip(best[0], -1, 1), best[1]
+    assert best is not None  # k >= 1 rows are visible, so there was a block
+    similarity, index = best
+    similarity = np.clip(similarity, -1, 1)
+
+    # lists leave the device once; only where clipping or the engine left ties are they sorted
     ties = has_ties_out_of_order(similarity, index)
     on_host = cupy.asnumpy(similarity), cupy.asnumpy(index)
     return order_ties(*on_host) if ties else on_host
@@ -74,7 +81,9 @@ def _search_queries(search: Search, queries: np.ndarray, k: int, query_rows: int
     parts = [search(queries[start : start + query_rows], k) for start in starts]
     if len(parts) == 1:
         return parts[0]
-    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    similarity = np.concatenate([part[0] for part in parts])
+    row = np.concatenate([part[1] for part in parts])
+    return similarity, row
 
 
 @cache
@@ -87,9 +96,9 @@ def check_engine(engine: str) -> None:
     x = rng.standard_normal((256, 8), dtype=np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     queries = x[:64]
-    similarity, index = search_on_gpu(
-        engine, [x], queries, 10, None, center=None, store_rows=100, query_rows=50
-    )
+    # blocks so small that lists are merged
+    settings = BlockSettings(center=None, store_rows=100, query_rows=50)
+    similarity, index = search_on_gpu(engine, [x], queries, 10, None, settings)
 
     exact = queries @ x.T
     best = -np.sort(-exact, axis=1)[:, :10]
@@ -118,9 +127,9 @@ def _blocks(
     shards: Sequence[np.ndarray], rows: np.ndarray | None, store_rows: int
 ) -> Iterator[Block]:
     """Pieces of the store, in order, together at most `store_rows` rows of one type."""
-    block = []
+    block: Block = []
     for piece in pieces(shards, rows, -(-store_rows // PIECES_OF_A_BLOCK)):
-        full = sum(map(len, block)) + len(piece) > store_rows
+        full = _n_rows(block) + len(piece) > store_rows
         if block and (full or piece.shard.dtype != block[0].shard.dtype):
             yield block
             block = []
@@ -129,9 +138,13 @@ def _blocks(
         yield block
 
 
+def _n_rows(block: Block) -> int:
+    return sum(len(piece) for piece in block)
+
+
 def _blocks_on_device(
     blocks: Iterator[Block], width: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple["cupy.ndarray", np.ndarray]]:
     """Each block's rows (m, d) on the device, in their own type, and their index in the store.
 
     While one is in use, the next is on its way.
@@ -141,13 +154,14 @@ def _blocks_on_device(
     uploader = _Uploader(width)
     with ThreadPoolExecutor(1, "upload") as background:
 
-        def start(block: Block):
+        def start(block: Block) -> tuple["cupy.ndarray", np.ndarray, Future]:
             # memory that is free again may still be in use by a kernel of the block before
             cupy.cuda.get_current_stream().synchronize()
-            x = cupy.empty((sum(map(len, block)), width), block[0].shard.dtype)
+            x = cupy.empty((_n_rows(block), width), block[0].shard.dtype)
             store_index = np.concatenate([piece.indices() for piece in block])
             return x, store_index, background.submit(uploader.copy, block, x)
 
+        # the copy of the next block begins once the present one has arrived, before it is searched
         coming = None
         for block in chain(blocks, [None]):
             present = coming
@@ -169,11 +183,12 @@ class _Uploader:
         self.device = cupy.cuda.Device()
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.buffers = [cupy.cuda.alloc_pinned_memory(STAGING_BYTES) for _ in range(2)]
-        self.sent = [None, None]  # an event for each buffer: what it held has arrived
+        # an event for each buffer: what it held has arrived
+        self.sent: list[cupy.cuda.Event | None] = [None, None]
         self.turn = 0
 
-    def copy(self, block: Block, x: np.ndarray) -> None:
-        """Fill `x` (m, d), an array of the device, with the block's rows."""
+    def copy(self, block: Block, x: "cupy.ndarray") -> None:
+        """Fill `x` (m, d) with the block's rows."""
         offset = 0
         with self.device, ThreadPoolExecutor(COPY_THREADS, "copy") as threads:
             for piece in block:
@@ -197,14 +212,17 @@ class _Uploader:
         threads: ThreadPoolExecutor,
     ) -> np.ndarray:
         """(count, d): the piece's rows from `start` on, in the pinned buffer whose turn it is."""
-        if self.sent[self.turn] is not None:
-            self.sent[self.turn].synchronize()
+        # the buffer may be filled again once the device has what it held before
+        event = self.sent[self.turn]
+        if event is not None:
+            event.synchronize()
         buffer = np.frombuffer(self.buffers[self.turn], dtype, count * self.width)
         staged = buffer.reshape(count, self.width)
 
         def fill(part: slice) -> None:
             staged[part] = piece.read(slice(start + part.start, start + part.stop))
 
+        # each thread fills rows of its own
         bounds = np.linspace(0, count, COPY_THREADS + 1).astype(int).tolist()
         list(threads.map(fill, map(slice, bounds[:-1], bounds[1:])))
         return staged
@@ -295,6 +313,7 @@ def _best_candidates(
             f"cuVS: float16 scores are off by {off:.2g}, rounding explains at most {margin:.2g}"
         )
 
+    # the k best of the candidates, and whether a row outside them could be better than the k-th
     order = highest_first(exact)[:, :k]
     similarity = np.take_along_axis(exact, order, axis=1)
     row = np.take_along_axis(row, order, axis=1)

@@ -48,6 +48,11 @@ def merge(one: Neighbors, other: Neighbors, k: int) -> Neighbors:
     return np.take_along_axis(similarity, order, axis=1), np.take_along_axis(index, order, axis=1)
 
 
+def add_block(best: Neighbors | None, block: Neighbors, k: int) -> Neighbors:
+    """The `k` best of the blocks so far (None before the first) and of one more block."""
+    return block if best is None else merge(best, block, k)
+
+
 def highest_first(similarity: np.ndarray) -> np.ndarray:
     """(q, k) the columns of each row in order of similarity, highest first; equal ones stay put."""
     if isinstance(similarity, np.ndarray):

@@ -11,6 +11,16 @@ ROUNDING = 2e-6  # lengths further off are set right: faiss and cuVS take the in
 
 
 @dataclass(frozen=True)
+class BlockSettings:
+    """How `search` reads the store and the queries; its arguments of the same names."""
+
+    center: np.ndarray | None  # (d,)
+    store_rows: int | None
+    query_rows: int
+    checked: bool = False
+
+
+@dataclass(frozen=True)
 class Piece:
     """`rows` rows of a shard from `start` on, or the `chosen` ones of them.
 
@@ -40,7 +50,9 @@ class Piece:
         """Let go of a read-only memory map's pages, which count as this process's memory."""
         if not isinstance(self.shard, np.memmap) or self.shard.mode != "r":
             return
-        base = self.shard
+
+        # a slice of a memory map is a view of it, and at the end of the chain is the map itself
+        base: object = self.shard
         while isinstance(base, np.ndarray):
             base = base.base
         if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
@@ -59,6 +71,8 @@ def pieces(
             count = min(piece_rows, len(shard) - start)
             first = offset + start
             chosen = None if rows is None else np.flatnonzero(rows[first : first + count])
+
+            # with every row chosen the piece is a slice, which is read without a copy
             if chosen is not None and len(chosen) == count:
                 chosen = None
             if chosen is None or len(chosen):
@@ -79,6 +93,7 @@ def unit_rows(x: np.ndarray, name: str, indices: np.ndarray | None = None) -> np
     if not len(x) or float(off.max()) <= ROUNDING:
         return x
 
+    # negated, so that NaN is refused too
     bad = np.flatnonzero(~(off <= TOLERANCE))
     if len(bad):
         row = int(bad[0])

@@ -11,6 +11,10 @@ from functools import partial
 import torch
 from torch import nn
 
+from src.encoder.towers import ForeignModule
+
+Part = Callable[[torch.Tensor], torch.Tensor]
+
 # parts behind the blocks, by the names that the libraries give them
 TAIL = (
     "conv_head",
@@ -37,9 +41,9 @@ BLOCKS = ("blocks", "stages", "transformer.resblocks", "vision_model.encoder.lay
 class Chain:
     """`tail(blocks[-1](... blocks[0](stem(x))))` is the tower's forward."""
 
-    stem: Callable[[torch.Tensor], torch.Tensor]
-    blocks: list[Callable[[torch.Tensor], torch.Tensor]]
-    tail: Callable[[torch.Tensor], torch.Tensor]
+    stem: Part
+    blocks: list[Part]
+    tail: Part
 
 
 def embed(visual: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -51,8 +55,9 @@ def embed(visual: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def chain_of(visual: nn.Module) -> Chain | None:
+def chain_of(visual: ForeignModule) -> Chain | None:
     """The chain that a tower of this kind is; None for a tower of another kind."""
+    # known by what they are made of: classes and names change more often between versions
     if hasattr(visual, "vision_model"):
         return Chain(visual.stem, visual.blocks(), visual.tail)
     trunk = getattr(visual, "trunk", None)
@@ -69,7 +74,7 @@ def chain_of(visual: nn.Module) -> Chain | None:
     return None
 
 
-def _open_clip_vit(visual: nn.Module) -> Chain:
+def _open_clip_vit(visual: ForeignModule) -> Chain:
     """open_clip's own ViT: OpenAI's, LAION's, DataComp's."""
 
     def tail(x: torch.Tensor) -> torch.Tensor:
@@ -79,7 +84,7 @@ def _open_clip_vit(visual: nn.Module) -> Chain:
     return Chain(visual._embeds, list(visual.transformer.resblocks), tail)
 
 
-def _efficientnet(visual: nn.Module, trunk: nn.Module) -> Chain:
+def _efficientnet(visual: ForeignModule, trunk: ForeignModule) -> Chain:
     def tail(x: torch.Tensor) -> torch.Tensor:
         x = trunk.bn2(trunk.conv_head(x))
         return visual.head(trunk.forward_head(x))
@@ -87,14 +92,14 @@ def _efficientnet(visual: nn.Module, trunk: nn.Module) -> Chain:
     return Chain(nn.Sequential(trunk.conv_stem, trunk.bn1), list(trunk.blocks), tail)
 
 
-def _convnext(visual: nn.Module, trunk: nn.Module) -> Chain:
+def _convnext(visual: ForeignModule, trunk: ForeignModule) -> Chain:
     def tail(x: torch.Tensor) -> torch.Tensor:
         return visual.head(trunk.forward_head(trunk.norm_pre(x)))
 
     return Chain(trunk.stem, list(trunk.stages), tail)
 
 
-def _fastvit(visual: nn.Module, trunk: nn.Module) -> Chain:
+def _fastvit(visual: ForeignModule, trunk: ForeignModule) -> Chain:
     """The towers of MobileCLIP."""
 
     def tail(x: torch.Tensor) -> torch.Tensor:
@@ -103,7 +108,7 @@ def _fastvit(visual: nn.Module, trunk: nn.Module) -> Chain:
     return Chain(trunk.stem, list(trunk.stages), tail)
 
 
-def _timm_vit(visual: nn.Module, trunk: nn.Module) -> Chain:
+def _timm_vit(visual: ForeignModule, trunk: ForeignModule) -> Chain:
     """timm's ViT, SigLIP and ViTamin; and EVA, PE-Core and DINOv3 with their rotary embedding."""
 
     def stem(x: torch.Tensor) -> torch.Tensor:
@@ -116,7 +121,7 @@ def _timm_vit(visual: nn.Module, trunk: nn.Module) -> Chain:
     return Chain(stem, _blocks_with_rotary_embedding(trunk), tail)
 
 
-def _blocks_with_rotary_embedding(trunk: nn.Module) -> list[Callable]:
+def _blocks_with_rotary_embedding(trunk: ForeignModule) -> list[Part]:
     """The blocks; where the tower has a rotary embedding, each with its own already given.
 
     The tower makes it beside the patches and hands it to every block, so a block that is called
@@ -126,6 +131,7 @@ def _blocks_with_rotary_embedding(trunk: nn.Module) -> list[Callable]:
     if rope is None:
         return list(trunk.blocks)
 
+    # a tower of one size has its embedding made; any other makes it for the size of its patches
     if hasattr(rope, "feat_shape") and not trunk.dynamic_img_size:
         embedding = rope.get_embed()
     else:
@@ -144,10 +150,10 @@ def block_names(visual: nn.Module) -> list[str]:
 
     Raises ValueError for a tower whose blocks are not known.
     """
-    body = getattr(visual, "trunk", visual)
+    body: nn.Module = getattr(visual, "trunk", visual)
     prefix = "trunk." if hasattr(visual, "trunk") else ""
 
-    modules = dict(body.named_modules())
+    modules: dict[str, ForeignModule] = dict(body.named_modules())
     for name in BLOCKS:
         if name in modules:
             return [f"{prefix}{name}.{i}" for i in range(len(modules[name]))]

@@ -8,10 +8,10 @@ use, and compares the error with how much the embeddings of different images dif
 from collections.abc import Callable
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from src.encoder import autocast
+from src.encoder.towers import ForeignModule
 from src.model_a.chain import embed
 
 TOLERANCE = 0.01  # of the mean distance between embeddings of different images
@@ -23,6 +23,7 @@ def varied_images(height: int, width: int) -> torch.Tensor:
     y = torch.linspace(-1, 1, height)[:, None].expand(height, width)
     x = torch.linspace(-1, 1, width)[None, :].expand(height, width)
 
+    # from one pixel to the whole image: a part left out may show only in some of them
     fine = torch.randn(3, height, width, generator=generator).clamp(-2, 2)
     few = torch.randn(1, 3, 5, 5, generator=generator).clamp(-2, 2)
     coarse = F.interpolate(few, size=(height, width), mode="bicubic")[0].clamp(-2, 2)
@@ -43,7 +44,7 @@ def varied_images(height: int, width: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def same_embeddings(visual: nn.Module, parts: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+def same_embeddings(visual: ForeignModule, parts: Callable[[torch.Tensor], torch.Tensor]) -> bool:
     """Whether `parts` gives the embeddings of `visual`; False where either cannot be computed.
 
     The largest error may be a hundredth of the mean distance between the images, or, at half
@@ -60,6 +61,7 @@ def same_embeddings(visual: nn.Module, parts: Callable[[torch.Tensor], torch.Ten
         if error <= TOLERANCE * torch.pdist(whole).mean():
             return True
 
+        # at half precision the parts may round otherwise: as far off as the whole is from exact
         with torch.autocast(device.type, enabled=False):
             exact = F.normalize(embed(visual, x).float(), dim=-1)
         return bool(error <= (whole - exact).norm(dim=-1).max())

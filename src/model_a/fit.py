@@ -44,6 +44,7 @@ def fit(
     `checkpoint` folder, a training that was stopped continues. Raises FloatingPointError when the
     loss is not finite, torch.OutOfMemoryError with advice.
     """
+    # what decides is never what was learnt from: groups hold near-duplicates together
     inner, held_out = inner_split(data.group, rows, seed)
     fitted, penalty = init_model(encoder, data, inner, held_out, recipe, seed)
     truth = data.targets[0][held_out]
@@ -53,6 +54,8 @@ def fit(
 
     start = snapshot(fitted)
     trainer = Trainer(fitted, encoder, data, inner, recipe=recipe, seed=seed, label=label)
+
+    # a checkpoint brings its history along, which begins with epoch 0
     if checkpoint is None or not trainer.load(checkpoint):
         fitted.history.append({"epoch": 0, "loss": None, "score": score(), "penalty": penalty})
     _train(trainer, score, checkpoint)
@@ -79,16 +82,15 @@ def init_model(
     The head starts as the probe, or at random: then there is no penalty.
     """
     torch.manual_seed(seed)
-    options = {"activation": recipe.activation, "mix": recipe.mix, "learn_mix": recipe.learn_mix}
     tower = make_tower(encoder, recipe)
     if recipe.head_init == "random":
-        head = heads.build(recipe.head, data.embeddings.shape[1], **options)
+        head = heads.build(recipe.head, data.embeddings.shape[1], **recipe.head_options)
         return FittedModel(tower, head.to(encoder.device)), None
 
     weight, bias, penalty = heads.probe(
         data.embeddings, data.targets[0], fit=inner, held_out=held_out
     )
-    head = heads.start(recipe.head, data.embeddings[inner], weight, bias, **options)
+    head = heads.start(recipe.head, data.embeddings[inner], weight, bias, **recipe.head_options)
     return FittedModel(tower, head.to(encoder.device)), penalty
 
 
@@ -146,7 +148,8 @@ def select_interpolation(
         restore(fitted, interpolate(start, best, factor))
         fitted.factors[factor] = score()
 
-    fitted.factor = max(fitted.factors, key=fitted.factors.get)
+    # of equal scores the first, which is nearest to the start
+    fitted.factor = max(fitted.factors, key=lambda factor: fitted.factors[factor])
     restore(fitted, interpolate(start, best, fitted.factor))
     return fitted
 

@@ -13,7 +13,7 @@ from src.encoder import Encoder, autocast
 from src.metrics import l2_normalize
 from src.model_a.fit import predict_pixels
 from src.model_a.fitted import FittedModel
-from src.model_a.tower import plain_tower
+from src.model_a.tower import Tower, plain_tower
 
 
 class FoldEnsemble:
@@ -26,12 +26,12 @@ class FoldEnsemble:
     def __init__(self, clip: Encoder, members: Mapping[str, Sequence[FittedModel]]):
         self.clip = clip
         self.members = members
-        self.plain = None
+        self.plain: Tower | None = None
         self.shared: set[str] = set()
         if members:
             first_folds = next(iter(members.values()))
             self.plain = plain_tower(clip, first_folds[0].tower.cut)
-            self.shared = {n for n, folds in members.items() if self._same_activations(folds)}
+            self.shared = _sharing(clip, self.plain, members)
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -42,7 +42,8 @@ class FoldEnsemble:
         activations, embedding = self._embed(self.clip.normalize(pixels))
         predictions = {}
         for name, folds in self.members.items():
-            if name in self.shared:
+            # `shared` is empty where there are no activations
+            if name in self.shared and activations is not None:
                 rows = [
                     F.normalize(fold.forward(activations).float(), dim=-1).cpu().numpy()
                     for fold in folds
@@ -60,12 +61,18 @@ class FoldEnsemble:
             activations = self.plain.frozen(x)
             return activations, self.plain(activations)
 
-    @torch.inference_mode()
-    def _same_activations(self, folds: Sequence[FittedModel]) -> bool:
-        """Whether each fold's frozen blocks give exactly what the CLIP's give, on noise."""
-        size = self.clip.geometry.size
-        pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-        x = self.clip.normalize(pixels)
-        with autocast(self.clip.device):
-            expected = self.plain.frozen(x)
-            return all(torch.equal(fold.tower.frozen(x), expected) for fold in folds)
+
+@torch.inference_mode()
+def _sharing(clip: Encoder, plain: Tower, members: Mapping[str, Sequence[FittedModel]]) -> set[str]:
+    """The members each of whose folds' frozen blocks give exactly what `plain`'s give, on noise."""
+    size = clip.geometry.size
+    pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    x = clip.normalize(pixels)
+
+    sharing = set()
+    with autocast(clip.device):
+        expected = plain.frozen(x)
+        for name, folds in members.items():
+            if all(torch.equal(fold.tower.frozen(x), expected) for fold in folds):
+                sharing.add(name)
+    return sharing

@@ -123,12 +123,7 @@ def load_fold(base: Path, encoder: Encoder) -> FittedModel:
 
     with readable(file):
         recipe = replace(Recipe(**record["recipe"]), compile_tower=False)
-        options = {
-            "activation": recipe.activation,
-            "mix": recipe.mix,
-            "learn_mix": recipe.learn_mix,
-        }
-        head = heads.build(recipe.head, record["width"], **options).to(encoder.device)
+        head = heads.build(recipe.head, record["width"], **recipe.head_options).to(encoder.device)
         tower = make_tower(encoder, recipe)
         fitted = FittedModel(tower, head, record["history"], record["factor"])
 

@@ -1,5 +1,7 @@
 """From an image embedding to a sentence embedding: the linear probe, and heads that start as it."""
 
+from typing import NamedTuple, TypedDict, Unpack
+
 import numpy as np
 import torch
 from torch import nn
@@ -64,6 +66,14 @@ class Wide(nn.Module):
         return self.fc2(torch.relu(self.norm1(self.fc1(embedding))))
 
 
+class HeadOptions(TypedDict, total=False):
+    """The options of `Head`, as they are passed on."""
+
+    activation: str
+    mix: float
+    learn_mix: bool
+
+
 # --- the linear probe ---
 
 
@@ -74,25 +84,33 @@ def ridge(
 
     The intercept is not penalized.
     """
-    return _solve(*_moments(embeddings, targets), penalty)
+    return _solve(_moments(embeddings, targets), penalty)
 
 
-def _moments(embeddings: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The centered products x'x and x'y in float64, and the means of x and y."""
+class _Moments(NamedTuple):
+    """All that a ridge needs of its rows: x'x (d, d) and x'y (d, 384), centered, and the means."""
+
+    gram: np.ndarray
+    product: np.ndarray
+    x_mean: np.ndarray
+    y_mean: np.ndarray
+
+
+def _moments(embeddings: np.ndarray, targets: np.ndarray) -> _Moments:
+    # in float64: the smallest penalty leaves the solution to the smallest eigenvalues
     x = embeddings.astype(np.float64)
     y = targets.astype(np.float64)
     x_mean = x.mean(axis=0)
     y_mean = y.mean(axis=0)
 
     x = x - x_mean
-    return x.T @ x, x.T @ (y - y_mean), x_mean, y_mean
+    return _Moments(x.T @ x, x.T @ (y - y_mean), x_mean, y_mean)
 
 
-def _solve(
-    gram: np.ndarray, product: np.ndarray, x_mean: np.ndarray, y_mean: np.ndarray, penalty: float
-) -> tuple[np.ndarray, np.ndarray]:
-    weight = np.linalg.solve(gram + penalty * np.eye(len(gram)), product)
-    bias = y_mean - x_mean @ weight
+def _solve(moments: _Moments, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+    penalized = moments.gram + penalty * np.eye(len(moments.gram))
+    weight = np.linalg.solve(penalized, moments.product)
+    bias = moments.y_mean - moments.x_mean @ weight
     return weight.astype(np.float32), bias.astype(np.float32)
 
 
@@ -103,8 +121,9 @@ def probe(
 
     Returns its weight (d, 384), its bias (384,) and that penalty.
     """
+    # one pass over the rows serves every penalty
     moments = _moments(embeddings[fit], targets[fit])
-    probes = [(*_solve(*moments, penalty), penalty) for penalty in RIDGES]
+    probes = [(*_solve(moments, penalty), penalty) for penalty in RIDGES]
 
     def score(candidate: tuple[np.ndarray, np.ndarray, float]) -> float:
         weight, bias, _ = candidate
@@ -116,7 +135,7 @@ def probe(
 # --- heads ---
 
 
-def build(kind: str, width: int, **options: object) -> nn.Module:
+def build(kind: str, width: int, **options: Unpack[HeadOptions]) -> Head | Wide | nn.Linear:
     """A head of `kind` with random weights, from (n, width) to (n, 384).
 
     `options` are those of `Head`. Raises ValueError for an unknown kind.
@@ -131,8 +150,12 @@ def build(kind: str, width: int, **options: object) -> nn.Module:
 
 
 def start(
-    kind: str, embeddings: np.ndarray, weight: np.ndarray, bias: np.ndarray, **options: object
-) -> nn.Module:
+    kind: str,
+    embeddings: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    **options: Unpack[HeadOptions],
+) -> Head | Wide | nn.Linear:
     """A head of `kind` that predicts, up to length, what the probe `weight`, `bias` predicts.
 
     For rows like `embeddings` (n, d). FC1 is the probe, scaled so that its outputs have the
@@ -140,12 +163,13 @@ def start(
     """
     head = build(kind, len(weight), **options)
     prediction = embeddings @ weight + bias
-    if kind == "wide":
+    if isinstance(head, Wide):
         return _start_wide(head, prediction, weight, bias)
 
+    # rows leave a norm layer with spread 1, so FC1 is scaled to that: the norm then changes little
     scale = prediction.std()
     with torch.no_grad():
-        if kind == "linear":
+        if isinstance(head, nn.Linear):
             _copy(head, weight / scale, bias / scale)
         else:
             _copy(head.fc1, weight / scale, bias / scale)
@@ -160,6 +184,7 @@ def _start_second_layer(head: Head, prediction: np.ndarray) -> None:
     if isinstance(head.activation, nn.Identity):
         return
 
+    # the rows as they come out of the activation, and the way back to what went in
     first = head.norm1(torch.from_numpy(prediction))
     activated = head.activation(first).numpy()
     weight, bias = ridge(activated, first.numpy(), penalty=0.01 * len(prediction))

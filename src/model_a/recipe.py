@@ -5,8 +5,9 @@ The defaults stand in the parameter cell of notebook 02, and nowhere else.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from src.model_a.head import ACTIVATIONS, HEADS
+from src.model_a.head import ACTIVATIONS, HEADS, HeadOptions
 
 TOWERS = ("trained", "frozen")
 LOSSES = ("cosine", "contrastive", "huber")
@@ -117,13 +118,18 @@ class Recipe:
         """Whether an epoch draws among several versions of each prompt's target."""
         return self.augment_synonyms or self.augment_shuffle
 
+    @property
+    def head_options(self) -> HeadOptions:
+        """What `head.build` and `head.start` take beside the kind of head."""
+        return {"activation": self.activation, "mix": self.mix, "learn_mix": self.learn_mix}
+
     @classmethod
-    def from_parameters(cls, values: Mapping[str, object]) -> "Recipe":
+    def from_parameters(cls, values: Mapping[str, Any]) -> "Recipe":
         """The recipe of Model A from the notebook's parameters; other names are ignored."""
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
-def baseline_recipe(values: Mapping[str, object]) -> Recipe:
+def baseline_recipe(values: Mapping[str, Any]) -> Recipe:
     """The plain fine-tune of Table 1's three CLIP variants, from the notebook's parameters.
 
     One linear layer, one learning rate for tower and layer, and none of Model A's additions.

@@ -106,9 +106,12 @@ def ablate_augmentations(
         "images": (replace(plain, augment_images=True), own[None]),
     }
     for kind, version in versions.items():
-        recipe = replace(plain, **{f"augment_{kind}": True})
+        recipe = replace(
+            plain, augment_synonyms=kind == "synonyms", augment_shuffle=kind == "shuffle"
+        )
         trials[kind] = (recipe, np.stack([own, version.targets]))
 
+    # the first fold stands for all: what is compared are trainings of one and the same rows
     number = int(fold.min())
     cosine_of = {}
     for name, (recipe, targets) in trials.items():

@@ -8,6 +8,7 @@ epoch starts from the kept activations. Any other tower runs whole.
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
+from typing import TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,8 +17,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from src.encoder import Encoder
+from src.encoder.towers import ForeignModule
 from src.model_a.adapters import add_adapters
-from src.model_a.chain import TAIL, block_names, blocks_of, chain_of, embed, tail_of
+from src.model_a.chain import TAIL, Chain, block_names, blocks_of, chain_of, embed, tail_of
 from src.model_a.cut_check import same_embeddings
 from src.model_a.recipe import Recipe
 
@@ -58,6 +60,7 @@ class Tower(nn.Module):
         self.n_blocks = len(self.block_names)
         self.frozen_blocks = self._count_frozen(trainable_blocks)
 
+        # adapters go into the last frozen blocks, so the cut moves in front of the first of these
         self._select_trained(trainable_blocks, train_depthwise)
         n_adapted = self._count_adapted(lora_blocks) if lora_rank else 0
         self.cut = self.frozen_blocks - n_adapted
@@ -67,7 +70,8 @@ class Tower(nn.Module):
 
         self.splits = not self.trains or (self.cut > 0 and self._can_be_cut(original))
         if checkpointing and not self.splits:
-            visual.set_grad_checkpointing(True)
+            whole: ForeignModule = visual
+            whole.set_grad_checkpointing(True)
 
     def _count_frozen(self, trainable_blocks: int) -> int:
         if trainable_blocks > self.n_blocks or trainable_blocks < WHOLE:
@@ -132,15 +136,20 @@ class Tower(nn.Module):
         in_tail = any(part in name.split(".") for part in TAIL)
         return 0 if in_tail else self.n_blocks + 1
 
-    def _before_cut(self, x: torch.Tensor) -> torch.Tensor:
+    def _chain(self) -> Chain:
         chain = chain_of(self.visual)
+        assert chain is not None  # _measure_cut: only a tower that is a chain is cut
+        return chain
+
+    def _before_cut(self, x: torch.Tensor) -> torch.Tensor:
+        chain = self._chain()
         x = chain.stem(x)
         for block in chain.blocks[: self.cut]:
             x = block(x)
         return x
 
     def _after_cut(self, x: torch.Tensor) -> torch.Tensor:
-        chain = chain_of(self.visual)
+        chain = self._chain()
         for block in chain.blocks[self.cut :]:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
@@ -150,12 +159,13 @@ class Tower(nn.Module):
 
     def _can_be_cut(self, original: nn.Module | None) -> bool:
         """Whether the two parts give what the whole tower gives, as measured on several images."""
-        known = {} if original is None else MEASURED_CUTS.setdefault(original, {})
-        if self.cut not in known:
-            known[self.cut] = self._measure_cut()
-        return known[self.cut]
+        measured = {} if original is None else MEASURED_CUTS.setdefault(original, {})
+        if self.cut not in measured:
+            measured[self.cut] = self._measure_cut()
+        return measured[self.cut]
 
     def _measure_cut(self) -> bool:
+        # activations are kept in float32, whatever the precision in use
         def two_parts(x: torch.Tensor) -> torch.Tensor:
             return self._after_cut(self._before_cut(x).float())
 
@@ -193,7 +203,7 @@ def plain_tower(encoder: Encoder, cut: int) -> Tower:
 # --- depthwise convolutions ---
 
 
-def _is_depthwise(module: nn.Module) -> bool:
+def _is_depthwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
@@ -207,7 +217,8 @@ def strided_depthwise_in_float32(tower: Tower) -> None:
             if not _is_depthwise(module) or max(module.stride) == 1:
                 continue
             if module.weight.device.type == "cpu":
-                module.forward = partial(_in_float32, module.forward)
+                in_float32 = partial(_in_float32, module.forward)
+                module.forward = in_float32  # type: ignore[method-assign]  # of this copy alone
 
 
 def _in_float32(forward: Callable, x: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,7 @@ def parameter_groups(tower: Tower, head: nn.Module, recipe: Recipe) -> list[dict
         rate = recipe.lr_fc2 if is_second and recipe.lr_fc2 is not None else recipe.lr_fc
         groups.setdefault(("head", rate, p.ndim > 1), []).append(p)
 
+    # a group without a trained parameter would only slow the optimizer down
     trained = []
     for (name, rate, decays), parameters in groups.items():
         parameters = [p for p in parameters if p.requires_grad]
@@ -135,8 +136,10 @@ def finish_inputs(
     if read.kept is not None:
         return to_device(read.kept, encoder.device).float()
 
+    assert read.pixels is not None  # read_inputs: one or the other
     pixels = to_device(read.pixels, encoder.device)
     if augment:
+        assert read.may_flip is not None  # read with the pixels
         may_flip = to_device(read.may_flip, encoder.device)
         pixels = augmentation.augment(pixels.permute(0, 3, 1, 2), may_flip).permute(0, 2, 3, 1)
     with autocast(encoder.device):
@@ -171,6 +174,7 @@ def epoch_plan(
     if recipe.sample_duplicates and data.stands_for is not None:
         order = _sample_stand_ins(data.stands_for, order, random)
 
+    # batches of nearly one size: a last one of a few rows would be a noisy step of its own
     n_batches = -(-len(order) // recipe.batch_size)
     bounds = np.linspace(0, len(order), n_batches + 1).round().astype(int)
     return EpochPlan(order, versions, bounds)
@@ -180,6 +184,7 @@ def _sample_stand_ins(
     stands_for: np.ndarray, rows: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
     """For each of `rows` one of the images that stand for it, itself included."""
+    # sorted by keeper, the images that stand for a row are one run, found by bisection
     by_keeper = np.argsort(stands_for, kind="stable")
     first = np.searchsorted(stands_for[by_keeper], rows)
     count = np.searchsorted(stands_for[by_keeper], rows, side="right") - first
@@ -265,6 +270,7 @@ class Trainer:
         target = torch.from_numpy(self.data.targets[versions, rows])
         weight = None
         if self.recipe.weight_by_clip_score:
+            assert self.data.weight is not None  # training_set gives it for such a recipe
             weight = torch.from_numpy(self.data.weight[rows])
         return Batch(rows, inputs, target, weight)
 
@@ -275,6 +281,8 @@ class Trainer:
         """
         if not self.unread:
             return
+
+        # one wait for the device, for all of them
         values = torch.stack([loss for _, _, loss in self.unread]).tolist()
         for (batch, rows, _), value in zip(self.unread, values, strict=True):
             if not isfinite(value):
@@ -337,21 +345,23 @@ class Trainer:
 
         self.updates += 1
         if self.average is not None:
-            self._add_to_average()
+            self._add_to(self.average)
 
     @torch.no_grad()
-    def _add_to_average(self) -> None:
+    def _add_to(self, average: dict[str, torch.Tensor]) -> None:
         # early on the average must not be the start
         decay = min(self.recipe.ema, (1 + self.updates) / (10 + self.updates))
         current = weights(self.fitted)
         floats = [name for name in current if current[name].is_floating_point()]
         torch._foreach_lerp_(
-            [self.average[name] for name in floats],
+            [average[name] for name in floats],
             [current[name].detach() for name in floats],
             1 - decay,
         )
+
+        # counters, as BatchNorm has them, are not averaged
         for name in current.keys() - set(floats):
-            self.average[name].copy_(current[name])
+            average[name].copy_(current[name])
 
     # --- checkpoints ---
 
@@ -391,6 +401,7 @@ class Trainer:
         with atomic(folder / "state.pt") as temporary:
             torch.save(state, temporary)
 
+        # the state names the new weights from here on; stopped before, it names the old ones
         for old in folder.glob("weights-*.safetensors"):
             if old.name != name:
                 old.unlink()

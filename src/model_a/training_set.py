@@ -37,7 +37,7 @@ class TrainingSet:
     """
 
     ids: list[str]
-    pixels: np.ndarray
+    pixels: np.ndarray | images.Rows
     embeddings: np.ndarray
     targets: np.ndarray
     group: np.ndarray
@@ -83,7 +83,8 @@ class _MappedFile:
 
 def _packed(value: object) -> object:
     if isinstance(value, images.Rows):
-        return replace(value, array=_packed(value.array))
+        packed = _packed(value.array)
+        return replace(value, array=packed)  # type: ignore[arg-type]  # a file, on the way only
     if not isinstance(value, np.memmap) or not value.flags.c_contiguous or value.filename is None:
         return value
 
@@ -97,7 +98,8 @@ def _packed(value: object) -> object:
 
 def _unpacked(value: object) -> object:
     if isinstance(value, images.Rows):
-        return replace(value, array=_unpacked(value.array))
+        array = _unpacked(value.array)
+        return replace(value, array=array)  # type: ignore[arg-type]  # the array again
     if not isinstance(value, _MappedFile):
         return value
     return np.memmap(value.file, value.dtype, mode="r", offset=value.offset, shape=value.shape)
@@ -191,6 +193,7 @@ def clip_score_weights(
 
     A rank does not depend on the scale of the scores.
     """
+    # both are unit rows: the product is the cosine
     text = text_embeddings(encoder, texts, folder, name=name)
     score = np.einsum("nd,nd->n", embeddings, text)
     rank = score.argsort().argsort()
@@ -211,6 +214,7 @@ def frozen_activations(
     if not tower.splits or not tower.trains:
         return None
 
+    # the record is written last: without it the activations count as not written
     record = file.with_suffix(".json")
     key = fingerprint(encoder.fingerprint, tower.cut, pixels.key, str(encoder.device))
     if not record.exists() or load_json(record)["key"] != key:
@@ -222,7 +226,9 @@ def frozen_activations(
 
 
 @torch.no_grad()
-def _write_activations(tower: Tower, encoder: Encoder, pixels: np.ndarray, file: Path) -> bool:
+def _write_activations(
+    tower: Tower, encoder: Encoder, pixels: np.ndarray | images.Rows, file: Path
+) -> bool:
     """Whether the file was written: not where it would be above ACTIVATION_BYTES."""
 
     def compute(start: int) -> np.ndarray:

@@ -9,6 +9,7 @@ its columns.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -18,6 +19,9 @@ from src import knn
 from src.artifacts import atomic, load_array, load_json, load_table, save_json, save_table
 from src.metrics import l2_normalize
 from src.paths import display_path
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 DTYPES = ("float16", "float32")
 INDEX = "store.json"  # lists the shards in order; written last, so an unfinished shard is not in it
@@ -259,7 +263,7 @@ class ColumnView:
         engine: str = "auto",
         *,
         visible: np.ndarray | None = None,
-        cluster: object | None = None,
+        cluster: "str | Client | None" = None,
         center: np.ndarray | None = None,
     ) -> knn.Neighbors:
         """As `knn.search`, with indices of the run; only rows `visible` (n,) bool are searched."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -23,6 +23,9 @@ from src.model_b.weighting import (
     weight_shares,
 )
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 
 class Explained(NamedTuple):
     """Predictions and the neighbors behind them, of all routes together, the one with the most
@@ -31,7 +34,8 @@ class Explained(NamedTuple):
 
     prediction: np.ndarray  # (q, 384) float32 unit rows
     similarity: np.ndarray  # (q, depth) cosine of the image's and the prompt's CLIP embeddings
-    index: np.ndarray  # (q, depth) int64 rows of the run
+    # (q, depth) int64 rows of the run
+    index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nothing calls
     weight: np.ndarray  # (q, depth) parts of all weights, so a whole row sums to at most 1
 
 
@@ -57,7 +61,7 @@ class ModelB:
     libraries: Mapping[str, Library]  # by the name of the CLIP
     parts: tuple[WeightedRoute, ...]
     engine: str = "auto"
-    cluster: object | None = None
+    cluster: "str | Client | None" = None
     depth: int = 100  # neighbors returned
 
     def predict(
@@ -83,7 +87,8 @@ class ModelB:
                 "give embeddings by each, as a dict"
             )
 
-        total = 0
+        # each route adds its prediction by its share; new images may see every row
+        total: np.ndarray = np.zeros((), np.float32)
         indices = []
         weights = []
         all_visible = np.ones(len(self.prompts), bool)
@@ -121,16 +126,17 @@ class ModelB:
         """Write the choice and what the routes learnt; the datastore's files are where the notebook
         put them.
         """
-        choice = {"avg_cos": avg_cos, "parts": []}
+        parts: list[dict[str, Any]] = []
         for n, part in enumerate(self.parts):
             learnt = {
                 name: array
                 for name, array in vars(part.fitted.query_map).items()
                 if isinstance(array, np.ndarray)
             }
+            arrays: dict[str, Any] = {"rows": part.fitted.rows, **learnt}
             with artifacts.atomic(output / paths.ROUTE_B.format(n=n)) as temporary:
-                np.savez(temporary, rows=part.fitted.rows, **learnt)
-            choice["parts"].append(
+                np.savez(temporary, **arrays)
+            parts.append(
                 {
                     "route": asdict(part.fitted.route),
                     "k": part.k,
@@ -139,7 +145,7 @@ class ModelB:
                     "penalty": part.fitted.query_map.penalty,
                 }
             )
-        artifacts.save_json(output / paths.CHOICE_B, choice)
+        artifacts.save_json(output / paths.CHOICE_B, {"avg_cos": avg_cos, "parts": parts})
 
 
 def fit_model(
@@ -152,7 +158,7 @@ def fit_model(
     *,
     seed: int = 0,
     engine: str = "auto",
-    cluster: object | None = None,
+    cluster: "str | Client | None" = None,
 ) -> ModelB:
     """The model of those `routes` that have a share, learnt from all training rows; `tuned`,
     `shares` by their names.
@@ -193,7 +199,7 @@ def merge_routes(
     return merge_weighted(indices, weights, depth)
 
 
-def load(output: Path, engine: str = "auto", cluster: object | None = None) -> ModelB:
+def load(output: Path, engine: str = "auto", cluster: "str | Client | None" = None) -> ModelB:
     """Model B as notebook 03 left it in `output`. Raises FileNotFoundError naming the stage when it
     has not run.
     """

@@ -5,6 +5,7 @@ Each `Route` has its own K and weights; `src.model_b.model` sums what they predi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from src.model_b import query_map
 from src.model_b.datastore import ColumnView
 from src.model_b.isolation import folds_of_run, visible_rows
 from src.model_b.query_map import QueryMap
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 KEYS = ("text", "image")
 RENAMED = {"centre": "center"}  # keys of a route in older parameters files
@@ -62,7 +66,7 @@ class Route:
             raise ValueError(f"route {self.name}: hubs must be a number from 0, got {self.hubs!r}")
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, object]) -> "Route":
+    def from_dict(cls, settings: Mapping[str, Any]) -> "Route":
         """A route as parameters files and `choice.json` spell it. ValueError for a key that it does
         not have.
         """
@@ -71,14 +75,14 @@ class Route:
             if old in settings:
                 raise ValueError(f"route {name}: {old} was renamed to {new}")
 
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(settings) - set(known))
+        keys = [field.name for field in fields(cls)]
+        unknown = sorted(set(settings) - set(keys))
         if unknown or name is None:
-            raise ValueError(f"route {name}: unknown {unknown}; `name` is needed, of {known}")
+            raise ValueError(f"route {name}: unknown {unknown}; `name` is needed, of {keys}")
         return cls(**settings)
 
     @classmethod
-    def from_parameters(cls, settings: Mapping[str, object], clips: Sequence[str]) -> "Route":
+    def from_parameters(cls, settings: Mapping[str, Any], clips: Sequence[str]) -> "Route":
         """A route of notebook 03's `routes`, where `clip` is a number: 1 for the first of `clips`,
         and 1 by default.
         """
@@ -118,7 +122,7 @@ class FittedRoute:
         engine: str,
         *,
         visible: np.ndarray,
-        cluster: object | None = None,
+        cluster: "str | Client | None" = None,
     ) -> Neighbors:
         """`images` (q, D) look up their `k` nearest among the run's rows `visible` (n,) bool: as
         `knn.search`.
@@ -193,7 +197,7 @@ def search_out_of_fold(
     k: int,
     engine: str = "auto",
     seed: int = 0,
-    cluster: object | None = None,
+    cluster: "str | Client | None" = None,
 ) -> Neighbors:
     """Every training image looks up what is visible to its fold, by a route learnt from the other
     folds' rows.
@@ -204,6 +208,7 @@ def search_out_of_fold(
     run_fold = folds_of_run(fold, len(conflicts))
     similarity = np.empty((len(fold), k), np.float32)
     index = np.empty((len(fold), k), np.int64)
+    # a fold's images see nothing of their own fold, and no route that learnt from it
     for f in np.unique(fold):
         in_fold = fold == f
         visible = visible_rows(run_fold, conflicts, int(f))

@@ -7,15 +7,17 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import narwhals as nw
 import polars as pl
+from narwhals.typing import IntoDataFrameT
 
 from src.artifacts import atomic
 from src.data.normalize import normalize_prompts
 
 BUCKETS = 64  # files that the prompts are divided into; one at a time is made distinct in memory
-SCHEMA = {"row": pl.Int64, "prompt": pl.String, "source": pl.String}
+SCHEMA = pl.Schema({"row": pl.Int64, "prompt": pl.String, "source": pl.String})
 
 
 def frame_engine(engine: str = "auto") -> str:
@@ -36,7 +38,7 @@ def frame_engine(engine: str = "auto") -> str:
     return "cudf" if usable and engine != "polars" else "polars"
 
 
-def judge_prompts(batch, *, min_words: int, max_characters: int):
+def judge_prompts(batch: IntoDataFrameT, *, min_words: int, max_characters: int) -> IntoDataFrameT:
     """A table `prompt, ...` (polars or cuDF) with its normalized `text`, and the `reason` to drop a
     row, by the row alone.
     """
@@ -51,7 +53,8 @@ def judge_prompts(batch, *, min_words: int, max_characters: int):
 
     too_long = nw.lit(f"more than {max_characters} characters")
     too_short = nw.lit(f"fewer than {min_words} words")
-    reason = nw.when(length > max_characters).then(too_long)
+    # the last rule that a prompt breaks is its reason; null where it breaks none
+    reason: nw.Expr = nw.when(length > max_characters).then(too_long)
     reason = nw.when(words < min_words).then(too_short).otherwise(reason)
     reason = nw.when(nw.col("text") == "").then(nw.lit("empty")).otherwise(reason)
     return frame.with_columns(reason.alias("reason")).to_native()
@@ -65,7 +68,7 @@ def write_text_pool(
     max_characters: int = 2000,
     exclude: pl.Series | None = None,
     engine: str = "auto",
-) -> Counter:
+) -> Counter[str]:
     """Write the distinct usable prompts of `batches` (prompt, source) to a Parquet `file` (row,
     prompt, source).
 
@@ -80,7 +83,7 @@ def write_text_pool(
     )
     limits = {"min_words": min_words, "max_characters": max_characters}
 
-    reason_counts = Counter()
+    reason_counts: Counter[str] = Counter()
     file.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=file.parent) as folder:
         reason_counts.update(_partition_usable(batches, Path(folder), engine, **limits))
@@ -91,11 +94,12 @@ def write_text_pool(
 
 def _partition_usable(
     batches: Iterable[pl.DataFrame], folder: Path, engine: str, **limits: int
-) -> Counter:
+) -> Counter[str]:
     """Apply the rules batch by batch; what stays goes to the part that its text's hash names."""
     import pyarrow.parquet as pq
 
-    reason_counts = Counter()
+    reason_counts: Counter[str] = Counter()
+    # a text goes by its hash: all copies of it, from any batch, meet in one part
     writers = {}
     rows_read = 0
     for batch in batches:
@@ -128,15 +132,15 @@ def _judge_on(engine: str, batch: pl.DataFrame, **limits: int) -> pl.DataFrame:
         import cudf
 
         judged = judge_prompts(cudf.DataFrame.from_arrow(batch.to_arrow()), **limits)
-        return pl.from_arrow(judged.to_arrow())
+        return cast(pl.DataFrame, pl.from_arrow(judged.to_arrow()))
     return judge_prompts(batch, **limits)
 
 
-def _write_distinct(folder: Path, file: Path, excluded: pl.Series) -> Counter:
+def _write_distinct(folder: Path, file: Path, excluded: pl.Series) -> Counter[str]:
     """Write the first of each text of the parts in `folder` to `file`, without those `excluded`."""
     import pyarrow.parquet as pq
 
-    reason_counts = Counter()
+    reason_counts: Counter[str] = Counter()
     with pq.ParquetWriter(file, pl.DataFrame(schema=SCHEMA).to_arrow().schema) as writer:
         for part in sorted(folder.glob("*.parquet")):
             usable = pl.read_parquet(part, glob=False)

@@ -46,6 +46,7 @@ def weights(
     if invalid.any():
         raise ValueError(f"{invalid.sum()} of {distance.size} distances are negative or NaN")
 
+    # at d = 0 a weight may be infinite, which `fuse` takes as the limit
     with np.errstate(divide="ignore", over="ignore"):
         return coef / distance ** (dim + delta) if inside else coef / (distance**dim + delta)
 
@@ -70,6 +71,8 @@ class Weighting:
             return weights(d, self.dim, self.delta, self.coef, inside=self.inside)
         if not self.tau > 0:
             raise ValueError(f"tau = {self.tau} must be positive")
+
+        # less the row's highest similarity, so that no power overflows
         similarity = similarity.astype(np.float64)
         return np.exp((similarity - similarity[:, :1]) / self.tau)
 
@@ -137,7 +140,7 @@ def fuse_neighbors(
 
 
 def merge_weighted(
-    index: Sequence[np.ndarray], weight: Sequence[np.ndarray], depth: int
+    indices: Sequence[np.ndarray], weights: Sequence[np.ndarray], depth: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Several lists of each query as one: `index` and `weight` (q, depth), largest weight first,
     ties by index.
@@ -145,8 +148,8 @@ def merge_weighted(
     A prompt's weights are summed. Where a query has fewer than `depth` different prompts, all lists
     are that short.
     """
-    index = np.concatenate(index, axis=1)
-    weight = np.concatenate(weight, axis=1)
+    index: np.ndarray = np.concatenate(indices, axis=1)
+    weight: np.ndarray = np.concatenate(weights, axis=1)
 
     # bring equal prompts of a row side by side, and number the different ones
     order = np.argsort(index, axis=1, kind="stable")
@@ -162,6 +165,7 @@ def merge_weighted(
     prompts = np.zeros_like(index)
     np.put_along_axis(prompts, number, index, axis=1)
 
+    # lists are as long as that of the query with the fewest different prompts
     fewest = int(is_first.sum(axis=1).min(initial=index.shape[1]))
     order = np.lexsort((prompts, -summed), axis=1)[:, : min(depth, fewest)]
     return np.take_along_axis(prompts, order, axis=1), np.take_along_axis(summed, order, axis=1)
@@ -216,6 +220,7 @@ def tune(
     for k in k_grid:
         _check_lists(similarity, index, k)
 
+    # one search and one table of cosines serve every choice
     pairs = list(product(k_grid, weightings))
     score = _grid_cosines(similarity, index, lookup, truth, k_grid, weightings)
     mean_score = score.mean(axis=0)

@@ -59,7 +59,7 @@ def space_needed(
         needed["embeddings"] += rows * 4 * width
 
         tower = towers.get(name)
-        if tower is not None:
+        if tower is not None and training is not None:
             kept = [rows * n_bytes for n_bytes in tower.activation_bytes.values()]
             needed["activations"] += sum(n for n in kept if n <= ACTIVATION_BYTES)
             variants = VARIANTS if name == training["clip"] else 1

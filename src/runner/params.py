@@ -101,13 +101,21 @@ def declared(notebook: Path) -> dict[str, Declared]:
 
     parameters = {}
     for node in ast.parse("".join(cell["source"])).body:
-        default = ast.literal_eval(node.value)
-        if isinstance(node, ast.AnnAssign):
-            parameters[node.target.id] = Declared(default, *_types(node.annotation))
-        else:
-            entries = {type(entry) for entry in default} if type(default) is list else ()
-            parameters[node.targets[0].id] = Declared(default, (type(default),), tuple(entries))
+        match node:
+            case ast.AnnAssign(ast.Name(name), annotation, ast.expr() as value):
+                parameters[name] = Declared(ast.literal_eval(value), *_types(annotation))
+            case ast.Assign([ast.Name(name)], value):
+                parameters[name] = _by_default(ast.literal_eval(value))
+            case _:
+                line = ast.unparse(node)
+                raise ValueError(f"{notebook.name}: no parameter with a default: {line!r}")
     return parameters
+
+
+def _by_default(default: object) -> Declared:
+    """A parameter without an annotation: of the type of its default, and a list of its entries."""
+    entries = {type(entry) for entry in default} if isinstance(default, list) else set()
+    return Declared(default, (type(default),), tuple(entries))
 
 
 def _types(annotation: ast.expr) -> tuple[tuple[type, ...], tuple[type, ...]]:
@@ -198,11 +206,14 @@ def stage_params(
 
     Raises UserError listing every unknown section or key and every value of another type.
     """
-    by_stage = {stage: declared(notebooks / f"{stage}.ipynb") for stage in STAGES}
+    by_stage: dict[str, dict[str, Declared]] = {
+        stage: declared(notebooks / f"{stage}.ipynb") for stage in STAGES
+    }
     common = params.get(COMMON, {})
     problems = _section_problems(params) + _common_problems(common, by_stage)
 
-    result = {}
+    # a section's own value comes before that of `common`, which comes before the default
+    result: dict[str, dict] = {}
     for stage, parameters in by_stage.items():
         own = params.get(stage, {})
         given = {name: value for name, value in (common | own).items() if name in parameters}
@@ -283,7 +294,7 @@ def _type_advice(value: object, types: tuple[type, ...]) -> str:
 def _renamed(name: object, names: Iterable[str]) -> str:
     """What a former name has become, where one of `names` has taken its place."""
     now = RENAMED.get(name) if isinstance(name, str) else None
-    return f"; it was renamed to {now!r}" if now in names else ""
+    return f"; it was renamed to {now!r}" if now is not None and now in names else ""
 
 
 def _near(name: object, names: Iterable[str]) -> str:
@@ -332,12 +343,14 @@ def input_paths(values: dict[str, object]) -> dict[str, Path]:
 
     That is each of FILES, and a `local-dir:` CLIP (without its @size).
     """
-    by_name = {}
+    by_name: dict[str, Path] = {}
     for name, value in values.items():
         entries = value if isinstance(value, list) else [value]
         if name == "extra_members":
             by_name |= _member_files(entries)
             continue
+
+        # of several files of one parameter each is named by its number
         for n, entry in enumerate(entries):
             path = _path_of(name, entry)
             if path is not None:

@@ -222,15 +222,17 @@ def _check_model_a(inspection: Inspection, values: dict) -> None:
     _check_cluster(inspection, values)
     with inspection.reporting(Stage.MODEL_A):
         recipe = Recipe.from_parameters(values)
-        if inspection.clips[values["clip"]] is not None:
+        first = inspection.clips[values["clip"]]
+        if first is not None:
             with inspection.reporting("baseline_blocks"):
-                _run_tower(inspection, values["clip"], baseline_recipe(values))
+                _run_tower(inspection, first, baseline_recipe(values))
         for name in [values["clip"], *values["extra_clips"]]:
-            if inspection.clips[name] is not None:
-                _run_tower(inspection, name, recipe)
+            clip = inspection.clips[name]
+            if clip is not None:
+                _run_tower(inspection, clip, recipe)
 
 
-def _run_tower(inspection: Inspection, name: str, recipe: Recipe) -> None:
+def _run_tower(inspection: Inspection, clip: "Encoder", recipe: Recipe) -> None:
     """Cut the tower as training will and run an image of noise through it.
 
     On a GPU that is a step with a whole batch, which shows whether the memory suffices.
@@ -240,7 +242,6 @@ def _run_tower(inspection: Inspection, name: str, recipe: Recipe) -> None:
     from src import encoder
     from src.model_a.tower import make_tower
 
-    clip = inspection.clips[name]
     tower = make_tower(clip, recipe)
     on_gpu = clip.device.type == "cuda"
     n_images = recipe.batch_size if on_gpu else 1
@@ -260,12 +261,12 @@ def _run_tower(inspection: Inspection, name: str, recipe: Recipe) -> None:
         ) from None
 
     # the frozen activations of each cut are cached; the recipe that comes last is Model A's own
-    earlier = inspection.towers.get(name)
+    earlier = inspection.towers.get(clip.name)
     activation_bytes = dict(earlier.activation_bytes) if earlier else {}
     if tower.splits and tower.trains:
         activation_bytes[tower.cut] = frozen[0].numel() * (2 if on_gpu else 4)
     trained = sum(p.numel() for p in tower.parameters() if p.requires_grad)
-    inspection.towers[name] = TowerSize(trained, activation_bytes)
+    inspection.towers[clip.name] = TowerSize(trained, activation_bytes)
 
 
 def _check_model_b(inspection: Inspection, values: dict) -> None:
@@ -273,9 +274,10 @@ def _check_model_b(inspection: Inspection, values: dict) -> None:
 
     _check_models(inspection, values)
     for name in [values["clip"], *values["extra_clips"]]:
-        if inspection.clips.get(name) is not None:
+        clip = inspection.clips.get(name)
+        if clip is not None:
             with inspection.reporting("clip"):
-                encoder.require_text(inspection.clips[name])
+                encoder.require_text(clip)
     _check_cluster(inspection, values)
     from src import knn
 
@@ -345,7 +347,7 @@ def _check_members(inspection: Inspection, values: dict, what: str) -> None:
                 ids, _ = outside.read(file)
                 wanted = []
                 if what == "test":
-                    wanted = inspection.test_ids.get(values.get("test"), [])
+                    wanted = inspection.test_ids.get(values["test"], [])
                 artifacts.indices_of_ids(ids, wanted, display_path(file))
 
 

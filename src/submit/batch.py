@@ -101,11 +101,17 @@ def _predict_part(
     encoded = []
     rejected = []
     for batch in batches:
-        readable = [image for image in batch if image.pixels is not None]
-        rejected += [(image.name, image.reason) for image in batch if image.pixels is None]
-        if readable:
-            ids += [image.name for image in readable]
-            encoded.append(predictor.encode(stack([image.pixels for image in readable])))
+        pixels = []
+        for image in batch:
+            if image.pixels is None:
+                rejected.append((image.name, image.reason))
+            else:
+                ids.append(image.name)
+                pixels.append(image.pixels)
+
+        # a batch of which no image can be read has nothing to stack
+        if pixels:
+            encoded.append(predictor.encode(stack(pixels)))
         bar.update(len(batch))
     return ids, predictor.blend(encoded) if encoded else NO_IMAGES, rejected
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlencode
 
 import numpy as np
@@ -29,6 +30,8 @@ from src.paths import display_path
 from src.submit import pages
 from src.submit.index import Index
 from src.submit.search import printable
+
+Number = TypeVar("Number", int, float)
 
 HOST = "127.0.0.1"
 HOSTS = [HOST, "localhost"]  # another Host header is another site asking through the browser
@@ -81,7 +84,7 @@ def read_view(values: Mapping[str, str], count: int) -> View:
     return View(query, near, confidence, sort, max(1, page))
 
 
-def _number(values: Mapping[str, str], name: str, kind: type) -> float | int | None:
+def _number(values: Mapping[str, str], name: str, kind: Callable[[str], Number]) -> Number | None:
     text = values.get(name, "").strip()
     if not text:
         return None
@@ -132,23 +135,27 @@ class Browser:
 
     def _rows(self, view: View) -> tuple[np.ndarray, np.ndarray | None, str]:
         """The rows of a view in order, their similarity to the query, and a line about them."""
-        if not view.query and view.near is None:
-            rows = self._order(view.sort)
-            if view.min_confidence is not None:
-                allowed = (self.index.table["confidence"] >= view.min_confidence).fill_null(False)
-                rows = rows[allowed.to_numpy()[rows]]
-            return rows, None, f"{len(rows):,} of {len(self.index):,} images"
-
         if view.query:
             vector = self._encode(view.query)
             about = f"nearest to “{view.query}”"
-        else:
+        elif view.near is not None:
             vector = self.index.vectors(np.array([view.near]))[0]
             about = f"nearest to {self.index.table['id'][view.near]}"
-        found = self.index.by_vector(vector, MAX_RESULTS, min_confidence=view.min_confidence)
-        found = _sorted(found, view.sort)
-        note = f"the {len(found):,} {about}"
-        return found["row"].to_numpy(), found["similarity"].to_numpy(), note
+        else:
+            return self._all_rows(view)
+
+        nearest = self.index.by_vector(vector, MAX_RESULTS, min_confidence=view.min_confidence)
+        nearest = _sorted(nearest, view.sort)
+        note = f"the {len(nearest):,} {about}"
+        return nearest["row"].to_numpy(), nearest["similarity"].to_numpy(), note
+
+    def _all_rows(self, view: View) -> tuple[np.ndarray, None, str]:
+        """Every row that is confident enough, in the view's order."""
+        rows = self._order(view.sort)
+        if view.min_confidence is not None:
+            allowed = (self.index.table["confidence"] >= view.min_confidence).fill_null(False)
+            rows = rows[allowed.to_numpy()[rows]]
+        return rows, None, f"{len(rows):,} of {len(self.index):,} images"
 
     def _order(self, sort: str) -> np.ndarray:
         """All rows in an order, made once."""

@@ -56,21 +56,24 @@ class Evaluation:
 
     def explain_gap(self, output: Path, oof: Mapping[str, float], tolerance: float) -> str | None:
         """What the gap says of the folds that notebook 01 dealt, or its likely cause."""
-        if self.truth is None:
+        gap = self.gap(oof)
+        if self.truth is None or gap is None:
             return None
+
         training = artifacts.load_table(output / paths.PAIRS, ["id", "fold"])
         _, targets = artifacts.load_embeddings(output / paths.TARGETS, training["id"].to_list())
         nearest = truth.nearest_to_training(self.truth, targets, training["fold"].to_numpy())
         recorded = artifacts.load_json(output / paths.Stage.DEDUP / paths.META)["folds"]
-        return truth.explain_gap(self.gap(oof), tolerance, recorded, nearest)
+        return truth.explain_gap(gap, tolerance, recorded, nearest)
 
     def score_sentences(
         self, oof: Mapping[str, float], tolerance: float, reading: str | None
     ) -> str:
         """The test score beside the out-of-fold score and its interval, and what that says."""
-        if self.score is None:
-            return UNKNOWN
         gap = self.gap(oof)
+        if self.score is None or gap is None:
+            return UNKNOWN
+
         within = abs(gap) <= tolerance
         side = "within" if within else "outside"
         inside = "inside" if oof["low"] <= self.score.mean <= oof["high"] else "outside"
@@ -116,8 +119,9 @@ class Evaluation:
 
     def extremes(self, references: pl.Series) -> Figure | None:
         """The best and the worst predicted images, with their true prompts."""
-        if self.cosines is None:
+        if self.cosines is None or self.prompts is None:
             return None
+
         order = np.argsort(-self.cosines)
         rows = np.concatenate([order[:EXTREMES], order[-EXTREMES:]]).tolist()
         titles = [f"{self.cosines[row]:.3f}: {self.prompts[row]}" for row in rows]
@@ -125,8 +129,9 @@ class Evaluation:
 
     def with_truth(self, gallery: pl.DataFrame, rows: np.ndarray) -> pl.DataFrame:
         """`gallery`, of the images `rows`, with the columns truth and cosine where known."""
-        if self.cosines is None:
+        if self.cosines is None or self.prompts is None:
             return gallery
+
         truth = pl.Series([self.prompts[row] for row in rows], dtype=pl.String)
         return gallery.with_columns(truth=truth, cosine=pl.Series(self.cosines[rows]))
 
@@ -140,20 +145,21 @@ def predictions_by_title(
 ) -> dict[str, np.ndarray]:
     """Every row of Table 1 and of the ladder on the test images, (n, 384) each, by its title."""
     titles = list(table1.PAPER)
-    found = {}
+    by_title = {}
     for title, variant in zip(titles, paths.LADDER, strict=False):
         base = output / paths.TEST.format(row=variant)
-        found[title] = artifacts.load_embeddings(base, ids)[1]
+        by_title[title] = artifacts.load_embeddings(base, ids)[1]
 
+    # Table 1 blends the first member of each side; the others stand alone, as in the ladder
     a = members[sides[0][0]]
     b = members[sides[1][0]]
     alpha = artifacts.load_json(output / paths.BLEND)["alpha"]
-    found |= {"Model B": b, "Ensemble": blend(a, b, alpha)}
+    by_title |= {"Model B": b, "Ensemble": blend(a, b, alpha)}
     main_members = (sides[0][0], sides[1][0])
-    found |= {name: rows for name, rows in members.items() if name not in main_members}
+    by_title |= {name: rows for name, rows in members.items() if name not in main_members}
     if len(members) > 2:
-        found[table1.OF_ALL] = prediction
-    return found
+        by_title[table1.OF_ALL] = prediction
+    return by_title
 
 
 def save_scores(output: Path, test_scores: pl.DataFrame | None) -> None:

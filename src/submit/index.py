@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -136,13 +137,13 @@ class Index:
     def rows(self, index: np.ndarray, cosine: np.ndarray | None = None) -> pl.DataFrame:
         """The rows `index` (n,) as a table, in that order, with a rank and their nearest prompt."""
         nearest = [texts[0] if texts else None for texts in self.prompts(index)]
-        cosine = [None] * len(index) if cosine is None else cosine
+        no_cosine = [None] * len(index)
         return pl.DataFrame(
             {
                 "rank": pl.Series(range(1, len(index) + 1), dtype=pl.Int64),
                 "row": pl.Series(index, dtype=pl.Int64),
                 "id": self.table["id"].gather(index),
-                "similarity": pl.Series(cosine, dtype=pl.Float32),
+                "similarity": pl.Series(no_cosine if cosine is None else cosine, dtype=pl.Float32),
                 "confidence": self.table["confidence"].gather(index),
                 "prompt": pl.Series(nearest, dtype=pl.String),
             }
@@ -244,10 +245,10 @@ def _read_facts(file: Path) -> dict[str, str]:
             f"{display_path(file)}: its vectors are {width} long, not {WIDTH}: of another model"
         )
     facts = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if k != b"pandas"}
-    known = {name: facts[name] for name in FACTS if name in facts}
-    if known.get("sentence_model", prompts.EMBEDDED) != prompts.EMBEDDED:
-        _check_model(file, known["sentence_model"])
-    return known
+    noted = {name: facts[name] for name in FACTS if name in facts}
+    if noted.get("sentence_model", prompts.EMBEDDED) != prompts.EMBEDDED:
+        _check_model(file, noted["sentence_model"])
+    return noted
 
 
 def _check_model(file: Path, name: str) -> None:
@@ -310,7 +311,8 @@ def _copy_vectors(file: Path, copy: Path) -> None:
         array = artifacts.reserved(temporary, np.float32, (count, WIDTH))
         start = 0
         for batch in source.iter_batches(columns=["embedding"]):
-            rows = pl.from_arrow(batch)["embedding"].cast(pl.Array(pl.Float32, WIDTH))
+            column = cast(pl.DataFrame, pl.from_arrow(batch))["embedding"]
+            rows = column.cast(pl.Array(pl.Float32, WIDTH))
             x = rows.to_numpy().reshape(-1, WIDTH)
             length = np.sqrt(np.einsum("nd,nd->n", x, x))
             wrong = np.flatnonzero(~(np.abs(length - 1) <= TOLERANCE))

@@ -78,7 +78,7 @@ def _files(output: Path, members: list[str]) -> list[Path]:
 
 def _pack_clips(folder: Path, clips_a: dict[str, str], clips_b: dict[str, str]) -> None:
     """Copy each CLIP's folder, and let the packed output name the copies."""
-    copies = {}  # folder of a CLIP -> its copy
+    copies: dict[str, str] = {}  # folder of a CLIP -> its copy
     packed_names = {}  # CLIP as the output names it -> as the packed output does
     for clip in sorted({*clips_a.values(), *clips_b.values()}):
         plain, size = encoder.sized(clip)
@@ -120,7 +120,9 @@ def _pack_code(folder: Path) -> None:
 
 def _vendor(name: str, vendor: Path) -> str:
     """Copy an installed package; its name and version."""
-    shutil.copytree(Path(find_spec(name).origin).parent, vendor / name, ignore=NO_CACHES)
+    spec = find_spec(name)
+    assert spec is not None and spec.origin is not None  # requirements.txt has it
+    shutil.copytree(Path(spec.origin).parent, vendor / name, ignore=NO_CACHES)
     return f"{name} {version(packages_distributions()[name][0])}"
 
 

@@ -146,8 +146,8 @@ class Predictor:
 
     def encode(self, pixels: ImageBatch) -> Encoded:
         """A batch of decoded images through every CLIP and every fold."""
-        by_member = {}
-        by_clip = {}
+        by_member: dict[str, np.ndarray] = {}
+        by_clip: dict[str, np.ndarray] = {}
         for name, ensemble in self.ensembles.items():
             by_clip[name], predictions = ensemble(pixels[ensemble.clip.geometry])
             by_member |= predictions
@@ -166,7 +166,8 @@ class Predictor:
         members |= dict.fromkeys(used_members(self.weights, self.sides[1]), prediction)
 
         # in the order of the stages, so that sums round as theirs do
-        sides = tuple([name for name in side if name in members] for side in self.sides)
+        side_a, side_b = ([name for name in side if name in members] for side in self.sides)
+        sides = (side_a, side_b)
         members = {name: members[name] for side in sides for name in side}
         weights = {name: self.weights[name] for name in members}
 
@@ -213,7 +214,7 @@ def _named_clips(file: Path) -> dict[str, str]:
 
 def fold_bases(output: Path, member: str) -> list[Path]:
     """Where the folds of a member of Model A lie, in order. FileNotFoundError if there is none."""
-    bases = []
+    bases: list[Path] = []
     while True:
         base = output / paths.FOLD.format(row=member, fold=len(bases))
         if not base.with_name(base.name + ".safetensors").exists():

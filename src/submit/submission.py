@@ -11,6 +11,7 @@ from src.data.sample_submission import (
     HEADER,
     WIDTH,
     cell_names,
+    first_true,
     length_problems,
     read_cells,
     refuse,
@@ -51,6 +52,8 @@ def write(
 
     index = artifacts.indices_of_ids(ids, order, display_path(path))
     x = np.ascontiguousarray(embeddings[index])
+
+    # all three files hold the same rows in the same order
     cells = pl.DataFrame({HEADER[0]: cell_names(order), HEADER[1]: x.reshape(-1)})
     artifacts.save_table(_file(path, ".csv"), cells)
 
@@ -74,6 +77,7 @@ def check(path: Path, sample: Path | None = None) -> None:
     parquet = _read_parquet(_file(path, ".parquet"))
     order = parquet["id"] if sample is None else pl.Series(sample_ids(sample), dtype=pl.String)
 
+    # a good file is told in a second; only a bad one is taken apart, to say what is wrong
     whole = whole_ids(csv[HEADER[0]]) == order.to_list()
     finite = csv["val"].is_finite().fill_null(False).all()
     if not whole or not finite:
@@ -97,7 +101,9 @@ def _diagnose(csv: pl.DataFrame, order: pl.Series, file: str, against: str) -> N
     cells = csv.select(pl.col(HEADER[0]).str.extract(r"^(.*)_\d+$", 1).alias("id"), pl.col("val"))
     lengths = cells.group_by("id", maintain_order=True).len()
     refuse(against, _compare_ids(order, lengths["id"]) + length_problems(lengths) + _values(cells))
-    where = int((csv[HEADER[0]] != cell_names(order.to_list())).arg_max())
+
+    # every id, length and value is right: then it is the order
+    where = first_true(csv[HEADER[0]] != cell_names(order.to_list()))
     raise ValueError(
         f"{file}: rows are out of order from line {where + 2} ({csv[HEADER[0]][where]!r})"
     )
