@@ -44,19 +44,19 @@ TARGETS = f"{Stage.DEDUP}/targets"
 # id, image
 TEST_IMAGES = f"{Stage.DEDUP}/test.parquet"
 
-# --- 02_train_model_a; {row} is one of LADDER ---
+# --- 02_train_model_a; {variant} is one of LADDER ---
 
 LADDER = ("clip", "clip_filter1", "clip_filter2", "model_a")
-OOF = f"{Stage.MODEL_A}/oof_{{row}}"
-TEST = f"{Stage.MODEL_A}/test_{{row}}"
+OOF = f"{Stage.MODEL_A}/oof_{{variant}}"
+TEST = f"{Stage.MODEL_A}/test_{{variant}}"
 
 # with .safetensors, .json, _oof and _test embeddings
-FOLD = f"{Stage.MODEL_A}/folds/{{row}}_fold{{fold}}"
+FOLD = f"{Stage.MODEL_A}/folds/{{variant}}_fold{{fold}}"
 
-# row, fold, rows_trained, seconds, score
+# variant, fold, rows_trained, seconds, score
 TRAINED = f"{Stage.MODEL_A}/trained.parquet"
 
-# members: the rows that are predictions of Model A; clip: what each was trained from
+# members: the variants that are predictions of Model A; clip: what each was trained from
 MEMBERS_A = f"{Stage.MODEL_A}/members.json"
 
 # --- 03_cuml_knn_model_b ---

@@ -51,15 +51,15 @@ def test_members_are_read_by_name_and_meet_by_id(tmp_path):
     assert member_names(tmp_path) == (["model_a"], ["model_b"])
     artifacts.save_json(tmp_path / paths.MEMBERS_A, {"members": ["model_a", "wide"]})
     for name, x in (("model_a", A), ("wide", -A)):
-        artifacts.save_embeddings(tmp_path / paths.OOF.format(row=name), ids[::-1], x[::-1])
+        artifacts.save_embeddings(tmp_path / paths.OOF.format(variant=name), ids[::-1], x[::-1])
     artifacts.save_embeddings(tmp_path / paths.OOF_B.format(member="model_b"), ids, B)
     found = load_members(tmp_path, ids, "oof")
     assert list(found) == ["model_a", "wide", "model_b"]
     for name, x in (("model_a", A), ("wide", -A), ("model_b", B)):
         np.testing.assert_array_equal(found[name], x)
     tests = (
-        paths.TEST.format(row="model_a"),
-        paths.TEST.format(row="wide"),
+        paths.TEST.format(variant="model_a"),
+        paths.TEST.format(variant="wide"),
         paths.TEST_B.format(member="model_b"),
     )
     for base, x in zip(tests, (B, -B, A), strict=True):

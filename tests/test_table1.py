@@ -107,9 +107,9 @@ def test_the_steps_of_the_ladder_end_at_the_best_single_row():
 def test_every_variant_of_a_run_is_scored_on_the_same_rows(tmp_path):
     ids = [f"row {n}" for n in range(len(TRUTH))]
     for name in (*paths.LADDER, "probe"):
-        artifacts.save_embeddings(tmp_path / paths.OOF.format(row=name), ids[::-1], A[::-1])
-    trained = {"row": ["clip", "clip", "model_a", "probe"], "seconds": [1.0, 2.0, 4.0, 5.0]}
-    others = pl.DataFrame({"row": ["clip_filter1", "clip_filter2"], "seconds": [0.0, 0.0]})
+        artifacts.save_embeddings(tmp_path / paths.OOF.format(variant=name), ids[::-1], A[::-1])
+    trained = {"variant": ["clip", "clip", "model_a", "probe"], "seconds": [1.0, 2.0, 4.0, 5.0]}
+    others = pl.DataFrame({"variant": ["clip_filter1", "clip_filter2"], "seconds": [0.0, 0.0]})
     artifacts.save_table(tmp_path / paths.TRAINED, pl.concat([pl.DataFrame(trained), others]))
     artifacts.write_meta(tmp_path / "03_cuml_knn_model_b", seconds=8.0)
     filter1 = pl.Series([True] * 450 + [False] * 50)

@@ -37,7 +37,7 @@ def load_members(output: Path, ids: Sequence[str], what: str) -> dict[str, np.nd
     templates = {"oof": (paths.OOF, paths.OOF_B), "test": (paths.TEST, paths.TEST_B)}[what]
     of_a, of_b = member_names(output)
 
-    bases = {name: output / templates[0].format(row=name) for name in of_a}
+    bases = {name: output / templates[0].format(variant=name) for name in of_a}
     bases |= {name: output / templates[1].format(member=name) for name in of_b}
     return {name: artifacts.load_embeddings(base, ids)[1] for name, base in bases.items()}
 

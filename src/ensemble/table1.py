@@ -82,7 +82,7 @@ class Scoring:
 
     def out_of_fold(self, name: str) -> np.ndarray:
         """(n, d) float32: the out-of-fold predictions of a variant of notebook 02."""
-        base = self.output / paths.OOF.format(row=name)
+        base = self.output / paths.OOF.format(variant=name)
         return artifacts.load_embeddings(base, self.ids)[1]
 
 
@@ -91,7 +91,7 @@ def scoring(output: Path, ids: Sequence[str], truth: np.ndarray) -> Scoring:
     are `truth`.
     """
     trained = artifacts.load_table(output / paths.TRAINED)
-    seconds = trained.group_by("row").agg(pl.col("seconds").sum())
+    seconds = trained.group_by("variant").agg(pl.col("seconds").sum())
     meta_b = artifacts.load_json(output / Stage.MODEL_B / paths.META)
 
     # the rows that each step of the ladder could learn from
@@ -103,7 +103,8 @@ def scoring(output: Path, ids: Sequence[str], truth: np.ndarray) -> Scoring:
         truth=truth,
         rows_kept=dict(zip(paths.LADDER, steps, strict=True)),
         rows_store=len(artifacts.load_table(output / paths.STORE)),
-        seconds=dict(seconds.select("row", "seconds").iter_rows()) | {"model_b": meta_b["seconds"]},
+        seconds=dict(seconds.select("variant", "seconds").iter_rows())
+        | {"model_b": meta_b["seconds"]},
     )
 
 

@@ -117,7 +117,7 @@ def ablate_augmentations(
     for name, (recipe, targets) in trials.items():
         trial = replace(variant, recipe=recipe, data=replace(variant.data, targets=targets))
         task = trial.task(fold, number, scored=variant.visible, seed=seed) | {"label": name}
-        base = out / paths.FOLD.format(row=f"ablation_{name}", fold=number)
+        base = out / paths.FOLD.format(variant=f"ablation_{name}", fold=number)
         train_fold(trial.encoder, trial.data, trial.test, base=base, **task)
         _, oof = load_embeddings(base.with_name(base.name + "_oof"))
         cosine_of[name] = cosines(own[task["scored"]], oof)

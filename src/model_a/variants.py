@@ -41,7 +41,7 @@ class Variant:
 
     def bases(self, fold: np.ndarray, out: Path) -> list[Path]:
         """Where the folds lie, in order."""
-        return [out / paths.FOLD.format(row=self.name, fold=int(n)) for n in np.unique(fold)]
+        return [out / paths.FOLD.format(variant=self.name, fold=int(n)) for n in np.unique(fold)]
 
 
 def member_clips(clip: str, extra_clips: Sequence[str]) -> dict[str, str]:

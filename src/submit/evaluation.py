@@ -147,7 +147,7 @@ def predictions_by_title(
     titles = list(table1.PAPER)
     by_title = {}
     for title, variant in zip(titles, paths.LADDER, strict=False):
-        base = output / paths.TEST.format(row=variant)
+        base = output / paths.TEST.format(variant=variant)
         by_title[title] = artifacts.load_embeddings(base, ids)[1]
 
     # Table 1 blends the first member of each side; the others stand alone, as in the ladder

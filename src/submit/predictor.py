@@ -216,7 +216,7 @@ def fold_bases(output: Path, member: str) -> list[Path]:
     """Where the folds of a member of Model A lie, in order. FileNotFoundError if there is none."""
     bases: list[Path] = []
     while True:
-        base = output / paths.FOLD.format(row=member, fold=len(bases))
+        base = output / paths.FOLD.format(variant=member, fold=len(bases))
         if not base.with_name(base.name + ".safetensors").exists():
             break
         bases.append(base)

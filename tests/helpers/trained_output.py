@@ -41,7 +41,7 @@ def write_output(folder: Path) -> Path:
     )
     blind = training_set.prediction_set(clip, test, output, name="test", recipe=recipe)
     fold = np.arange(len(train)) % 2
-    bases = [output / paths.FOLD.format(row="model_a", fold=f) for f in (0, 1)]
+    bases = [output / paths.FOLD.format(variant="model_a", fold=f) for f in (0, 1)]
     for f, base in enumerate(bases):
         folds.train_fold(
             clip,
@@ -55,7 +55,7 @@ def write_output(folder: Path) -> Path:
         )
     for what, name in (("oof", paths.OOF), ("test", paths.TEST)):
         artifacts.save_embeddings(
-            output / name.format(row="model_a"), *folds.collect_fold_predictions(bases, what)
+            output / name.format(variant="model_a"), *folds.collect_fold_predictions(bases, what)
         )
     artifacts.save_json(
         output / paths.MEMBERS_A, {"members": ["model_a"], "clip": {"model_a": clip_name}}
