@@ -12,6 +12,8 @@ def l2_normalize(x: np.ndarray) -> np.ndarray:
         raise ValueError(f"unit length needs (n, d) rows, got shape {x.shape}")
 
     x = np.ascontiguousarray(x, dtype=np.float32)
+
+    # in float64: the square of a small float32 would be zero
     length = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
     _refuse(~np.isfinite(length), "hold NaN or infinity")
     _refuse(length == 0, "are zero and have no direction")
@@ -51,6 +53,7 @@ def mean_predictor(truth: np.ndarray, fold: np.ndarray) -> np.ndarray:
             f"the mean of the other folds needs at least 2 folds, got {folds.tolist()}"
         )
 
+    # one mean a fold, of all rows outside it
     means = np.stack([truth[fold != f].mean(axis=0) for f in folds])
     return l2_normalize(means)[fold_number]
 

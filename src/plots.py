@@ -101,6 +101,7 @@ def learning_curves(history: list[dict]) -> Figure:
     names = list(dict.fromkeys(entry["variant"] for entry in history))
     colors = (GREY, GREEN, ORANGE, BLUE, *FURTHER_COLORS)
 
+    # a color for each variant, whose folds are lines of that color with one entry in the legend
     for name, color in zip(names, colors, strict=False):
         mine = [entry for entry in history if entry["variant"] == name]
         for fold in sorted({entry["fold"] for entry in mine}):
@@ -128,6 +129,7 @@ def factor_curves(fits: list[dict]) -> Figure:
     figure, axes = plt.subplots(figsize=(6, 2.8))
     colors = (BLUE, ORANGE, GREEN, GREY, *FURTHER_COLORS)
 
+    # over the probe's score, so that the fits start at one point
     for fit, color in zip(fits, colors, strict=False):
         factors = {float(factor): score for factor, score in fit["factors"].items()}
         gain = {factor: score - factors[0.0] for factor, score in factors.items()}
@@ -155,6 +157,8 @@ def bars(
     error = np.abs(np.array([low, high]) - np.array(values))
     axes.barh(names, values, xerr=error, color=BLUE, alpha=0.8)
     axes.invert_yaxis()
+
+    # differences are small beside the values: from zero on, all bars would look alike
     span = max(high) - min(low)
     axes.set(title=title, xlim=(min(low) - span, max(high) + 0.3 * span))
     return figure
@@ -279,6 +283,7 @@ def calibration(
     for ax, (label, values) in zip(axes, panels.items(), strict=True):
         ax.plot(values, cosine, ".", color=GREY, alpha=0.25, markersize=3, label="an image")
 
+        # bins of equal size, not of equal width: each mean is then about as certain
         parts = np.array_split(np.argsort(values), min(bins, len(values)))
         x = np.array([values[part].mean() for part in parts])
         y = np.array([cosine[part].mean() for part in parts])
@@ -332,6 +337,7 @@ def slices(tables: dict[str, pl.DataFrame], mean: float) -> Figure:
 def histograms(values: dict[str, np.ndarray], *, label: str) -> Figure:
     """Densities of the same quantity over several sets of rows, with their means in the legend."""
     figure, axes = plt.subplots(figsize=(6, 2.6))
+    # the same edges for all sets, or their heights could not be compared
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), 40).tolist()
     for (name, x), color in zip(values.items(), (BLUE, ORANGE, GREEN, GREY), strict=False):
         label_of = f"{name}: mean {x.mean():.3f}"

@@ -61,6 +61,8 @@ def _member(file: Path, offset: int, size: int) -> bytes:
     with open(file, "rb") as shard:
         shard.seek(offset)
         content = shard.read(size)
+
+    # a decoder would only say that the image is broken, not that the shard is cut
     if len(content) < size:
         raise OSError(f"the shard ends after {len(content)} of the image's {size} bytes")
     return content
@@ -71,6 +73,7 @@ def _cell(file: Path, column: str, row: int) -> bytes:
         group, first_row = _group_of(file, stamp(file), row)
         cells = _row_group(file, stamp(file), column, group)
 
+    # the hub's own images are structs of bytes and path
     image = cells[row - first_row].as_py()
     if isinstance(image, dict):
         image = image.get("bytes")

@@ -96,6 +96,8 @@ def choose_scenes(
         near = embed(away, device=device, exact=False)
     held_out, held_out_texts = far_from(rng, recipe.held_out, near, device=device)
     near = np.concatenate([near, held_out_texts])
+
+    # what is held out must be new to the model too: the training scenes keep away from it
     own = set(prompts_of(held_out))
     scenes, texts = far_from(rng, recipe.scenes, near, own=own, device=device)
     return scenes + held_out, np.concatenate([texts, held_out_texts])
@@ -116,6 +118,7 @@ def render_all(path: Path, scenes: list[Scene], recipe: Recipe, *, workers: int)
     """(n, s, s, 3) uint8, memory-mapped: every scene as the CLIP's input; chunks done are kept."""
     from tqdm.auto import tqdm
 
+    # a chunk counts as done once its number is in the list, which is written after its pixels
     done_path = path.with_name("rendered.json")
     done = set(json.loads(done_path.read_text())) if done_path.exists() else set()
     if not path.exists():
@@ -154,6 +157,7 @@ def write_weights(
     state = {name: t.detach().cpu() for name, t in trainer.model.state_dict().items()}
     save_file(shrink(state), out / WEIGHTS)
 
+    # fp16 changes the weights a little, so the score is measured on the file that is shipped
     shipped = TrainedClip()
     shipped.load_state_dict(load_weights(out))
     held_out = slice(trainer.recipe.scenes, None)
@@ -224,6 +228,7 @@ def _chosen(
     file: Path, recipe: Recipe, prompts: list[str], *, device: str
 ) -> tuple[list[Scene], np.ndarray]:
     """`choose_scenes`, kept in a file of the work folder."""
+    # choosing embeds every prompt that is composed, also those that turn out too near
     if not file.exists():
         temporary = file.with_suffix(".tmp")
         temporary.write_bytes(pickle.dumps(choose_scenes(recipe, prompts, device=device)))
@@ -244,6 +249,7 @@ def train(
     """Scenes, pixels, schedules, card; returns the facts. What `work` holds already is used."""
     from src.demo.contrastive import Trainer
 
+    # another recipe or another look of the scenes is another folder, so nothing stale is used
     prompts = kept_away(away)
     work = work / _key(recipe, prompts)
     work.mkdir(parents=True, exist_ok=True)
@@ -255,6 +261,7 @@ def train(
     pixels = render_all(work / "pixels.npy", scenes, recipe, workers=workers)
     print(f"rendered at {time.perf_counter() - clock:.0f} s, training on {device}", flush=True)
 
+    # a shorter schedule is not the beginning of a longer one: its rate falls to zero sooner
     schedules = {}
     for epochs in range(1, max_epochs + 1):
         trainer = Trainer(recipe, epochs, pixels, texts, work=work, device=device)

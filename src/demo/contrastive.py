@@ -138,6 +138,8 @@ class Trainer:
         if self.device.type == "cpu":
             # a batch of 1,024 keeps some 15 GB of activations otherwise
             self.model.visual.trunk.set_grad_checkpointing()
+
+        # biases, norms and the temperature have no weight decay
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [
@@ -184,6 +186,7 @@ class Trainer:
     def _epoch(self, epoch: int) -> None:
 
         recipe = self.recipe
+        # an epoch that is run again after a stop draws what it drew before
         rng = np.random.default_rng([recipe.seed, self.epochs, epoch])
         steps = recipe.scenes // recipe.batch
         order = rng.permutation(recipe.scenes)
@@ -192,12 +195,15 @@ class Trainer:
         self.model.train()
         bar = tqdm(range(steps), desc=f"epoch {epoch + 1} of {self.epochs}", unit="step")
         for step in bar:
+            # sorted, since rows of a memory map are read faster in order; a batch has none
             rows = np.sort(order[step * recipe.batch : (step + 1) * recipe.batch])
             images = self._batch(rows, float(scales[step]), flip=rng.random(len(rows)) < 0.5)
             sentences = torch.from_numpy(self.texts[rows]).to(self.device)
             with bf16(self.device):
                 encoded = encode_images(self.model, images)
             texts = encode_texts(self.model, sentences)
+
+            # clamped as in CLIP, so that the temperature cannot run away
             scale = self.model.logit_scale.exp().clamp(max=100)
             loss = contrastive_loss(encoded, texts, scale)
 

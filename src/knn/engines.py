@@ -16,6 +16,7 @@ def resolve_engine(engine: str = "auto") -> tuple[str, str]:
     if engine == "faiss":
         return "faiss", "asked for"
 
+    # "auto" never fails: without a GPU the reason goes into meta.json
     wanted = "cuml" if engine == "auto" else engine
     obstacle = _obstacle(wanted)
     if obstacle is None:

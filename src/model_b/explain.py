@@ -97,6 +97,7 @@ def failure_reasons(
         nearest = f"the nearest visible prompt ({best_cosine[q]:.2f})"
         place = f"not among the first {index.shape[1]}" if rank is None else f"number {rank + 1}"
 
+        # the first of the causes that holds: each would hide those below it
         if best_cosine[q] < median_cosine - FAR:
             reason = f"nothing near in the store: {nearest} is far, {median_cosine:.2f} is usual"
         elif list_counts[first] > HUB_FACTOR * median_count and first != best_row[q]:

@@ -66,6 +66,7 @@ def learn(
     if not center:
         return QueryMap(matrix, offset, penalty=penalty)
 
+    # images and texts lie apart in CLIP's space: each kind is measured from its own center
     mapped = images if matrix is None else images @ matrix + offset
     return QueryMap(matrix, offset, mapped.mean(axis=0), texts.mean(axis=0), penalty)
 
@@ -77,6 +78,7 @@ def _best_penalty(
     seed: int,
     penalties: Sequence[float],
 ) -> float:
+    # whole groups, or near-duplicates of the held-out rows would choose too small a penalty
     split = GroupShuffleSplit(1, test_size=0.1, random_state=seed).split(images, groups=group)
     fit_rows, held_out = next(split)
 

@@ -79,6 +79,7 @@ def _dispatch(argv: list[str], pipeline: Pipeline) -> int:
     if command == "status":
         return status.main(argv[1:], pipeline)
 
+    # only now, so that one command does not import what another needs
     module = importlib.import_module(COMMANDS[command].module)
     return module.main(argv[1:])
 

@@ -58,6 +58,7 @@ def _last_states(text: str) -> str:
     """Text as a terminal leaves it: of what was overwritten by \\r the last state, and no line that
     was blanked.
     """
+    # what stands before a \r on its line was overwritten by what follows
     last = re.sub(r"[^\n]*\r", "", text)
     return re.sub(r"(?m)^ +\n?$", "", last)
 
@@ -68,6 +69,7 @@ def _streams(name: str, text: str) -> list:
 
     streams: list = []
     for line in text.splitlines(keepends=True):
+        # lines that follow one another on the same stream are one output
         line_name = "stdout" if PROGRESS_BAR.match(line) else name
         if streams and streams[-1].name == line_name:
             streams[-1].text += line

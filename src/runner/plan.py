@@ -163,6 +163,7 @@ def stages_to_run_first(stages: list[str], output: Path) -> list[str]:
     """A line for every stage that one of `stages` needs, and that is neither one of them nor has
     run to its end.
     """
+    # an earlier stage that is part of this run will have run in time
     needed = {earlier for stage in stages for earlier in NEEDS[stage]}
     outside = sorted(needed - set(stages))
     lacking = [stage for stage in outside if read_meta(output, stage) is None]

@@ -67,6 +67,7 @@ def write(output: Path) -> Path:
         undefined=jinja2.StrictUndefined,
     )
 
+    # how numbers, seconds and images look on the page is decided here, not in the template
     environment.filters |= {
         "number": scores.number,
         "duration": scores.duration,
@@ -75,7 +76,6 @@ def write(output: Path) -> Path:
     environment.globals["span"] = scores.span
 
     page = environment.get_template("report.html.jinja").render(contents(output))
-
     with artifacts.atomic(output / paths.REPORT) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return output / paths.REPORT
@@ -132,6 +132,7 @@ def thumbnail(image: str, side: int) -> dict[str, str]:
     """`data`, base64 of the image as a JPEG of at most `side` pixels, or `error`, a word, where it
     cannot be read.
     """
+    # the images may have been moved since the run: the page then says so in their place
     try:
         small = images.decode(image)
     except Exception as error:  # decoders raise what they like on broken input

@@ -29,6 +29,7 @@ def source_files(notebook: Path) -> list[Path]:
     """Files below src/ that a notebook imports, and those that they import in turn, sorted."""
     code = "\n".join(source for kind, source in _sources(notebook) if kind == "code")
 
+    # a change of any module that is reached by imports may change what the notebook computes
     files: set[Path] = set()
     ahead = imported_files(code)
     while ahead:
@@ -50,6 +51,7 @@ def imported_files(source: str) -> set[Path]:
         if parts[0] != "src":
             continue
 
+        # a name behind `import` may be a module or something that a module holds
         modules = [parts[:depth] for depth in range(1, len(parts) + 1)]
         modules += [[*parts, alias.name] for alias in node.names]
         for module in modules:
@@ -140,6 +142,8 @@ def _is_whole(file: Path, entry: dict) -> bool:
     """
     if not file.is_file() or file.stat().st_size != entry["bytes"]:
         return False
+
+    # the time is looked at first: a checksum reads the whole file
     return file.stat().st_mtime_ns == entry["changed"] or _checksum(file) == entry["checksum"]
 
 
@@ -159,6 +163,7 @@ def files_of(output: Path, stage: str, since: float) -> dict[str, dict]:
     """Length, time of change and checksum of a stage's artifacts: those in its folder, and those it
     wrote into the root.
     """
+    # in the root several stages write: those that this one wrote are as young as its run
     own = [f for f in (output / stage).rglob("*") if f.is_file() and f.name != paths.META]
     root = [
         f

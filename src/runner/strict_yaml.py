@@ -47,6 +47,7 @@ class Loader(yaml.SafeLoader):
         if event.tag not in (None, "!"):
             raise yaml.YAMLError(f"line {line}: YAML tags are not supported, got {event.tag}")
 
+        # in quotes it is text to every reader
         plain = isinstance(event, yaml.ScalarEvent) and event.implicit[0]
         if plain and AMBIGUOUS.fullmatch(event.value) and not FLOAT.fullmatch(event.value):
             raise yaml.YAMLError(
@@ -77,6 +78,7 @@ def _advice(value: str) -> str:
 
 
 def _mapping(loader: Loader, node: yaml.MappingNode, deep: bool = False) -> dict:
+    # PyYAML would take the last one without a word
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     doubled = sorted({str(key) for key in keys if keys.count(key) > 1})
     if doubled:

@@ -118,6 +118,7 @@ def print_failure(plan: Plan, stage: str, error: Exception) -> None:
         print(_end_of_traceback(error.traceback), end="\n\n", file=sys.stderr)
     print(where, file=sys.stderr)
 
+    # a full disk, too little memory: what can be done about it stands right below the error
     for line in _advice(plan.output, error, where):
         print(line, file=sys.stderr)
     executed = plan.output / paths.EXECUTED / f"{stage}.ipynb"

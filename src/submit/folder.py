@@ -61,6 +61,7 @@ def read_folder(folder: Path) -> ImageFolder:
 
 def _files(folder: Path, above: tuple[str, ...], found: ImageFolder) -> Iterator[Path]:
     """Every file below `folder`; a link to one of the folders `above` it is not followed."""
+    # a link upwards would lead round and round
     real = os.path.realpath(folder)
     if real in above:
         return

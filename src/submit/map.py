@@ -24,6 +24,7 @@ def coordinates(x: np.ndarray, method: str = "auto", *, seed: int = 0) -> tuple[
     if method == "pca" or (method == "auto" and few):
         return principal_components(x), "PCA"
 
+    # a GPU where there is one, else the package for a CPU, else what needs neither
     if resolve_engine("auto")[0] == "cuml":
         from cuml.manifold import UMAP
 
@@ -47,12 +48,14 @@ def principal_components(x: np.ndarray) -> np.ndarray:
     Each direction's sign is fixed by its largest weight, so the map is the same on every machine.
     """
     blocks = [slice(start, start + BLOCK) for start in range(0, len(x), BLOCK)]
+    # two passes in float64: the covariance of a million rows in one would lose digits
     mean = sum(x[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(x)
     covariance = np.zeros((x.shape[1], x.shape[1]))
     for block in blocks:
         centered = x[block] - mean
         covariance += centered.T @ centered
 
+    # eigenvalues come in rising order: the last two directions vary most
     _, directions = np.linalg.eigh(covariance)
     first_two = directions[:, [-1, -2]]
     largest = np.abs(first_two).argmax(axis=0)

@@ -15,6 +15,7 @@ def nearest_to_training(
     The mean over folds of the highest similarity to `targets` (n, d) outside that fold: what
     `similarity.nearest_across` is for a training row. Both inputs are float32 unit rows.
     """
+    # by fold once, and of all but one fold the highest: no comparison is done twice
     numbers = np.unique(fold)
     by_fold = [
         similarity.nearest_in(truth, targets[fold == number], device=device)[0]

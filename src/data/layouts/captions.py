@@ -38,6 +38,7 @@ def captions_in(
     except ValueError:
         return [Caption(None, NOT_JSON)]
 
+    # the first of the usual names that is there
     for name in [text_column] if text_column else TEXT_COLUMNS:
         if name in values:
             return captions_of(values[name])
@@ -64,6 +65,7 @@ def not_delivered(file: Path, label: str) -> Iterator[Row]:
     if not file.exists() or not {"key", "status"} <= set(column_names(file)):
         return
 
+    # what was downloaded is in the shard itself; here only the others are of interest
     table = load_table(file)
     column = next((name for name in TEXT_COLUMNS if name in table.columns), None)
     captions = table.captions(column) if column else [[Caption(None)]] * len(table)

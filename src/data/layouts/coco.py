@@ -43,6 +43,7 @@ def read_coco(path: Path, text_column: str | None) -> pl.DataFrame:
         content = _content(file)
         names = {image["id"]: image["file_name"] for image in content["images"]}
 
+        # images lie beside annotations/, under the split's name or all together
         is_below = file.parent.name.lower() == "annotations"
         root = file.parent.parent if is_below else file.parent
         split = file.stem.removeprefix("captions_")

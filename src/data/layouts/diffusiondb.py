@@ -58,6 +58,7 @@ def read_diffusiondb(path: Path, text_column: str | None) -> pl.DataFrame:
         wanted = [name for name in TABLE_COLUMNS if name in columns]
         tables.append(artifacts.load_table(file, wanted))
 
+    # the parts know which images were delivered; the table lists all two or fourteen million
     parts = _part_files(path)
     rows = _rows_of_parts(parts) if parts else _rows_of_tables(tables, _part_folders(root))
 
@@ -99,6 +100,7 @@ def _rows_of_parts(parts: list[Path]) -> list[Row]:
 
 
 def _rows_of_tables(tables: list[pl.DataFrame], folders: dict[int, Path]) -> list[Row]:
+    # a table row whose part is not on the disk is not a missing image
     finders = {number: Finder(folder) for number, folder in folders.items()}
     rows = []
     for table in tables:

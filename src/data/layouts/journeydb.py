@@ -37,6 +37,7 @@ def without_flags(prompt: str) -> str:
 
     A dash inside a word or a sentence, as in `half cat--half dog`, stays.
     """
+    # one flag at a time from the end: what a flag may be followed by depends on the flag
     text = " ".join(URL.sub(" ", prompt).split())
     while True:
         shorter = LAST_FLAG.sub("", text)
@@ -66,6 +67,7 @@ def read_journeydb(path: Path, text_column: str | None) -> pl.DataFrame:
         outer, _, inner = (text_column or "prompt").partition(".")
         cells = table.values(column_of(table.columns, (), outer, file, "text"))
 
+        # the images lie beside the table, or where the original archives put them
         names = [name.removeprefix("./") for name in table.names("img_path")]
         folders = (file.parent, file.parent / "imgs", root / "imgs")
         finder = Finder(first_folder(folders, names) or file.parent)

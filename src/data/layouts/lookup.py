@@ -19,6 +19,7 @@ SPECIAL = re.compile(r"[\\:\0]|^/|//|(?:^|/)\.{1,2}(?:/|$)|/$")
 
 def ids_of(names: Sequence[str]) -> list[str]:
     """The ids of images by their names: without the ending, unless two names differ in it alone."""
+    # cat.png and cat.jpg are two images: they keep their endings, all others lose it
     stems = [ENDING.sub("", name) for name in names]
     names_of_stem: dict[str, set[str]] = {}
     for stem, name in zip(stems, names, strict=True):

@@ -74,6 +74,8 @@ def files_of(path: Path, suffixes: tuple[str, ...], depth: int = 1) -> list[Path
 
     with os.scandir(path) as entries:
         names = [entry.name for entry in entries if suffix_of(entry.name) in suffixes]
+
+    # a folder may be called images.csv too
     files = [path / name for name in names if not is_sidecar(name)]
     files = [file for file in files if file.is_file()]
     if depth > 1:
@@ -84,6 +86,7 @@ def files_of(path: Path, suffixes: tuple[str, ...], depth: int = 1) -> list[Path
 
 def labels_of(files: list[Path], root: Path) -> list[str]:
     """A name for each file that no other has: its stem, else its path below `root`."""
+    # two shards of one name in different folders must not give rows one id
     stems = [file.stem for file in files]
     if len(set(stems)) == len(stems):
         return stems
@@ -99,6 +102,7 @@ def report_skipped(path: Path, names: list[str], why: str) -> None:
 
 def folder_in(path: Path, name: str) -> Path | None:
     """The folder called `name` in `path`, in any letter case; None where there is none."""
+    # as it is spelt comes first: on some disks images/ and Images/ are two folders
     if (path / name).is_dir():
         return path / name
     if not path.is_dir():

@@ -136,6 +136,7 @@ def _mended(source: _Lines, delimiter: str, width: int) -> Record:
     line = source.taken[0].rstrip("\r\n")
     source.rewind(keep=1)
 
+    # what of it can be told apart, cell by cell
     cells = _loose_cells(line, delimiter)
     opened = [n for n, cell in enumerate(cells) if _is_open(cell)]
     quotes_are_characters = delimiter == "\t"

@@ -193,6 +193,7 @@ def _apart(sample: Sample) -> list[Sample]:
     if len(stems) < 2 or not captioned <= stems or captioned == {""}:
         return [sample]
 
+    # every member with its own full stem; what has no image of that stem is left out
     samples: dict[str, Sample] = {}
     for ending, member in sample.members.items():
         middle = _middle(ending)
