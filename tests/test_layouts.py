@@ -1,13 +1,7 @@
 """Every layout on a small real sample, written by the format's own library."""
 
 import csv
-import errno
-import io
 import json
-import os
-import resource
-import subprocess
-import sys
 
 import numpy as np
 import polars as pl
@@ -15,34 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from PIL import Image
 
 from src.data import images, layouts, locators, sources
-from src.paths import ROOT
-
-COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+from tests.helpers.colored_images import colors_of, encoded, save_image
 
 
-def encoded(colour="red", kind="PNG", size=(8, 6)) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, colour).save(stream, kind)
-    return stream.getvalue()
-
-
-def picture(path, colour="red"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = {".jpg": "JPEG", ".webp": "WEBP"}.get(path.suffix, "PNG")
-    path.write_bytes(encoded(colour, kind))
-
-
-def colours(pairs) -> list[str]:
-    """The colour that each row's reference leads to."""
-    seen = [np.asarray(images.decode(image))[0, 0].astype(int) for image in pairs["image"]]
-    return [min(COLOURS, key=lambda name: np.abs(pixel - COLOURS[name]).sum()) for pixel in seen]
-
-
-def seen(pairs) -> list[tuple[str, str]]:
-    return list(zip(pairs["prompt"], colours(pairs), strict=True))
+def prompts_and_colors(pairs) -> list[tuple[str, str]]:
+    return list(zip(pairs["prompt"], colors_of(pairs["image"]), strict=True))
 
 
 def shard(path, samples):
@@ -55,7 +28,7 @@ def shard(path, samples):
 def test_diffusiondb_with_its_parts_and_blurred_images(tmp_path):
     names = [f"{n}0a1b2c3-0000-4000-8000-00000000000{n}.png" for n in range(3)]
     for name, colour in zip(names, ("red", "lime", "blue"), strict=True):
-        picture(tmp_path / "images" / "part-000001" / name, colour)
+        save_image(tmp_path / "images" / "part-000001" / name, colour)
     texts = ("a fox", "an owl", "nude")
     prompts = {
         n: {"p": p, "se": 1, "c": 7.0, "st": 50, "sa": "k_lms"}
@@ -72,28 +45,29 @@ def test_diffusiondb_with_its_parts_and_blurred_images(tmp_path):
     ).write_parquet(tmp_path / "metadata.parquet")
     assert layouts.recognize(tmp_path) == "diffusiondb"
     pairs, rejected = sources.read_pairs(tmp_path)
-    assert seen(pairs) == [("a fox", "red"), ("an owl", "lime")]
+    assert prompts_and_colors(pairs) == [("a fox", "red"), ("an owl", "lime")]
     assert rejected.select("prompt", "reason").rows() == [("nude", layouts.BLURRED)]
     (tmp_path / "images" / "part-000001" / "part-000001.json").unlink()
-    assert seen(sources.read_pairs(tmp_path)[0]) == [("a fox", "red"), ("an owl", "lime")], (
-        "by the table alone"
-    )
+    assert prompts_and_colors(sources.read_pairs(tmp_path)[0]) == [
+        ("a fox", "red"),
+        ("an owl", "lime"),
+    ], "by the table alone"
 
 
 def test_diffusiondb_with_the_json_beside_its_folder_and_webp(tmp_path):
-    picture(tmp_path / "part-000002" / "ab.webp", "blue")
+    save_image(tmp_path / "part-000002" / "ab.webp", "blue")
     (tmp_path / "part-000002.json").write_text(
         json.dumps({"ab.webp": {"p": "the sea"}, "gone.webp": {"p": "the sky"}})
     )
     (tmp_path / "part-000003.json").write_text("{cut")
     pairs, rejected = sources.read_pairs(tmp_path)
-    assert seen(pairs) == [("the sea", "blue")]
+    assert prompts_and_colors(pairs) == [("the sea", "blue")]
     assert rejected["reason"].str.head(15).to_list() == ["no such image", "part is no JSON"]
 
 
 def test_a_set_with_train_and_eval_tables_of_another_machines_paths(tmp_path):
     for split, colour in (("train", "red"), ("eval", "blue")):
-        picture(tmp_path / f"{split}_images" / "00000000.jpg", colour)
+        save_image(tmp_path / f"{split}_images" / "00000000.jpg", colour)
         with open(tmp_path / f"{split}.csv", "w", newline="") as stream:
             rows = csv.writer(stream)
             rows.writerow(["Prompt", "image_path"])
@@ -102,7 +76,10 @@ def test_a_set_with_train_and_eval_tables_of_another_machines_paths(tmp_path):
             )
             rows.writerow(["gone", f"C:\\\\data\\\\{split}_images\\\\1.jpg"])
     pairs, rejected = sources.read_pairs(tmp_path)
-    assert sorted(seen(pairs)) == [('eval, "quoted" fox', "blue"), ('train, "quoted" fox', "red")]
+    assert sorted(prompts_and_colors(pairs)) == [
+        ('eval, "quoted" fox', "blue"),
+        ('train, "quoted" fox', "red"),
+    ]
     assert rejected["reason"].to_list() == ["no such image"] * 2
 
 
@@ -110,10 +87,13 @@ def test_a_set_with_train_and_eval_tables_of_another_machines_paths(tmp_path):
 def test_images_named_by_row_number(tmp_path, first):
     (tmp_path / "hardcoded.csv").write_text("prompt\na fox\nan owl\n")
     for row, colour in enumerate(("red", "lime")):
-        picture(tmp_path / "images" / f"{row + first}.png", colour)
+        save_image(tmp_path / "images" / f"{row + first}.png", colour)
     assert layouts.recognize(tmp_path) == "numbered"
-    assert seen(sources.read_pairs(tmp_path)[0]) == [("a fox", "red"), ("an owl", "lime")]
-    assert seen(sources.read_pairs(tmp_path / "hardcoded.csv", "numbered")[0]) == [
+    assert prompts_and_colors(sources.read_pairs(tmp_path)[0]) == [
+        ("a fox", "red"),
+        ("an owl", "lime"),
+    ]
+    assert prompts_and_colors(sources.read_pairs(tmp_path / "hardcoded.csv", "numbered")[0]) == [
         ("a fox", "red"),
         ("an owl", "lime"),
     ]
@@ -148,7 +128,7 @@ def test_webdataset_shards_with_img2datasets_table(tmp_path):
     ).write_parquet(tmp_path / "00000.parquet")
     assert layouts.recognize(tmp_path) == "webdataset"
     pairs, rejected = sources.read_pairs(tmp_path)
-    assert seen(pairs) == [("a fox", "red"), ("an owl", "lime")]
+    assert prompts_and_colors(pairs) == [("a fox", "red"), ("an owl", "lime")]
     assert pairs["id"].to_list() == [f"{tmp_path.name}/00000/00000000{n}" for n in (0, 2)]
     assert rejected["reason"].to_list() == [
         layouts.NO_IMAGE,
@@ -180,19 +160,19 @@ def test_a_cut_shard_gives_what_is_whole(tmp_path):
 
 
 def test_img2datasets_files(tmp_path):
-    picture(tmp_path / "00000" / "000000000.jpg", "red")
+    save_image(tmp_path / "00000" / "000000000.jpg", "red")
     (tmp_path / "00000" / "000000000.txt").write_text("a fox")
     (tmp_path / "00000" / "000000000.json").write_text(
         json.dumps({"status": "success", "caption": "a fox"})
     )
-    picture(tmp_path / "00000" / "000000001.jpg", "blue")
+    save_image(tmp_path / "00000" / "000000001.jpg", "blue")
     (tmp_path / "00000" / "000000001.json").write_text(json.dumps({"caption": "the sea"}))
     (tmp_path / "00000_stats.json").write_text("{}")
     pl.DataFrame({"key": ["000000002"], "status": ["failed_to_resize"]}).write_parquet(
         tmp_path / "00000.parquet"
     )
     pairs, rejected = sources.read_pairs(tmp_path)
-    assert seen(pairs) == [("a fox", "red"), ("the sea", "blue")]
+    assert prompts_and_colors(pairs) == [("a fox", "red"), ("the sea", "blue")]
     assert rejected["reason"].to_list() == [f"{layouts.NOT_DELIVERED}: failed_to_resize"]
 
 
@@ -210,12 +190,14 @@ def test_images_inside_parquet(tmp_path):
     pq.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet")
     assert layouts.recognize(tmp_path) == "parquet"
     pairs, rejected = sources.read_pairs(tmp_path)
-    assert seen(pairs) == [("a fox", "red"), ("an owl", "lime"), ("the sea", "blue")]
+    assert prompts_and_colors(pairs) == [("a fox", "red"), ("an owl", "lime"), ("the sea", "blue")]
     assert rejected.select("prompt", "reason").rows() == [("nothing", layouts.NO_IMAGE)]
     pq.write_table(
         pa.table({"png": [encoded("lime")], "caption": ["bytes alone"]}), tmp_path / "plain.parquet"
     )
-    assert seen(sources.read_pairs(tmp_path / "plain.parquet")[0]) == [("bytes alone", "lime")]
+    assert prompts_and_colors(sources.read_pairs(tmp_path / "plain.parquet")[0]) == [
+        ("bytes alone", "lime")
+    ]
     with pytest.raises(OSError, match="row 9 is not there"):
         locators.read(locators.in_table(tmp_path / "plain.parquet", "png", 9))
 
@@ -236,8 +218,8 @@ def test_midjourneys_flags_and_urls_leave_the_prompt(prompt, clean):
 
 
 def test_journeydb(tmp_path):
-    picture(tmp_path / "imgs" / "000" / "a.jpg", "red")
-    picture(tmp_path / "imgs" / "000" / "b.jpg", "blue")
+    save_image(tmp_path / "imgs" / "000" / "a.jpg", "red")
+    save_image(tmp_path / "imgs" / "000" / "b.jpg", "blue")
     rows = [
         {
             "img_path": "./000/a.jpg",
@@ -253,18 +235,18 @@ def test_journeydb(tmp_path):
     (tmp_path / "train_anno.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{cut\n")
     assert layouts.recognize(tmp_path) == "journeydb"
     pairs, rejected = sources.read_pairs(tmp_path)
-    assert seen(pairs) == [("a fox", "red")] and rejected["reason"].to_list() == [
+    assert prompts_and_colors(pairs) == [("a fox", "red")] and rejected["reason"].to_list() == [
         "empty prompt",
         "its line is no JSON object",
     ]
-    assert seen(sources.read_pairs(tmp_path, text_column="Task2.Caption")[0]) == [
+    assert prompts_and_colors(sources.read_pairs(tmp_path, text_column="Task2.Caption")[0]) == [
         ("A fox sits.", "red"),
         ("Blue.", "blue"),
     ]
 
 
 def test_coco_captions_give_a_row_each_and_share_their_image(tmp_path):
-    picture(tmp_path / "val2017" / "000000000139.jpg", "lime")
+    save_image(tmp_path / "val2017" / "000000000139.jpg", "lime")
     content = {
         "images": [{"id": 139, "file_name": "000000000139.jpg"}],
         "annotations": [{"id": n, "image_id": 139, "caption": f"caption {n}"} for n in range(5)]
@@ -273,10 +255,12 @@ def test_coco_captions_give_a_row_each_and_share_their_image(tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "captions_val2017.json").write_text(json.dumps(content))
     pairs, rejected = sources.read_pairs(tmp_path)
-    assert seen(pairs) == [(f"caption {n}", "lime") for n in range(5)]
+    assert prompts_and_colors(pairs) == [(f"caption {n}", "lime") for n in range(5)]
     assert pairs["id"].is_unique().all() and pairs["image"].n_unique() == 1
     assert rejected["reason"].to_list() == ["its image is not listed"]
-    assert seen(sources.read_pairs(tmp_path / "annotations" / "captions_val2017.json")[0])[0] == (
+    assert prompts_and_colors(
+        sources.read_pairs(tmp_path / "annotations" / "captions_val2017.json")[0]
+    )[0] == (
         "caption 0",
         "lime",
     )
@@ -284,7 +268,7 @@ def test_coco_captions_give_a_row_each_and_share_their_image(tmp_path):
 
 def test_layouts_mix_and_sources_of_one_name_are_told_apart(tmp_path):
     for place, colour in (("a", "red"), ("b", "blue")):
-        picture(tmp_path / place / "train" / "0.png", colour)
+        save_image(tmp_path / place / "train" / "0.png", colour)
         (tmp_path / place / "train" / "metadata.jsonl").write_text(
             json.dumps({"file_name": "0.png", "text": f"{colour} fox"})
         )
@@ -300,7 +284,7 @@ def test_layouts_mix_and_sources_of_one_name_are_told_apart(tmp_path):
         ]
     )
     assert (
-        seen(pairs) == [("red fox", "red"), ("blue fox", "blue"), ("an owl", "lime")]
+        prompts_and_colors(pairs) == [("red fox", "red"), ("blue fox", "blue"), ("an owl", "lime")]
         and rejected.is_empty()
     )
     assert (
@@ -353,8 +337,8 @@ def test_bad_prompts_are_set_aside_or_cleaned(tmp_path):
         {"file_name": None, "prompt": "no name"},
     ]
     for n in range(len(BAD_PROMPTS)):
-        picture(tmp_path / f"{n}.png")
-    picture(tmp_path / "extra.png")
+        save_image(tmp_path / f"{n}.png")
+    save_image(tmp_path / "extra.png")
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\nno json\n")
     pairs, rejected = sources.read_pairs(tmp_path)
     assert pairs["prompt"].to_list() == [
@@ -381,250 +365,8 @@ def test_bad_prompts_are_set_aside_or_cleaned(tmp_path):
     assert sources.reason_counts(rejected)["rows"].sum() == len(rejected)
 
 
-# --- decoding and the cache ---
-
-
-def damaged(folder) -> dict[str, str]:
-    """One file of each kind that real sets contain: name -> what must come of it."""
-    rng = np.random.default_rng(0)
-    noise = Image.fromarray(rng.integers(0, 256, (64, 48, 3), dtype=np.uint8))
-    noise.save(folder / "whole.png")
-    noise.save(folder / "whole.jpg")
-    for name, cut in (("cut.png", 2000), ("cut.jpg", 900)):
-        (folder / name).write_bytes((folder / f"whole.{name[-3:]}").read_bytes()[:cut])
-    (folder / "empty.png").write_bytes(b"")
-    (folder / "html.jpg").write_bytes(b"<html>404</html>")
-    (folder / "wrong.png").write_bytes((folder / "whole.jpg").read_bytes())
-    noise.convert("CMYK").save(folder / "cmyk.jpg")
-    noise.quantize().save(folder / "palette.png")
-    noise.convert("1").save(folder / "bits.png")
-    Image.fromarray(np.full((9, 9), 65535, np.uint16)).save(folder / "deep.png")
-    Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(folder / "float.tiff")
-    noise.save(folder / "moving.gif", save_all=True, append_images=[Image.new("RGB", (64, 48))])
-    Image.new("LA", (9, 9), (0, 0)).save(folder / "clear.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    noise.save(folder / "turned.jpg", exif=exif)
-    noise.save(folder / "strange.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff broken")
-    bomb = Image.new("1", (30_000, 20_000))  # 600 megapixels in a few kilobytes
-    bomb.save(folder / "bomb.png")
-    bad = {"cut.png", "cut.jpg", "empty.png", "html.jpg", "bomb.png"}
-    return {f.name: "bad" if f.name in bad else "good" for f in sorted(folder.iterdir())}
-
-
-@pytest.mark.parametrize(
-    ("reserves", "message"),
-    [(True, "File too large.*pixels_64"), (False, "No space left .*pixels_64")],
-    ids=["room taken before", "partly written"],
-)
-def test_pixels_without_room_stop_the_run(tmp_path, monkeypatch, reserves, message):
-    if not reserves:
-        monkeypatch.delattr(os, "posix_fallocate")  # as on other systems
-    picture(tmp_path / "fox.png", "red")
-    frame = pl.DataFrame({"id": ["fox"], "image": [str(tmp_path / "fox.png")]})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (10_000, limits[1])
-    )  # of 12,288 bytes: the disk takes no more
-    try:
-        with pytest.raises(OSError, match=message):
-            images.cache(
-                frame, tmp_path / "cache", geometry=images.ImagePreprocess(64), name="test"
-            )
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert images.cache(
-        frame, tmp_path / "cache", geometry=images.ImagePreprocess(64), name="test"
-    )[0].ids == ["fox"]
-
-
-def test_every_kind_of_bad_image_is_set_aside_and_every_odd_one_is_converted(tmp_path):
-    expected = damaged(tmp_path)
-    frame = pl.DataFrame(
-        {"id": list(expected), "image": [str(tmp_path / name) for name in expected]}
-    )
-    frame = pl.concat(
-        [frame, pl.DataFrame({"id": ["gone"], "image": [str(tmp_path / "gone.png")]})]
-    )
-    pixels, bad = images.cache(
-        frame, tmp_path / "cache", geometry=images.ImagePreprocess(32), name="odd"
-    )
-    assert pixels.ids == [name for name, what in expected.items() if what == "good"]
-    assert bad["id"].to_list() == [
-        *(name for name, what in expected.items() if what == "bad"),
-        "gone",
-    ]
-    assert all(reason.startswith("unreadable image: ") for reason in bad["reason"])
-    assert any("DecompressionBomb" in reason for reason in bad["reason"])
-    colour = {
-        name: row.reshape(-1, 3).mean(axis=0)
-        for name, row in zip(pixels.ids, pixels.array, strict=True)
-    }
-    assert colour["clear.png"].min() == 255 and colour["deep.png"].min() == 255
-    assert colour["float.tiff"] == pytest.approx([127] * 3)
-    assert colour["moving.gif"].mean() > 60, "the first frame, not the black one"
-    for name in ("wrong.png", "strange.jpg", "turned.jpg", "whole.jpg", "cmyk.jpg", "palette.png"):
-        plain = images.resized(images.decode(tmp_path / name), images.ImagePreprocess(32)).astype(
-            int
-        )
-        assert np.abs(pixels.rows([name])[0].astype(int) - plain).max() <= 1, (
-            f"{name}: not what decode and open_clip give"
-        )
-    assert images.decode(tmp_path / "turned.jpg").size == (64, 48), "upright"
-    assert len(images.examples(bad, 8)) >= 2, "the cut ones can be shown"
-
-
-def test_a_large_jpeg_is_decoded_at_a_fraction_and_stays_near_the_full_decoding(tmp_path):
-    ramp = np.linspace(0, 255, 1024).astype(np.uint8)
-    Image.fromarray(
-        np.stack(
-            [
-                np.tile(ramp, (768, 1)),
-                np.tile(ramp[:768, None], (1, 1024)),
-                np.full((768, 1024), 90, np.uint8),
-            ],
-            2,
-        )
-    ).save(tmp_path / "large.jpg", quality=95)
-    full = images.resized(images.decode(tmp_path / "large.jpg"), images.ImagePreprocess(64)).astype(
-        int
-    )
-    quick = images.from_bytes(
-        (tmp_path / "large.jpg").read_bytes(), images.ImagePreprocess(64)
-    ).astype(int)
-    assert np.abs(full - quick).mean() < 1
-
-
-def frame_of(folder, names):
-    return pl.DataFrame({"id": names, "image": [str(folder / f"{name}.png") for name in names]})
-
-
-def test_the_cache_decodes_only_what_is_new_and_keeps_the_order_asked_for(tmp_path, monkeypatch):
-    decoded = []
-    honest = images.from_bytes
-    monkeypatch.setattr(
-        images,
-        "from_bytes",
-        lambda content, geometry: decoded.append(1) or honest(content, geometry),
-    )
-    monkeypatch.setattr(images, "CHUNK", 2)
-    colours = dict(
-        zip("abcde", ((9, 0, 0), (0, 9, 0), (0, 0, 9), (9, 9, 0), (0, 9, 9)), strict=True)
-    )
-    for name, colour in colours.items():
-        picture(tmp_path / f"{name}.png", colour)
-
-    def colours_of(names):
-        pixels, bad = images.cache(
-            frame_of(tmp_path, names),
-            tmp_path / "cache",
-            geometry=images.ImagePreprocess(8),
-            name="x",
-        )
-        assert (
-            bad.is_empty() and pixels.ids == names and pixels.array.shape == (len(names), 8, 8, 3)
-        )
-        assert [tuple(row[0, 0]) for row in np.asarray(pixels.array)] == [
-            colours[name] for name in names
-        ]
-        return pixels
-
-    colours_of(["a"])
-    first = colours_of(["a", "b", "c"])
-    assert len(decoded) == 3 and isinstance(first.array, np.memmap)
-    assert colours_of(["a", "b", "c"]).key == first.key and len(decoded) == 3, (
-        "unchanged: nothing is decoded"
-    )
-    grown = colours_of(["a", "d", "b", "c"])
-    assert len(decoded) == 4 and grown.key != first.key and isinstance(grown.array, images.Rows)
-    assert (
-        grown.array[1:3].shape == (2, 8, 8, 3) and tuple(grown.rows(["d"])[0, 0, 0]) == colours["d"]
-    )
-    (tmp_path / "moved").mkdir()
-    (tmp_path / "a.png").rename(tmp_path / "moved" / "a.png")
-    moved = frame_of(tmp_path / "moved", ["a"])
-    images.cache(moved, tmp_path / "cache", geometry=images.ImagePreprocess(8), name="x")
-    assert len(decoded) == 4, "the same content under another name is known"
-    colours["b"] = (7, 7, 7)
-    picture(tmp_path / "b.png", (7, 7, 7))
-    colours_of(["b", "c"])
-    assert len(decoded) == 5, "a changed file is decoded anew"
-
-
-KILLED = """
-import sys, os, polars as pl
-from pathlib import Path
-from src.data import images
-images.CHUNK = 4
-honest, done = images.from_bytes, []
-def one(content, geometry):
-    done.append(1)
-    if len(done) > 14:
-        os._exit(9)
-    return honest(content, geometry)
-images.from_bytes = one
-folder = Path(sys.argv[1])
-files = sorted(folder.glob("*.png"))
-frame = pl.DataFrame({"id": [f.stem for f in files], "image": [str(f) for f in files]})
-images.cache(frame, folder / "cache", geometry=images.ImagePreprocess(8), name="x")
-"""
-
-
-def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
-    names = [f"{n:02}" for n in range(20)]
-    for n, name in enumerate(names):
-        picture(tmp_path / f"{name}.png", (n, 0, 0))
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, tmp_path],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert killed.returncode == 9, killed.stderr
-    decoded = []
-    honest = images.from_bytes
-    monkeypatch.setattr(
-        images,
-        "from_bytes",
-        lambda content, geometry: decoded.append(1) or honest(content, geometry),
-    )
-    pixels, bad = images.cache(
-        frame_of(tmp_path, names), tmp_path / "cache", geometry=images.ImagePreprocess(8), name="x"
-    )
-    assert bad.is_empty() and 0 < len(decoded) <= 12, "at least two chunks were kept"
-    assert [int(row[0, 0, 0]) for row in pixels.array] == list(range(20))
-
-
-def test_a_disk_that_fails_between_two_saves_stops_the_run(tmp_path, monkeypatch):
-    for n in range(6):
-        picture(tmp_path / f"{n}.png", (n, 0, 0))
-    monkeypatch.setattr(images, "FLUSH", 4)  # six images: one request before the save
-    requests, honest = [], os.fsync
-
-    def fails_once(
-        file: int,
-    ) -> None:  # as Linux does: an error is reported to one request and then forgotten
-        requests.append(file)
-        if len(requests) == 1:
-            raise OSError(errno.EIO, "Input/output error")
-        honest(file)
-
-    monkeypatch.setattr(os, "fsync", fails_once)
-    with pytest.raises(OSError, match="Input/output error"):
-        images.cache(
-            frame_of(tmp_path, list("012345")),
-            tmp_path / "cache",
-            geometry=images.ImagePreprocess(8),
-            name="x",
-        )
-    assert not list((tmp_path / "cache").glob("*.parquet")), (
-        "no index names what may not be on the disk"
-    )
-
-
 def test_layouts_named_for_what_is_not_theirs_say_what_is_there(tmp_path):
-    picture(tmp_path / "images" / "0.png")
+    save_image(tmp_path / "images" / "0.png")
     (tmp_path / "prompts.csv").write_text("id,text\n0,a fox\n")
     (tmp_path / "note.xlsx").write_text("a fox")
     pl.DataFrame({"prompt": ["a fox"]}).write_parquet(tmp_path / "texts.parquet")
@@ -652,7 +394,7 @@ def test_a_text_file_is_no_layout_and_is_named(tmp_path):
 
 def test_a_caption_that_is_no_json_is_an_empty_prompt(tmp_path):
     for name in ("a", "b", "c"):
-        picture(tmp_path / f"{name}.png")
+        save_image(tmp_path / f"{name}.png")
     cells = ['{"Caption": "a fox"}', "{a fox", "[1]"]
     lines = [
         json.dumps({"img_path": f"{name}.png", "Task2": cell})
