@@ -17,6 +17,7 @@ SHARED = {
     "paths",
     "plots",
     "statistics",
+    "web_page",
 }
 STAGES = {"dedup", "model_a", "model_b"}
 MAY_IMPORT = {

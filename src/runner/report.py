@@ -13,10 +13,9 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
-import jinja2
 import polars as pl
 
-from src import artifacts, paths
+from src import artifacts, paths, web_page
 from src.data import images
 from src.ensemble import table1
 from src.paths import STAGES, Stage, display_path, resolve
@@ -58,14 +57,7 @@ def write(output: Path) -> Path:
     """Write `report.html` into `output` and return its path. Raises FileNotFoundError naming the
     stage that has not run.
     """
-    # a name that the template uses and `contents` does not give is an error, not an empty place
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    environment = web_page.environment(TEMPLATES)
 
     # how numbers, seconds and images look on the page is decided here, not in the template
     environment.filters |= {
@@ -91,7 +83,7 @@ def contents(output: Path) -> dict[str, object]:
     last = metas[STAGES[-1]]
 
     return {
-        "style": (TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        "style": web_page.style(TEMPLATES / "report.css"),
         "blend": artifacts.load_json(output / paths.BLEND),
         "final": ladder.filter(names).row(-1, named=True),
         "submission": display_path(output / paths.SUBMISSION) + ".csv",

@@ -102,7 +102,7 @@ class Browser:
 
     def __init__(self, index: Index):
         self.index = index
-        self.template = pages.environment().get_template("browse.html.jinja")
+        self.template = pages.template("browse.html.jinja")
         self.thumbnail = lru_cache(THUMBNAILS)(self._thumbnail)
         self._encode = lru_cache(256)(index.encode)
         self._decoding = threading.Semaphore(4)  # images in memory at a time

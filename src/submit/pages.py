@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 import polars as pl
 
+from src import web_page
 from src.data import images
 from src.submit.index import Index
 
@@ -28,20 +29,14 @@ class Card:
     prompts: list[str]
 
 
-def environment() -> jinja2.Environment:
-    """The templates, escaping everything that is put into them."""
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+def template(name: str) -> jinja2.Template:
+    """A template of the result pages."""
+    return web_page.environment(TEMPLATES).get_template(name)
 
 
 def style() -> str:
-    """The style sheet of all pages."""
-    return (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    """The style sheet of the result pages."""
+    return web_page.style(TEMPLATES / "style.css")
 
 
 def thumbnail(file: Path) -> bytes:
@@ -68,11 +63,8 @@ def cards(index: Index, results: pl.DataFrame, sources: list[str | None]) -> lis
 def result_page(index: Index, results: pl.DataFrame, title: str) -> str:
     """One self-contained page: the thumbnails are in it, and it asks nothing of a network."""
     sources = [_data_address(index, row) for row in results["row"]]
-    return (
-        environment()
-        .get_template("results.html.jinja")
-        .render(title=title, style=style(), cards=cards(index, results, sources))
-    )
+    page = template("results.html.jinja")
+    return page.render(title=title, style=style(), cards=cards(index, results, sources))
 
 
 def _data_address(index: Index, row: int) -> str | None:
