@@ -72,6 +72,7 @@ def balanced_groups(
         i = np.concatenate([i, links[0]])
         j = np.concatenate([j, links[1]])
 
+    # everything starts in the largest groups, at the lowest similarity
     levels = scan.forest.levels
     label = scan.forest.components(levels[0], (i, j))
     threshold = np.full(len(label), levels[0], np.float32)
@@ -209,6 +210,7 @@ def given_folds(file: str | Path, ids: list[str], group: np.ndarray) -> np.ndarr
     for row in np.flatnonzero(named).tolist():
         fold_of_group.setdefault(int(group[row]), int(fold[row]))
 
+    # the others in order: a group that is new to all joins the smallest fold, and stays together
     sizes = np.bincount(fold[named], minlength=table["fold"].n_unique())
     for row in np.flatnonzero(~named).tolist():
         smallest = int(sizes.argmin())

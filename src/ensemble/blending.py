@@ -31,6 +31,7 @@ def search_alpha(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
     refined around its best.
     """
     score = _mean_score(truth, a, b)
+    # the grid finds the right hill, the bounded search its top
     best = float(max(np.linspace(0, 1, 101), key=score))
     ends = (max(best - 0.01, 0), min(best + 0.01, 1))
     found = minimize_scalar(lambda alpha: -score(alpha), bounds=ends, method="bounded")

@@ -88,6 +88,7 @@ def fit_confidence(prediction: np.ndarray, agreement: np.ndarray, cosine: np.nda
     from sklearn.linear_model import RidgeCV
     from sklearn.preprocessing import StandardScaler
 
+    # standardized, so that one penalty is fair to 384 small columns and one large one
     x = np.column_stack([prediction, agreement]).astype(np.float64)
     scaler = StandardScaler().fit(x)
     ridge = RidgeCV(PENALTIES).fit(scaler.transform(x), cosine)

@@ -57,6 +57,7 @@ def train_fold(
     if record.exists() and load_json(record)["key"] == key:
         return load_json(record)
 
+    # until the new record is there, the old fold's files count for nothing
     record.unlink(missing_ok=True)
     checkpoint = _checkpoint_folder(base, key)
     start = time.perf_counter()
@@ -142,6 +143,7 @@ def collect_fold_predictions(bases: Sequence[Path], what: str) -> tuple[list[str
         all_ids = [name for part_ids, _ in parts for name in part_ids]
         return all_ids, np.concatenate([part for _, part in parts])
 
+    # every fold predicts every test image: their mean is the ensemble of the folds
     ids, _ = load_embeddings(_beside(bases[0], "_test"))
     total = np.sum([load_embeddings(_beside(base, "_test"), ids)[1] for base in bases], axis=0)
     return ids, (total / np.linalg.norm(total, axis=1, keepdims=True)).astype(np.float32)

@@ -117,6 +117,7 @@ class Tower(nn.Module):
         if not self.trains:
             return activations
 
+        # read from the disk they are contiguous; convolutions are faster on channels_last
         if activations.ndim == 4:
             activations = activations.contiguous(memory_format=torch.channels_last)
         embedding = self._after_cut(activations) if self.splits else embed(self.visual, activations)
@@ -133,6 +134,7 @@ class Tower(nn.Module):
             if name.removeprefix("visual.").startswith(prefix + "."):
                 return self.n_blocks - i
 
+        # neither in a block nor in the tail: in the stem
         in_tail = any(part in name.split(".") for part in TAIL)
         return 0 if in_tail else self.n_blocks + 1
 

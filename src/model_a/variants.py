@@ -80,6 +80,7 @@ def prepare(
         "clip_filter1": filter1,
         "clip_filter2": filter2,
     }
+    # the variants differ in the rows that they may learn from, not in what a row is
     first = encoders["model_a"]
     shared = sets(first, baseline)
     variants = {
@@ -110,6 +111,7 @@ def train(
         variant.task(fold, number, scored=scored, seed=seed) | {"base": base}
         for number, base in zip(numbers, variant.bases(fold, out), strict=True)
     ]
+    # sent to each worker once, not with every fold
     shared = {"encoder": variant.encoder, "data": variant.data, "test": variant.test}
     records = run(train_fold, tasks, shared=shared, cluster=cluster)
     return [

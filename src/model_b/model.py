@@ -80,6 +80,8 @@ class ModelB:
         """
         if isinstance(queries, np.ndarray):
             queries = {next(iter(self.libraries)): queries}
+
+        # said before the first search
         missing = {part.fitted.route.clip for part in self.parts} - queries.keys()
         if missing:
             raise ValueError(
@@ -128,6 +130,7 @@ class ModelB:
         """
         parts: list[dict[str, Any]] = []
         for n, part in enumerate(self.parts):
+            # None leaves a step of the map out, and is left out of the file
             learnt = {
                 name: array
                 for name, array in vars(part.fitted.query_map).items()
@@ -173,6 +176,7 @@ def fit_model(
         choice = tuned[route.name]
         parts.append(WeightedRoute(fitted, choice.k, choice.weighting, shares[route.name]))
 
+    # a CLIP that no part looks up by need not be loaded for new images
     used_clips = dict.fromkeys(part.fitted.route.clip for part in parts)
     used_libraries = {clip: libraries[clip] for clip in used_clips}
     return ModelB(prompts, used_libraries, tuple(parts), engine, cluster)
@@ -208,6 +212,7 @@ def load(output: Path, engine: str = "auto", cluster: "str | Client | None" = No
     choice = artifacts.load_json(output / paths.CHOICE_B)
     parts = tuple(_load_part(output, n, part) for n, part in enumerate(choice["parts"]))
 
+    # the run's rows lie anywhere in the shards, which other runs have filled too
     rows = prompts["row"].to_numpy()
     values = ColumnView(stored.column(datastore.VALUES), rows)
     libraries = {}

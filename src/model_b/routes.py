@@ -158,6 +158,7 @@ class FittedRoute:
         """
         bank = self.query_map(library.images[self.rows])
         center = self.query_map.key_center
+        # blocks of keys: a wide search may name nearly every prompt as a candidate
         parts = []
         for start in range(0, len(candidates), rows):
             keys = library.texts.take(candidates[start : start + rows])

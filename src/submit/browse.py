@@ -110,11 +110,14 @@ class Browser:
 
     def page(self, view: View) -> str:
         """The HTML of a view."""
+        # a page beyond the last one is the last one: a filter may have shortened the list
         rows, cosine, note = self._rows(view)
         last = max(1, -(-len(rows) // PAGE_SIZE))
         view = replace(view, page=min(view.page, last))
         part = slice((view.page - 1) * PAGE_SIZE, view.page * PAGE_SIZE)
         table = self.index.rows(rows[part], None if cosine is None else cosine[part])
+
+        # an image is asked for by its row, so that no path of a stranger's reaches the disk
         shown = [f"/image/{row}" if self._has_image(row) else None for row in table["row"]]
         return self._render(
             view, note=note, cards=pages.cards(self.index, table, shown), pages=last
@@ -229,6 +232,8 @@ def _style(request: Request) -> Response:
 def bound_socket(port: int) -> socket.socket:
     """A socket on the loopback address. UserError when the port is taken."""
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+
+    # a server that has just been stopped would otherwise hold the port for a minute
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((HOST, port))
@@ -273,6 +278,7 @@ def main(argv: list[str] | None = None) -> int:
     if not 0 <= options.port <= 65535:
         parser.error(f"--port must be within 0..65535, got {options.port}")
 
+    # what can go wrong goes wrong before the address is announced
     try:
         bound_socket(options.port).close()  # refused before the vectors are opened
         index = Index(options.file, images=options.images, engine=options.engine)

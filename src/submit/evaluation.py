@@ -43,6 +43,7 @@ class Evaluation:
         if file is None:
             return
 
+        # the truth may list images in any order, and more of them than are predicted
         known = sources.read_truth(file)
         index = artifacts.indices_of_ids(known["imgId"].to_list(), ids, file)
         self.prompts = known["prompt"].gather(index).to_list()
@@ -60,6 +61,7 @@ class Evaluation:
         if self.truth is None or gap is None:
             return None
 
+        # the same measure as for a training row, so that the two means can be compared
         training = artifacts.load_table(output / paths.PAIRS, ["id", "fold"])
         _, targets = artifacts.load_embeddings(output / paths.TARGETS, training["id"].to_list())
         nearest = truth.nearest_to_training(self.truth, targets, training["fold"].to_numpy())
@@ -192,6 +194,7 @@ def gallery_table(
     nearest = artifacts.load_table(output / paths.NEIGHBORS)
     nearest = nearest.filter(pl.col("rank") < 4).sort("rank")
     grouped = nearest.group_by("query").agg("similarity", "prompt")
+    # a line for each of the three nearest prompts, with its similarity
     lines = {
         query: [f"{cosine:.2f} {prompt}" for cosine, prompt in zip(similarity, texts, strict=True)]
         for query, similarity, texts in grouped.iter_rows()

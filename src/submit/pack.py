@@ -88,6 +88,7 @@ def _pack_clips(folder: Path, clips_a: dict[str, str], clips_b: dict[str, str]) 
         suffix = f"@{size}" if size else ""
         packed_names[clip] = f"{encoder.LOCAL}{copies[plain]}{suffix}"
 
+    # the packed files name the copies; those of the output itself are not touched
     output = folder / "output"
     _name_clips(output / paths.MEMBERS_A, clips_a, packed_names, list(clips_a))
     _name_clips(output / paths.MEMBERS_B, clips_b, packed_names, ["model_b"])

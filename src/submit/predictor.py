@@ -161,6 +161,7 @@ class Predictor:
         members = _concatenated([batch.by_member for batch in batches])
         by_clip = _concatenated([batch.by_clip for batch in batches])
 
+        # one search serves every member of Model B that the blend uses
         queries = {column: by_clip[clip] for column, clip in self.clips_b.items()}
         prediction, similarity, index = self.model_b.predict(queries)
         members |= dict.fromkeys(used_members(self.weights, self.sides[1]), prediction)
@@ -201,6 +202,7 @@ def clip_names(output: Path) -> tuple[dict[str, str], dict[str, str]]:
     named_a = _named_clips(output / paths.MEMBERS_A)
     named_b = _named_clips(output / paths.MEMBERS_B)
 
+    # members.json names a CLIP only where it is not the run's own
     parts = artifacts.load_json(output / paths.CHOICE_B)["parts"]
     columns = dict.fromkeys(part["route"]["clip"] for part in parts)  # unique, in order
     clips_a = {name: named_a.get(name, default) for name in member_names(output)[0]}
