@@ -16,6 +16,20 @@ from src.paths import ROOT
 from tests.helpers.colored_images import save_image
 
 
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """One entry for each image that is decoded from here on."""
+    honest = images.from_bytes
+    counted = []
+
+    def counting(content: bytes, geometry: images.ImagePreprocess) -> np.ndarray:
+        counted.append(1)
+        return honest(content, geometry)
+
+    monkeypatch.setattr(images, "from_bytes", counting)
+    return counted
+
+
 def damaged(folder) -> dict[str, str]:
     """One file of each kind that real sets contain: name -> what must come of it."""
     rng = np.random.default_rng(0)
@@ -131,14 +145,9 @@ def frame_of(folder, names):
     return pl.DataFrame({"id": names, "image": [str(folder / f"{name}.png") for name in names]})
 
 
-def test_the_cache_decodes_only_what_is_new_and_keeps_the_order_asked_for(tmp_path, monkeypatch):
-    decoded = []
-    honest = images.from_bytes
-    monkeypatch.setattr(
-        images,
-        "from_bytes",
-        lambda content, geometry: decoded.append(1) or honest(content, geometry),
-    )
+def test_the_cache_decodes_only_what_is_new_and_keeps_the_order_asked_for(
+    tmp_path, monkeypatch, decoded
+):
     monkeypatch.setattr(images, "CHUNK", 2)
     colours = dict(
         zip("abcde", ((9, 0, 0), (0, 9, 0), (0, 0, 9), (9, 9, 0), (0, 9, 9)), strict=True)
@@ -202,7 +211,7 @@ images.cache(frame, folder / "cache", geometry=images.ImagePreprocess(8), name="
 """
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_where_it_was(tmp_path, decoded):
     names = [f"{n:02}" for n in range(20)]
     for n, name in enumerate(names):
         save_image(tmp_path / f"{name}.png", (n, 0, 0))
@@ -214,13 +223,6 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
         timeout=60,
     )
     assert killed.returncode == 9, killed.stderr
-    decoded = []
-    honest = images.from_bytes
-    monkeypatch.setattr(
-        images,
-        "from_bytes",
-        lambda content, geometry: decoded.append(1) or honest(content, geometry),
-    )
     pixels, bad = images.cache(
         frame_of(tmp_path, names), tmp_path / "cache", geometry=images.ImagePreprocess(8), name="x"
     )

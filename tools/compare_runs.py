@@ -31,21 +31,24 @@ def run(commit: str, folder: Path, params: str, data: str | None) -> Path:
 
     environment = os.environ | {"SKIP_INSTALL": "1", "PYTHON": sys.executable}
     command = ["./run_all.sh", "--params", params]
-    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{commit} ended with status {done.returncode}:\n{done.stderr[-3000:]}")
+
     values = yaml.safe_load((folder / params).read_text(encoding="utf-8"))
     return folder / values["common"]["output_dir"]
 
 
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between two outputs, in words."""
-    found = []
+    differing = []
     if (one / "submission.csv").read_bytes() != (other / "submission.csv").read_bytes():
-        found.append("submission.csv differs")
+        differing.append("submission.csv differs")
 
     tables = [pl.read_csv(output / "table1.csv").drop("seconds") for output in (one, other)]
     if not tables[0].equals(tables[1]):
-        found.append(f"table1.csv differs:\n{tables[0]}\n{tables[1]}")
-    return found
+        differing.append(f"table1.csv differs:\n{tables[0]}\n{tables[1]}")
+    return differing
 
 
 def main() -> int:
@@ -68,9 +71,8 @@ def main() -> int:
             outputs.append(run(commit, Path(folder, name), options.params, options.data))
         different = differences(*outputs)
 
-    print(
-        "\n".join(different) or "submission.csv equal to the byte, table1.csv equal but for seconds"
-    )
+    equal = "submission.csv equal to the byte, table1.csv equal but for seconds"
+    print("\n".join(different) or equal)
     return bool(different)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from src.data import images, layouts, sources
 from src.data.images import ImagePreprocess
-from tests.helpers.bad_files import BOTH, EMPTY, ONE, RED, encoded, flipped, outcome
+from tests.helpers.bad_files import BOTH, EMPTY, ONE, RED, assert_rows, encoded, flipped, outcome
 
 
 def tar_of(*members: tuple, **options) -> bytes:
@@ -127,20 +127,11 @@ def test_a_shard_is_read_as_far_as_it_is_whole_and_nothing_leaves_it(tmp_path, n
     folder = tmp_path / "inside"
     folder.mkdir()
     (folder / "00000.tar").write_bytes(content)
-    found = outcome(folder)
+    rows = outcome(folder)
     assert [file.name for file in tmp_path.rglob("*")] == ["inside", "00000.tar"], (
         "nothing is unpacked"
     )
-    assert [text for text, reason in found if reason is None] == [
-        text for text, reason in expected if reason is None
-    ]
-    reasons = (
-        sorted(reason for _, reason in found if reason),
-        sorted(reason for _, reason in expected if reason),
-    )
-    assert len(reasons[0]) == len(reasons[1]) and all(
-        a.startswith(b) for a, b in zip(*reasons, strict=True)
-    ), found
+    assert_rows(rows, expected)
     pixels, bad = images.cache(
         sources.read_pairs(folder)[0], tmp_path / "cache", geometry=ImagePreprocess(8), name="shard"
     )

@@ -19,6 +19,7 @@ from tests.helpers.bad_files import (
     ONE,
     RED,
     SURPLUS,
+    assert_rows,
     deep,
     encoded,
     outcome,
@@ -341,17 +342,7 @@ def assert_outcome(folder: Path, expected: list | str) -> None:
         with pytest.raises(ValueError, match=expected):
             sources.read_pairs(folder)
         return
-    found = outcome(folder)
-    assert [p for p, reason in found if reason is None] == [
-        p for p, reason in expected if reason is None
-    ], found
-    reasons = (
-        sorted(reason for _, reason in found if reason),
-        sorted(reason for _, reason in expected if reason),
-    )
-    assert len(reasons[0]) == len(reasons[1]) and all(
-        a.startswith(b) for a, b in zip(*reasons, strict=True)
-    ), found
+    assert_rows(outcome(folder), expected)
 
 
 @pytest.mark.parametrize("name", TABLES)

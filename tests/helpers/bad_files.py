@@ -70,6 +70,17 @@ def outcome(folder: Path) -> list[tuple[str | None, str | None]]:
     ]
 
 
+def assert_rows(rows: list[tuple], expected: list[tuple]) -> None:
+    """The rows of `outcome` are those expected: prompts in order, and how each reason begins."""
+    assert [prompt for prompt, reason in rows if reason is None] == [
+        prompt for prompt, reason in expected if reason is None
+    ], rows
+    reasons = sorted(reason for _, reason in rows if reason)
+    beginnings = sorted(reason for _, reason in expected if reason)
+    assert len(reasons) == len(beginnings), rows
+    assert all(map(str.startswith, reasons, beginnings)), rows
+
+
 class Hostile:
     """A pickle that makes a folder where it is loaded."""
 
