@@ -143,13 +143,18 @@ def test_frames_are_cudf_s_only_on_a_gpu(monkeypatch):
     assert text_pool.frame_engine("cudf") == "cudf"
 
 
+# VmHWM is this process's own peak; getrusage would count what its parent held when it started
 MILLION = """
-import resource, sys
-import polars as pl
+import sys
+from pathlib import Path
 from src.data import sources
 from src.model_b import text_pool
-tally = text_pool.write_text_pool(sources.text_batches(sys.argv[1]), __import__("pathlib").Path(sys.argv[2]), engine="polars")
-print(tally["kept"], tally["exact duplicate"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+counts = text_pool.write_text_pool(
+    sources.text_batches(sys.argv[1]), Path(sys.argv[2]), engine="polars"
+)
+status = Path("/proc/self/status").read_text()
+peak = int(status.partition("VmHWM:")[2].split()[0]) // 1024
+print(counts["kept"], counts["exact duplicate"], peak)
 """
 
 
