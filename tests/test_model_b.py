@@ -7,8 +7,8 @@ import pytest
 
 from src import artifacts, paths
 from src.metrics import avg_cos, l2_normalize
-from src.model_b import datastore, explain, query_map
-from src.model_b.isolation import TEXT_ONLY, run_conflicts, text_conflicts, visible_rows
+from src.model_b import datastore, explain
+from src.model_b.isolation import text_conflicts, visible_rows
 from src.model_b.model import ModelB, WeightedRoute, files, fit_model, load, merge_routes
 from src.model_b.routes import Library, Route, fit_route, search_out_of_fold
 from src.model_b.weighting import (
@@ -22,11 +22,9 @@ from src.model_b.weighting import (
     tune,
     weights,
 )
+from tests.helpers.toy_library import ROUTES, VALUES, library, take
 
-_constants = np.random.default_rng(0)
-VALUES = l2_normalize(_constants.standard_normal((40, 6)).astype(np.float32))
 OUTSIDE = Weighting(dim=4, delta=1e-4, coef=1e-3)
-take = VALUES.__getitem__
 
 
 def lists(q, k, seed=1):
@@ -205,149 +203,6 @@ def test_choices_at_the_end_of_their_grid_are_named():
     assert choices_at_edge(SimpleNamespace(k=5, weighting=soft), [5], [sharp, soft]) == ["tau 0.3"]
 
 
-# --- what a query may see ---
-
-
-def test_a_text_just_at_the_threshold_is_no_conflict():
-    text, train = (
-        np.array([[1, 0], [0, 1]], np.float32),
-        np.array([[0.5, 0.5], [1, 0], [0, 0.75]], np.float32),
-    )
-    found = text_conflicts(text, train, np.array([0, 1, 2]), 0.5)
-    assert found.tolist() == [[False, True, False], [False, False, True]]
-
-
-def test_a_fold_sees_neither_itself_nor_text_like_it():
-    store_fold = np.array([0, 0, 1, TEXT_ONLY, TEXT_ONLY])
-    conflicts = np.array([[0, 0], [0, 0], [0, 0], [1, 0], [0, 0]], bool)
-    assert visible_rows(store_fold, conflicts, 0).tolist() == [False, False, True, False, True]
-    assert visible_rows(store_fold, conflicts, 1).tolist() == [True, True, False, True, True]
-
-
-def library(n_train=30):
-    """Keys and values of 40 prompts in two shards, in another order than the run's; images near
-    their prompts' keys.
-    """
-    draw = np.random.default_rng(3)
-    keys = l2_normalize(draw.standard_normal((40, 8)).astype(np.float32))
-    place = draw.permutation(40)
-    shards = [np.split(x[np.argsort(place)], [25]) for x in (keys, VALUES)]
-    images = l2_normalize(
-        keys[:n_train] + 0.3 * draw.standard_normal((n_train, 8)).astype(np.float32) + 1
-    )
-    return Library(
-        datastore.ColumnView(shards[0], place), datastore.ColumnView(shards[1], place), images
-    ), keys
-
-
-def test_conflicts_of_the_store_equal_naive():
-    found_library, _ = library(25)
-    train, fold = VALUES[20:], np.arange(20) % 3
-    found = run_conflicts(found_library.values, 25, train, fold, 0.5, rows=4)
-    naive = np.array(
-        [[(t @ train[fold == f].T).max() > 0.5 for f in range(3)] for t in VALUES[25:]]
-    )
-    assert not found[:25].any() and naive.any() and not naive.all()
-    np.testing.assert_array_equal(found[25:], naive)
-    np.testing.assert_array_equal(run_conflicts(found_library.values, 25, train, fold, 0.5), found)
-
-
-ROUTES = [
-    Route("text"),
-    Route("mapped", linear=True, center=True),
-    Route("hubs", hubs=0.5),
-    Route("image", keys="image"),
-]
-
-
-@pytest.mark.parametrize("route", ROUTES, ids=lambda r: r.name)
-def test_out_of_fold_search_finds_no_row_of_its_own_fold(route):
-    found_library, _ = library()
-    fold = np.arange(30) % 3
-    store_fold, conflicts = np.concatenate([fold, np.full(10, TEXT_ONLY)]), np.zeros((40, 3), bool)
-    conflicts[35, 0] = True
-    _, index = search_out_of_fold(
-        route,
-        found_library,
-        fold=fold,
-        group=np.arange(30),
-        conflicts=conflicts,
-        k=12,
-        engine="faiss",
-    )
-    assert (store_fold[index] != fold[:, None]).all()
-    assert 35 not in index[fold == 0] and (route.keys == "image" or 35 in index[fold == 1])
-
-
-def test_a_route_learns_nothing_from_the_fold_that_it_is_scored_on():
-    one, _ = library()
-    fold = np.arange(30) % 3
-    changed = Library(
-        one.texts,
-        one.values,
-        np.where((fold == 0)[:, None], l2_normalize(-one.images + 0.1), one.images),
-    )
-    rows = np.flatnonzero(fold != 0)
-    for route in ROUTES:
-        before, after = (
-            fit_route(route, x, rows, np.arange(30)).query_map(one.images) for x in (one, changed)
-        )
-        np.testing.assert_array_equal(before, after)
-
-
-def test_the_zero_shot_route_is_a_plain_search_by_text_keys():
-    found_library, keys = library()
-    fold, conflicts = np.arange(30) % 3, np.zeros((40, 3), bool)
-    similarity, index = search_out_of_fold(
-        Route("text"),
-        found_library,
-        fold=fold,
-        group=fold,
-        conflicts=conflicts,
-        k=5,
-        engine="faiss",
-    )
-    exact = found_library.images @ keys.T
-    exact[:, :30][fold[:, None] == fold] = -np.inf
-    np.testing.assert_array_equal(index, np.argsort(-exact, axis=1)[:, :5])
-    np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :5], atol=1e-6)
-
-
-def test_hubs_are_taken_off_a_route_s_similarities_once_it_is_centered():
-    found_library, keys = library()
-    visible, rows, images = np.arange(40) != 7, np.arange(20), found_library.images
-    fitted = fit_route(Route("both", center=True, hubs=0.5), found_library, rows, np.arange(30))
-    centered, moved = (
-        l2_normalize(keys - keys[:20].mean(axis=0)),
-        l2_normalize(images - images[:20].mean(axis=0)),
-    )
-    exact = np.where(visible, moved @ centered.T, -1)
-    near = np.argsort(-exact, axis=1)[:, :6]
-    changed = np.take_along_axis(
-        exact - 0.5 * (centered @ moved[:20].T).mean(axis=1), near, axis=1
-    )  # the bank has fewer than 50
-    similarity, index = fitted.search(found_library, images, 6, "faiss", visible=visible)
-    np.testing.assert_allclose(similarity, -np.sort(-changed, axis=1), atol=1e-5)
-    np.testing.assert_array_equal(
-        index, np.take_along_axis(near, np.argsort(-changed, axis=1), axis=1)
-    )
-    assert fitted.search(found_library, images[:0], 6, "faiss", visible=visible)[1].shape == (0, 6)
-    whole, by_parts = (
-        fitted._hubness(found_library, np.arange(40), "faiss", rows=n) for n in (100, 7)
-    )
-    np.testing.assert_allclose(by_parts, whole, atol=1e-6)
-
-
-def test_the_nearest_visible_prompt_by_hand():
-    found_library, _ = library()
-    truth, fold = l2_normalize(VALUES[:9] + 0.1), np.arange(9) % 2
-    visible = {0: np.arange(40) > 5, 1: np.arange(40) < 30}
-    cosine, row = explain.nearest_visible(truth, found_library.values, fold, visible)
-    exact = np.where(np.stack([visible[f] for f in fold]), truth @ VALUES.T, -1)
-    np.testing.assert_array_equal(row, exact.argmax(axis=1))
-    np.testing.assert_allclose(cosine, exact.max(axis=1), atol=1e-6)
-
-
 # --- the model ---
 
 
@@ -514,82 +369,6 @@ def test_shards_that_lie_elsewhere_are_no_files_of_the_output(tmp_path):
         match=r"1 precomputed shards of Model B's store lie outside .*output: \['00000'\]",
     ):
         files(tmp_path / "output")
-
-
-def test_each_failure_is_told_in_a_sentence():
-    index = np.array([[0, 1, 2], [9, 1, 8], [9, 8, 2], [9, 8, 7]])
-    best_value = np.array([0.2, 0.9, 0.9, 0.9], np.float32)
-    said = explain.failure_reasons(
-        index, take, VALUES[:4], (best_value, np.arange(4)), range(4), near=2
-    )
-    reach = VALUES[:4] @ VALUES[9]
-    assert said == [
-        "nothing near in the store: the nearest visible prompt (0.20) is far, 0.90 is usual",
-        "outvoted: the nearest visible prompt (0.90) is number 2, the others pull away",
-        f"ranked low: the nearest visible prompt (0.90) is number 3, the first has {reach[2]:.2f}",
-        "ranked low: the nearest visible prompt (0.90) is not among the first 3, "
-        f"the first has {reach[3]:.2f}",
-    ]
-
-
-def test_a_hub_is_first_for_more_than_five_times_as_many_as_is_usual():
-    def said(copies: int, best: int) -> str:
-        index = np.concatenate([np.tile([9, 8], (copies, 1)), 10 + np.arange(20).reshape(10, 2)])
-        n = len(index)
-        return explain.failure_reasons(
-            index,
-            take,
-            VALUES[np.zeros(n, int)],
-            (np.full(n, 0.9), np.full(n, best)),
-            [0],
-            near=1,
-        )[0]
-
-    assert said(6, 7) == "a hub: the first neighbor is among the first 1 of 6 queries, 1 is usual"
-    assert said(5, 7).startswith("ranked low") and said(6, 9).startswith("outvoted")
-
-
-def test_each_failure_has_its_reason():
-    truth = VALUES[:4]
-    index = np.array([[0, 1, 2], [9, 1, 8], [9, 8, 2], [9, 8, 7]])
-    best_value, best_row = np.array([0.2, 0.9, 0.9, 0.9], np.float32), np.array([0, 1, 2, 3])
-    said = explain.failure_reasons(index, take, truth, (best_value, best_row), [0, 1, 3], near=2)
-    assert (
-        said[0].startswith("nothing near in the store")
-        and said[1].startswith("outvoted")
-        and said[2].startswith("ranked low")
-    )
-    many = np.concatenate([np.tile([9, 8, 7], (40, 1)), 10 + np.arange(30).reshape(10, 3)])
-    alike = VALUES[np.zeros(50, int)], (np.full(50, 0.9), np.full(50, 7))
-    said = explain.failure_reasons(many, take, *alike, [0], near=1)
-    assert said[0].startswith("a hub: the first neighbor is among the first 1 of 40 queries")
-
-
-# --- from images to prompts ---
-
-
-def test_a_linear_map_and_centers_bring_images_to_their_prompts():
-    draw = np.random.default_rng(7)
-    texts = l2_normalize(draw.standard_normal((400, 8)).astype(np.float32) + 0.5)
-    images = l2_normalize(texts @ draw.standard_normal((8, 8)).astype(np.float32) + 0.3)
-    learnt = query_map.learn(images[:300], texts[:300], np.arange(300), linear=True, center=True)
-    moved = learnt(images[300:])
-    assert (
-        avg_cos(l2_normalize(texts[300:] - learnt.key_center), moved)
-        > 0.9
-        > avg_cos(texts[300:], images[300:])
-    )
-    centered = query_map.learn(images, texts, np.arange(400), linear=False, center=True)
-    np.testing.assert_allclose(
-        centered(images), l2_normalize(images - images.mean(axis=0)), atol=1e-6
-    )
-    np.testing.assert_allclose(query_map.QueryMap()(images), images, atol=1e-6)
-
-
-def test_hubness_is_the_mean_similarity_to_the_nearest_images():
-    bank = l2_normalize(np.array([[1, 0.1], [1, -0.1], [0, 1]], np.float32))
-    hub = query_map.hubness(np.array([[1, 0], [0, 1]], np.float32), bank, "faiss", depth=2)
-    np.testing.assert_allclose(hub, [bank[0, 0], (bank[2, 1] + bank[0, 1]) / 2], atol=1e-6)
 
 
 @pytest.mark.parametrize(

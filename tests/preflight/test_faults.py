@@ -1,54 +1,13 @@
 """What is checked before a run: everything that is wrong is said at once, each with its parameter; what is right passes."""
 
-import json
-import os
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
 import polars as pl
 import pytest
-from PIL import Image
 
 from src import errors, paths
-from src.paths import ROOT
-from src.runner import cli, disk_space, params, plan, preflight
-from tests.helpers import toy_training
-
-
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory) -> Path:
-    """A small CLIP, six training images in a folder with metadata.csv, two test images, a text file."""
-    folder = tmp_path_factory.mktemp("preflight")
-    toy_training.write_clip(folder / "clip")
-    for part, n in (("train", 6), ("test/images", 2)):
-        (folder / part).mkdir(parents=True)
-        for i in range(n):
-            Image.new("RGB", (40, 40), (40 * i, 90, 200 - 30 * i)).save(folder / part / f"p{i}.png")
-    rows = pl.DataFrame(
-        {
-            "file_name": [f"p{i}.png" for i in range(6)],
-            "prompt": [f"a plain square number {i}" for i in range(6)],
-        }
-    )
-    rows.write_csv(folder / "train" / "metadata.csv")
-    (folder / "prompts.txt").write_text("a red door\na blue wall\n")
-    return folder
-
-
-@pytest.fixture
-def per_stage(disk, tmp_path) -> dict[str, dict]:
-    """The real notebooks' parameters, set to what is on `disk`."""
-    common = {
-        "train": str(disk / "train"),
-        "test": str(disk / "test"),
-        "text_only": str(disk / "prompts.txt"),
-        "clip": f"local-dir:{disk / 'clip'}",
-        "output_dir": str(tmp_path / "out"),
-        "device": "cpu",
-    }
-    return params.stage_params({"common": common}, "test")
+from src.runner import disk_space, params, plan, preflight
 
 
 def test_what_is_right_passes(per_stage):
@@ -385,123 +344,3 @@ def test_a_list_of_sources_is_checked_without_the_one_that_does_not_exist(per_st
     assert params.missing_inputs(given) == ["text_only[0]: input/none.txt does not exist"]
     found = preflight.problems(given)
     assert len(found) == 1 and "p0.png" in found[0]
-
-
-def refused(tmp_path: Path, *changes: str) -> int:
-    (tmp_path / "params.yaml").write_text("common:\n  seed: 1\n")
-    return cli.main(
-        [
-            "--params",
-            str(tmp_path / "params.yaml"),
-            *(part for change in changes for part in ("--set", change)),
-        ]
-    )
-
-
-def test_the_runner_lists_everything_and_runs_nothing(disk, tmp_path, capfd):
-    assert (
-        refused(
-            tmp_path,
-            f"train={disk / 'train'}",
-            f"test={disk / 'gone'}",
-            "text_only=null",
-            f"clip=local-dir:{disk / 'clip'}",
-            f"output_dir={tmp_path / 'out'}",
-            "02_train_model_a.head=tall",
-            "03_cuml_knn_model_b.engine=magic",
-        )
-        == 2
-    )
-    error = capfd.readouterr().err
-    assert f"test: {disk / 'gone'} does not exist" in error and "run the embedded demo" in error
-    assert (
-        "head must be one of" in error
-        and "engine 'magic'" in error
-        and not (tmp_path / "out" / "executed").exists()
-    )
-
-
-def test_what_is_wrong_beside_a_demo_yet_to_be_written_is_listed_before_it_is_written(
-    tmp_path, capfd
-):
-    demo = tmp_path / "demo"
-    sizes = {
-        "folder": demo,
-        "train_scenes": 4,
-        "test_scenes": 2,
-        "text_prompts": 2,
-        "image_size": 64,
-        "clip_size": 32,
-        "seed": 1,
-    }
-    assert (
-        refused(
-            tmp_path,
-            f"train={demo / 'train'}",
-            f"test={demo / 'test'}",
-            f"text_only={tmp_path / 'gone.txt'}",
-            f"clip=local-dir:{demo / 'clip'}",
-            f"output_dir={tmp_path / 'out'}",
-            "03_cuml_knn_model_b.engine=magic",
-            *(f"demo.{name}={value}" for name, value in sizes.items()),
-        )
-        == 2
-    )
-    error = capfd.readouterr().err
-    assert (
-        f"text_only: {tmp_path / 'gone.txt'} does not exist" in error
-        and "engine 'magic'" in error
-        and str(demo) not in error
-    )
-    assert not demo.exists()
-
-
-OFFLINE = """
-import src, socket
-socket.socketpair()
-server = socket.create_server(("127.0.0.1", 0))
-socket.create_connection(server.getsockname()).close()
-for call in (lambda: socket.create_connection(("192.0.2.1", 80), timeout=1), lambda: socket.getaddrinfo("example.org", 80)):
-    try:
-        call()
-    except OSError as error:
-        print(error)
-"""
-
-
-def fresh(*command: str, text: str = "", **environment: str) -> str:
-    """What a Python process of its own prints, with these variables in its environment."""
-    done = subprocess.run(
-        [sys.executable, *command],
-        input=text,
-        env={**os.environ, **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_offline_lets_no_connection_leave_the_machine():
-    said = fresh("-c", OFFLINE, OFFLINE="1").splitlines()
-    assert len(said) == 2 and all(
-        line.startswith("offline is set, so no connection to ") for line in said
-    )
-    assert "192.0.2.1" in said[0] and "example.org" in said[1]
-
-
-def test_offline_is_a_switch_of_common_and_names_what_would_need_a_hub(per_stage):
-    with pytest.raises(errors.UserError, match="common.offline must be bool, got 'yes'"):
-        params.stage_params({"common": {"offline": "yes"}}, "test")
-    assert "offline" not in params.stage_params({"common": {"offline": True}}, "test")["01_dedup"]
-    training = {"02_train_model_a": {**per_stage["02_train_model_a"], "clip": "ViT-B-32/openai"}}
-    said = fresh(
-        "-m", "src.runner.preflight", text=json.dumps(training), OFFLINE="1", HF_HUB_OFFLINE="1"
-    )
-    found = json.loads(said.splitlines()[-1])
-    assert (
-        len(found) == 1
-        and found[0].startswith("clip: 'ViT-B-32/openai' could not be loaded")
-        and "local-dir:" in found[0]
-    )
