@@ -34,8 +34,8 @@ def search_alpha(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
     # the grid finds the right hill, the bounded search its top
     best = float(max(np.linspace(0, 1, 101), key=score))
     ends = (max(best - 0.01, 0), min(best + 0.01, 1))
-    found = minimize_scalar(lambda alpha: -score(alpha), bounds=ends, method="bounded")
-    return max(best, float(found.x), key=score)
+    refined = minimize_scalar(lambda alpha: -score(alpha), bounds=ends, method="bounded")
+    return max(best, float(refined.x), key=score)
 
 
 def curve(truth: np.ndarray, a: np.ndarray, b: np.ndarray, alphas: Iterable[float]) -> np.ndarray:

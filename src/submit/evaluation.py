@@ -44,9 +44,9 @@ class Evaluation:
             return
 
         # the truth may list images in any order, and more of them than are predicted
-        known = sources.read_truth(file)
-        index = artifacts.indices_of_ids(known["imgId"].to_list(), ids, file)
-        self.prompts = known["prompt"].gather(index).to_list()
+        listed = sources.read_truth(file)
+        index = artifacts.indices_of_ids(listed["imgId"].to_list(), ids, file)
+        self.prompts = listed["prompt"].gather(index).to_list()
         self.truth = prompts.encode(self.prompts, model=model, device=device)
         self.cosines = cosines(self.truth, prediction)
         self.score = bootstrap(self.cosines, seed=seed)

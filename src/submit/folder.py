@@ -38,28 +38,28 @@ def read_folder(folder: Path) -> ImageFolder:
     if not folder.is_dir():
         raise UserError(f"--images: {display_path(folder)} is no folder")
 
-    found = ImageFolder(folder)
-    for file in _files(folder, (), found):
+    listing = ImageFolder(folder)
+    for file in _files(folder, (), listing):
         name = file.relative_to(folder).as_posix()
         suffix = file.suffix.lower()
         if file.name.startswith("."):
-            found.skipped.setdefault("hidden", []).append(name)
+            listing.skipped.setdefault("hidden", []).append(name)
         elif suffix in IMAGE_SUFFIXES:
-            found.images.append(name)
+            listing.images.append(name)
         else:
-            found.skipped.setdefault(suffix or "without an ending", []).append(name)
+            listing.skipped.setdefault(suffix or "without an ending", []).append(name)
 
-    if not found.images:
-        skipped = found.summary()
+    if not listing.images:
+        skipped = listing.summary()
         raise UserError(
             f"--images: no image ({', '.join(IMAGE_SUFFIXES)}) in {display_path(folder)} "
             "or below it" + (f"; {skipped}" if skipped else "")
         )
-    found.images.sort()
-    return found
+    listing.images.sort()
+    return listing
 
 
-def _files(folder: Path, above: tuple[str, ...], found: ImageFolder) -> Iterator[Path]:
+def _files(folder: Path, above: tuple[str, ...], listing: ImageFolder) -> Iterator[Path]:
     """Every file below `folder`; a link to one of the folders `above` it is not followed."""
     # a link upwards would lead round and round
     real = os.path.realpath(folder)
@@ -68,12 +68,12 @@ def _files(folder: Path, above: tuple[str, ...], found: ImageFolder) -> Iterator
     try:
         entries = list(os.scandir(folder))
     except OSError:
-        name = folder.relative_to(found.folder).as_posix()
-        found.skipped.setdefault("folders that cannot be opened", []).append(name)
+        name = folder.relative_to(listing.folder).as_posix()
+        listing.skipped.setdefault("folders that cannot be opened", []).append(name)
         return
 
     for entry in entries:
         if entry.is_dir():
-            yield from _files(Path(entry.path), (*above, real), found)
+            yield from _files(Path(entry.path), (*above, real), listing)
         else:
             yield Path(entry.path)
