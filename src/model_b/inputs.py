@@ -21,6 +21,7 @@ def image_embeddings(
     """Ids of the readable images of `table` (id, image), and their (n, D) float32 embeddings by
     each CLIP's tag.
     """
+    # whether an image can be read depends on the image alone, so every CLIP has the same ids
     embeddings = {}
     for clip in clips:
         pixels, _ = images.cache(

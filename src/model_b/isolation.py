@@ -37,6 +37,7 @@ def text_conflicts(
     if len(fold) != len(train):
         raise ValueError(f"{len(fold)} folds for {len(train)} training rows")
 
+    # fold by fold: a prompt may repeat a row of one fold and stay useful to the others
     conflicts = np.zeros((len(text), int(fold.max()) + 1), bool)
     for f in np.unique(fold):
         highest_cosine = (text @ train[fold == f].T).max(axis=1)

@@ -74,6 +74,7 @@ def run_stage(plan: Plan, stage: str) -> float:
     executed_copy.finish(executed)
     seconds = time.perf_counter() - start
 
+    # the notebook writes it in its last cell: without it, it did not reach its end
     if not meta_file.exists():
         raise UserError(f"{stage} ended without writing {display_path(meta_file)}")
     runner_facts = {

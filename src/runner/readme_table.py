@@ -27,6 +27,7 @@ def markdown(outputs: Sequence[Path]) -> str:
     best = table["avg_cos"].max()
     with_spread = len(outputs) > 1
 
+    # a bar in a model's name would end the cell
     lines = [HEADER, "| --- " * 7 + "|"]
     for row in table.iter_rows(named=True):
         cells = _cells(row, is_best=row["avg_cos"] == best, with_spread=with_spread)

@@ -91,6 +91,8 @@ def run(plan: Plan, *, force: bool = False) -> int:
         LOG.info("%s", shlex.join(["./run_all.sh", *sys.argv[1:]]))
         if demo_folder and plan.demo:
             write_demo(demo_folder, demo_sizes(plan.demo))
+
+        # what takes seconds to check is only checked where something will run
         if force or any(plan.reasons(stage) for stage in plan.stages):
             check(plan)
         return _run_stages(plan, force)
@@ -102,6 +104,7 @@ def _run_stages(plan: Plan, force: bool) -> int:
     seconds: dict[str, float | None] = {}
 
     for stage in plan.stages:
+        # asked anew for each stage: the one before may have changed its input
         reasons = plan.reasons(stage)
         if not reasons and not force:
             print(f"{stage}: up to date")

@@ -106,6 +106,8 @@ def test_score(output: Path) -> float | None:
     if not (output / paths.TEST_SCORES).exists():
         return None
     scores = artifacts.load_table(output / paths.TEST_SCORES)
+
+    # the last of the two is what the test images were given
     ensembles = scores.filter(pl.col("model").is_in(["Ensemble", table1.OF_ALL]))
     return ensembles["avg_cos"][-1]
 
