@@ -23,12 +23,9 @@ def captions_in(
     with the plain ending counts; without it they are refused.
     """
     # a named column is one of the JSON file
-    if text_column is None:
-        for suffix in TEXT_SUFFIXES:
-            if member := _member(members, suffix):
-                return [_text(members[member])]
-        if sum(name.endswith(TEXT_SUFFIXES) for name in members) > 1:
-            return [Caption(None, SEVERAL_TEXTS)]
+    caption = _text_file(members) if text_column is None else None
+    if caption is not None:
+        return [caption]
 
     member = _member(members, ".json")
     if member is None:
@@ -43,6 +40,16 @@ def captions_in(
         if name in values:
             return captions_of(values[name])
     return [Caption(None)]
+
+
+def _text_file(members: Mapping[str, Callable[[], bytes]]) -> Caption | None:
+    """The prompt of a sample's text file; None where it has none."""
+    for suffix in TEXT_SUFFIXES:
+        if member := _member(members, suffix):
+            return _text(members[member])
+
+    several = sum(name.endswith(TEXT_SUFFIXES) for name in members) > 1
+    return Caption(None, SEVERAL_TEXTS) if several else None
 
 
 def _member(members: Mapping[str, Callable[[], bytes]], suffix: str) -> str | None:

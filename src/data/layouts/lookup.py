@@ -68,7 +68,10 @@ class Finder:
         # an absolute path: of this machine, or of another
         if os.path.isfile(resolve(name)):
             return display_path(Path(name)), None
+        return self._longest_tail(parts)
 
+    def _longest_tail(self, parts: Sequence[str]) -> tuple[str, str | None]:
+        """As `find`, for a path of another machine: the longest of its tails that exists here."""
         # the cut that fitted the row before usually fits this one too
         cuts = list(dict.fromkeys((self._cut, *range(1, len(parts)))))
         for cut in cuts:
