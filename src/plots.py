@@ -5,6 +5,7 @@ Figure; `save` gives it a name.
 """
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from src.artifacts import atomic
+from src.statistics import Interval
 
 BLUE = "#3465a4"
 ORANGE = "#e07b39"
@@ -147,20 +149,21 @@ def factor_curves(fits: list[dict]) -> Figure:
     return figure
 
 
-def bars(
-    names: list[str], values: list[float], low: list[float], high: list[float], *, title: str
-) -> Figure:
+def bars(scores: Mapping[str, Interval], *, title: str) -> Figure:
     """Horizontal bars with their 95 % intervals, first name on top; the axis starts near the
     smallest value.
     """
-    figure, axes = plt.subplots(figsize=(6, 0.4 * len(names) + 1))
-    error = np.abs(np.array([low, high]) - np.array(values))
-    axes.barh(names, values, xerr=error, color=BLUE, alpha=0.8)
+    means = np.array([score.mean for score in scores.values()])
+    low = np.array([score.low for score in scores.values()])
+    high = np.array([score.high for score in scores.values()])
+
+    figure, axes = plt.subplots(figsize=(6, 0.4 * len(scores) + 1))
+    axes.barh(list(scores), means, xerr=[means - low, high - means], color=BLUE, alpha=0.8)
     axes.invert_yaxis()
 
     # differences are small beside the values: from zero on, all bars would look alike
-    span = max(high) - min(low)
-    axes.set(title=title, xlim=(min(low) - span, max(high) + 0.3 * span))
+    span = high.max() - low.min()
+    axes.set(title=title, xlim=(low.min() - span, high.max() + 0.3 * span))
     return figure
 
 

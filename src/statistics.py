@@ -95,3 +95,8 @@ def verdict(difference: Interval) -> str:
     if difference.high < 0:
         return "hurts"
     return "unclear"
+
+
+def verdict_line(change: str, difference: Interval) -> str:
+    """What changed, by how much, and whether that helps, in one line."""
+    return f"{change}: {difference}, {verdict(difference)}"

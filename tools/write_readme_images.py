@@ -6,9 +6,12 @@ The images are those of the gallery in the order of notebook 05, not chosen by h
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import polars as pl
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src import paths, plots
 from src.data import images

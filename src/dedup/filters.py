@@ -1,14 +1,18 @@
 """Data filters 1 and 2: the rules, and the cosine filter (equation 7)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
 from src.data.normalize import normalize_prompts
 from src.dedup import similarity
+from src.dedup.similarity import PairScan
 
 # the thresholds at which notebook 01 shows how many rows would stay
 CURVE = np.arange(55, 99) / 100
 KEEP = ("first", "longest", "most_images")
+NEXT_THRESHOLD = 0.05  # how far the thresholds lie that a choice is compared with
 
 # --- data filter 1: rules ---
 
@@ -101,3 +105,44 @@ def cosine_filter(
     """
     scan = similarity.scan_pairs(embeddings, threshold, block=block)
     return scan.keeper, scan.similarity
+
+
+# --- what notebook 01 says of it ---
+
+
+def near_any(
+    embeddings: np.ndarray, others: np.ndarray, threshold: float, *, device: str = "cpu"
+) -> np.ndarray:
+    """(n,) bool: which unit rows are above `threshold` with one of `others`, which may be none."""
+    if not len(others):
+        return np.zeros(len(embeddings), bool)
+    highest, _ = similarity.nearest_in(embeddings, others, device=device)
+    return highest > np.float32(threshold)
+
+
+def just_merged(
+    scan: PairScan, removed: np.ndarray, prompts: Sequence[str], *, count: int
+) -> list[tuple[int, str]]:
+    """Row and caption of the `count` rows nearest to the threshold, each followed by its keeper."""
+    nearest_first = removed[np.argsort(scan.similarity[removed], kind="stable")]
+
+    captioned = []
+    for row in nearest_first[:count].tolist():
+        keeper = int(scan.keeper[row])
+        captioned.append((row, f"removed at {scan.similarity[row]:.3f}: {prompts[row]}"))
+        captioned.append((keeper, f"replaced by: {prompts[keeper]}"))
+    return captioned
+
+
+def threshold_sentences(scan: PairScan, threshold: float, n_eligible: int) -> str:
+    """How many of the `n_eligible` rows the filter keeps, and how many at thresholds beside it."""
+    stays = int(scan.stays.sum())
+    beside = [
+        f"{kept:,} at {other:.2f}"
+        for other, kept in zip(scan.thresholds, scan.kept, strict=True)
+        if np.isclose(abs(other - threshold), NEXT_THRESHOLD)
+    ]
+    sentence = f"The cosine filter keeps {stays:,} of {n_eligible:,} rows at {threshold}."
+    if beside:
+        sentence += f" It would keep {' and '.join(beside)}."
+    return sentence

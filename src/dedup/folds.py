@@ -268,6 +268,17 @@ def leaks(
     return by_fold.sort("fold")
 
 
+def leak_sentence(leaks: pl.DataFrame, n_scored: int, threshold: float) -> str:
+    """What the leak table says of the folds, about the `n_scored` rows that filter 2 keeps."""
+    leaking = int(leaks["kept_above"].sum())
+    if not leaking:
+        return f"The folds do not leak: no scored row is above {threshold} with another fold."
+    return (
+        f"{leaking} of {n_scored} scored rows are above {threshold} with another fold, "
+        "so their out-of-fold scores are too high."
+    )
+
+
 def fold_facts(
     groups: Groups,
     across: np.ndarray,

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from src import knn
+from src.data import sources
 from src.statistics import bootstrap
 
 MIN_ROWS = 10  # of a label of an attribute
@@ -72,6 +73,13 @@ def similarity_labels(similarity: np.ndarray) -> list[str]:
     return [f"{low:.2f}-{low + 1 / BINS:.2f}" for low in lowest]
 
 
+def described_rows(table: str, columns: Sequence[str], images: pl.Series) -> pl.DataFrame:
+    """The `columns` of a table of attributes by `row`, the index in `images`, where it has them."""
+    attributes = sources.read_attributes(table, columns, images)
+    numbered = pl.DataFrame({"image": images}).with_row_index("row")
+    return numbered.join(attributes, on="image", maintain_order="left")
+
+
 def by_attribute(
     score: np.ndarray,
     described: pl.DataFrame,
@@ -124,3 +132,17 @@ def in_words(tables: Mapping[str, pl.DataFrame]) -> list[str]:
             ends.append(f"{row['label'].strip()} {row['avg_cos']:.3f} ({row['rows']} rows)")
         sentences.append(f"{name}: hardest {ends[0]}, easiest {ends[1]}")
     return sentences
+
+
+def failure_sentences(failures: pl.DataFrame, nearest: np.ndarray, confidence: np.ndarray) -> str:
+    """Whether the worst rows were far from all training prompts, and whether they were expected.
+
+    `failures` has their `nearest` and `confidence`; the arrays (n,) hold those of all rows.
+    """
+    quarter = np.quantile(nearest, 0.25)
+    far = (failures["nearest"] < quarter).sum()
+    doubted = (failures["confidence"] < np.median(confidence)).sum()
+    return (
+        f"Of the {len(failures)} worst images {far} have no training prompt above {quarter:.2f}, "
+        f"as a quarter of all rows. {doubted} were given less than the median confidence."
+    )

@@ -3,6 +3,7 @@
 They work on the batch, on the device that trains.
 """
 
+import numpy as np
 import torch
 from torchvision.transforms import v2
 
@@ -28,3 +29,11 @@ def augment(pixels: torch.Tensor, may_flip: torch.Tensor, *, chunk: int = CHUNK)
 
     flip = (torch.rand(len(pixels)) < 0.5).to(pixels.device) & may_flip
     return torch.where(flip[:, None, None, None], changed.flip(-1), changed)
+
+
+def examples(image: np.ndarray, count: int) -> list[np.ndarray]:
+    """`image` (s, s, 3) uint8, and `count` times as `augment` may show it, flips included."""
+    original = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    copies = original.repeat(count, 1, 1, 1)
+    changed = augment(copies, torch.ones(count, dtype=torch.bool), chunk=1)
+    return list(torch.cat([original, changed]).permute(0, 2, 3, 1).numpy())

@@ -152,3 +152,12 @@ def baseline_recipe(values: Mapping[str, Any]) -> Recipe:
         augment_synonyms=False,
         augment_shuffle=False,
     )
+
+
+def recipe_differences(baseline: Recipe, recipe: Recipe) -> list[dict[str, str]]:
+    """The settings in which Model A's recipe differs from that of the CLIP variants, a row each."""
+    return [
+        {"setting": name, "CLIP variants": str(getattr(baseline, name)), "Model A": str(value)}
+        for name, value in vars(recipe).items()
+        if getattr(baseline, name) != value
+    ]

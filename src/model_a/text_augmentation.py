@@ -14,6 +14,7 @@ from src.metrics import avg_cos, cosines
 from src.model_a.folds import train_fold
 from src.model_a.recipe import Recipe
 from src.model_a.variants import Variant
+from src.statistics import paired_bootstrap, verdict_line
 
 
 @dataclass(frozen=True)
@@ -122,3 +123,13 @@ def ablate_augmentations(
         _, oof = load_embeddings(base.with_name(base.name + "_oof"))
         cosine_of[name] = cosines(own[task["scored"]], oof)
     return cosine_of
+
+
+def trial_verdict(
+    name: str, cosine: np.ndarray, plain: np.ndarray, *, groups: np.ndarray, seed: int
+) -> str:
+    """One line on a trial of `ablate_augmentations` against the one without augmentation."""
+    if np.array_equal(cosine, plain):
+        return f"{name}: inconclusive, neither trial improved on its start"
+    gain = paired_bootstrap(cosine, plain, groups=groups, seed=seed)
+    return verdict_line(name, gain)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from src import paths
+from src import artifacts, paths
 from src.dask_workers import run
 from src.encoder import Encoder
 from src.model_a.folds import collect_fold_predictions, train_fold
@@ -125,3 +125,26 @@ def predictions(
 ) -> tuple[list[str], np.ndarray]:
     """Ids and (n, 384) unit rows of the trained folds: `oof` joined, `test` averaged."""
     return collect_fold_predictions(variant.bases(fold, out), what)
+
+
+def save_predictions(variant: Variant, fold: np.ndarray, out: Path) -> tuple[list[str], np.ndarray]:
+    """Write the variant's out-of-fold and test predictions; ids and rows of the former."""
+    oof = predictions(variant, fold, out, "oof")
+    test = predictions(variant, fold, out, "test")
+    artifacts.save_embeddings(out / paths.OOF.format(row=variant.name), *oof)
+    artifacts.save_embeddings(out / paths.TEST.format(row=variant.name), *test)
+    return oof
+
+
+def interpolation_sentences(records: Sequence[Mapping]) -> str:
+    """How many fits of `train` left their start, and what that gained on the inner split."""
+    at_start = sum(record["factor"] == 0 for record in records)
+    gains = []
+    for record in records:
+        score = {float(factor): value for factor, value in record["factors"].items()}
+        gains.append(score[record["factor"]] - score[0.0])
+    return (
+        f"Of {len(records)} fits of Model A {at_start} stay at their start, "
+        f"and {len(records) - at_start} move towards their best epoch. "
+        f"On the inner validation split they gain {np.mean(gains):.4f} in the mean."
+    )

@@ -312,3 +312,15 @@ def choices_at_edge(
     if len(tried) > 1 and getattr(tuned.weighting, constant) in (min(tried), max(tried)):
         at_edge.append(str(tuned.weighting))
     return at_edge
+
+
+def choice_sentences(
+    tuned: TunedWeights, k_grid: Sequence[int], weightings: Sequence[Weighting]
+) -> str:
+    """What is best over all rows, and whether a wider grid might do better."""
+    at_edge = choices_at_edge(tuned, k_grid, weightings)
+    sentence = f"Best over all rows: K = {tuned.k}, {tuned.weighting}."
+    if not at_edge:
+        return f"{sentence} Both lie inside their grids."
+    where = ", ".join(at_edge)
+    return f"{sentence} At the edge of its grid, where a wider one might do better: {where}."
