@@ -126,10 +126,10 @@ def test_nothing_outside_the_folder_is_served(tmp_path, address):
     [
         ({"q": "x" * 60_000}, "the query has 60,000 characters"),
         ({"near": "99"}, "near: there is no image 99; they are 0 to 5"),
-        ({"near": "abc"}, "near: &#39;abc&#39; is no number"),
+        ({"near": "abc"}, "near: &#39;abc&#39; is not a number"),
         ({"min_confidence": "nan"}, "min_confidence: nan is not within -1..1"),
         ({"sort": "size"}, "sort: &#39;size&#39; is none of"),
-        ({"page": "1.5"}, "page: &#39;1.5&#39; is no number"),
+        ({"page": "1.5"}, "page: &#39;1.5&#39; is not a number"),
     ],
 )
 def test_a_bad_address_is_answered_with_a_reason(client, query, message):
@@ -155,7 +155,7 @@ def test_a_port_in_use_is_refused(tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"port {port} cannot be used (Address already in use): choose another" in error
     assert browse.main([str(tmp_path / "nowhere.parquet"), "--port", "0"]) == 2
-    assert "is no file" in capsys.readouterr().err
+    assert "is not a file" in capsys.readouterr().err
 
 
 def test_the_command_serves_on_the_loopback_address_alone(tmp_path):

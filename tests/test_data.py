@@ -87,7 +87,7 @@ def test_text_only_prompts_from_files_of_several_kinds(tmp_path):
         ("a cat, sleeping", "table"),
     ]
     assert sources.read_text(None).is_empty()
-    with pytest.raises(FileNotFoundError, match="set common.text"):
+    with pytest.raises(FileNotFoundError, match="set common.text_only"):
         sources.read_text(str(tmp_path / "gone.txt"))
 
 

@@ -137,7 +137,7 @@ def test_refuses(tmp_path):
     with pytest.raises(FileNotFoundError):
         datastore.open_datastore(tmp_path)
     store, _ = filled(tmp_path / "store")
-    with pytest.raises(ValueError, match="was begun with dtype float16, float32 is asked for"):
+    with pytest.raises(ValueError, match="was started with dtype float16, float32 is asked for"):
         datastore.open_datastore(tmp_path / "store", dtype="float32", sentence_model="toy")
     with pytest.raises(ValueError, match=r"rows 0\.\.7 are not within the 7 of the datastore"):
         datastore.take(store.column("clip"), np.array([0, 7]))

@@ -14,7 +14,7 @@ def test_each_failure_is_told_in_a_sentence():
     )
     reach = VALUES[:4] @ VALUES[9]
     assert said == [
-        "nothing near in the store: the nearest visible prompt (0.20) is far, 0.90 is usual",
+        "nothing near in the datastore: the nearest visible prompt (0.20) is far, 0.90 is usual",
         "outvoted: the nearest visible prompt (0.90) is number 2, the others pull away",
         f"ranked low: the nearest visible prompt (0.90) is number 3, the first has {reach[2]:.2f}",
         "ranked low: the nearest visible prompt (0.90) is not among the first 3, "
@@ -45,7 +45,7 @@ def test_each_failure_has_its_reason():
     best_value, best_row = np.array([0.2, 0.9, 0.9, 0.9], np.float32), np.array([0, 1, 2, 3])
     said = explain.failure_reasons(index, take, truth, (best_value, best_row), [0, 1, 3], near=2)
     assert (
-        said[0].startswith("nothing near in the store")
+        said[0].startswith("nothing near in the datastore")
         and said[1].startswith("outvoted")
         and said[2].startswith("ranked low")
     )

@@ -146,7 +146,7 @@ STAND_INS = {
     "html": (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page"),
     "heic": (HEIC, "a HEIC image, which cannot be decoded here: convert it to JPEG or PNG"),
     "empty": (b"", "an empty file"),
-    "text": (b"a fox", "its 5 bytes are no image in any of PNG"),
+    "text": (b"a fox", "its 5 bytes are not an image in any of PNG"),
 }
 
 

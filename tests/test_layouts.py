@@ -62,7 +62,7 @@ def test_diffusiondb_with_the_json_beside_its_folder_and_webp(tmp_path):
     (tmp_path / "part-000003.json").write_text("{cut")
     pairs, rejected = sources.read_pairs(tmp_path)
     assert prompts_and_colors(pairs) == [("the sea", "blue")]
-    assert rejected["reason"].str.head(15).to_list() == ["no such image", "part is no JSON"]
+    assert rejected["reason"].str.head(16).to_list() == ["no such image", "part is not JSON"]
 
 
 def test_a_set_with_train_and_eval_tables_of_another_machines_paths(tmp_path):
@@ -237,7 +237,7 @@ def test_journeydb(tmp_path):
     pairs, rejected = sources.read_pairs(tmp_path)
     assert prompts_and_colors(pairs) == [("a fox", "red")] and rejected["reason"].to_list() == [
         "empty prompt",
-        "its line is no JSON object",
+        "its line is not a JSON object",
     ]
     assert prompts_and_colors(sources.read_pairs(tmp_path, text_column="Task2.Caption")[0]) == [
         ("A fox sits.", "red"),
@@ -358,7 +358,7 @@ def test_bad_prompts_are_set_aside_or_cleaned(tmp_path):
         ("1", "empty prompt"),
         ("gone", "no such image"),
         ("", "no such image"),
-        ("", "its line is no JSON object"),
+        ("", "its line is not a JSON object"),
         ("extra", sources.UNLISTED),
     ]
     assert len(pairs) + len(rejected) == len(rows) + 2, "no row vanishes"

@@ -366,7 +366,7 @@ def test_shards_that_lie_elsewhere_are_no_files_of_the_output(tmp_path):
     )
     with pytest.raises(
         ValueError,
-        match=r"1 precomputed shards of Model B's store lie outside .*output: \['00000'\]",
+        match=r"1 precomputed shards of Model B's datastore lie outside .*output: \['00000'\]",
     ):
         files(tmp_path / "output")
 
@@ -439,7 +439,8 @@ def test_refuses_one_fold_and_a_store_too_small():
     with pytest.raises(ValueError, match=r"at least 2 folds, got \[0\]"):
         tune(*lists(4, 3), take, VALUES[:4], np.zeros(4, int), k_grid=[1], weightings=[OUTSIDE])
     with pytest.raises(
-        ValueError, match="fold 0 may see 30 rows of the store by text keys, fewer than k = 35"
+        ValueError,
+        match="fold 0 has 30 visible rows of the datastore by text keys, fewer than k = 35",
     ):
         search_out_of_fold(
             Route("text"),

@@ -169,7 +169,7 @@ def test_the_files_for_kaggle_have_the_documented_fields(tmp_path):
 @pytest.mark.parametrize(
     ("user", "name", "message"),
     [
-        ("ada lovelace", "fox-finder", "'ada lovelace' is no user name"),
+        ("ada lovelace", "fox-finder", "'ada lovelace' is not a user name"),
         ("ada", "Fox Finder", "must be 6 to 50 small letters"),
         ("ada", "fox", "must be 6 to 50 small letters"),
         ("ada", "x" * 51, "must be 6 to 50 small letters"),

@@ -85,10 +85,7 @@ def test_second_run_on_the_same_output_is_refused_with_who_holds_it(toy, capfd):
 
 def test_status_says_what_is_stale_and_what_failed_and_runs_nothing(toy, capfd):
     assert run(toy, command="status") == 0
-    assert (
-        capfd.readouterr().out.count("has not run to its end here") == 5
-        and not (toy / "out").exists()
-    )
+    assert capfd.readouterr().out.count("has not finished here") == 5 and not (toy / "out").exists()
     assert run(toy, "--set", "03_cuml_knn_model_b.n=-1") == 1
     capfd.readouterr()
     assert run(toy, command="status") == 0

@@ -47,7 +47,7 @@ def test_every_image_in_order_of_its_path_and_the_broken_ones_listed(images, tmp
     rejected = pl.read_csv(tmp_path / "found.parquet.rejected.csv")
     assert rejected["id"].to_list() == ["a/0001.jpg", "a/=cmd.png"]
     assert (
-        "UnidentifiedImageError: its 12 bytes are no image in any of PNG, JPEG"
+        "UnidentifiedImageError: its 12 bytes are not an image in any of PNG, JPEG"
         in rejected["reason"][0]
     )
     assert not parts_folder(tmp_path / "found.parquet").exists()
@@ -220,7 +220,7 @@ def test_wrong_arguments_are_refused(capsys, arguments, message):
 
 def test_what_is_missing_is_named(tmp_path, capsys):
     assert batch.main(["--images", str(tmp_path / "nowhere"), "--out", "y.csv"]) == 2
-    assert "nowhere is no folder" in capsys.readouterr().err
+    assert "nowhere is not a folder" in capsys.readouterr().err
     (tmp_path / "a.txt").write_text("x")
     assert batch.main(["--images", str(tmp_path), "--out", "y.csv"]) == 2
     assert "no image (.png" in capsys.readouterr().err
@@ -358,7 +358,7 @@ def test_the_command_writes_a_submission_and_says_how_many_were_filled(
 
     monkeypatch.setattr(batch, "Predictor", stopped)
     assert batch.main(command) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command continues from here" in capsys.readouterr().err
 
 
 def test_a_member_without_folds_names_the_stage_to_run(tmp_path):

@@ -102,4 +102,4 @@ def test_an_answer_that_is_no_number_is_named(plan, capsys, answer):
 
 def test_without_a_finished_run_it_says_so(tmp_path, capsys):
     assert cli.main(["runs", "--output", str(tmp_path)]) == 2
-    assert "no run has ended there yet" in capsys.readouterr().err
+    assert "no run has finished there yet" in capsys.readouterr().err

@@ -151,9 +151,9 @@ def test_duplicates_as_a_command(tmp_path):
         (["  "], "the query is empty"),
         (["x" * 1_000_000], "the query has 1,000,000 characters; at most 2,000"),
         (["--near", "nowhere.png"], "has no id 'nowhere.png'; its 6 ids look like"),
-        (["--image", "nowhere.png"], "nowhere.png is no file"),
+        (["--image", "nowhere.png"], "nowhere.png is not a file"),
         (["fox", "-k", "0"], "0 results were asked for"),
-        (["fox", "--images", "/nowhere"], "/nowhere is no folder"),
+        (["fox", "--images", "/nowhere"], "/nowhere is not a folder"),
         (["--duplicates", "1.5"], "must be within 0..1, got 1.5"),
     ],
 )
@@ -170,13 +170,13 @@ def test_one_query_is_asked_for(result, capsys):
 
 
 def test_a_file_of_another_model_or_kind_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         Index(tmp_path / "nowhere.parquet")
     (tmp_path / "text.parquet").write_text("text")
-    with pytest.raises(UserError, match="is no Parquet file"):
+    with pytest.raises(UserError, match="is not a Parquet file"):
         Index(tmp_path / "text.parquet")
     pl.DataFrame({"id": ["a"], "prompt": ["b"]}).write_parquet(tmp_path / "other.parquet")
-    with pytest.raises(UserError, match="it is no result of predict"):
+    with pytest.raises(UserError, match="it is not a result of predict"):
         Index(tmp_path / "other.parquet")
 
     wide = pl.Series([[0.0] * 512], dtype=pl.Array(pl.Float32, 512))

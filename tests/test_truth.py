@@ -29,7 +29,7 @@ SAME = np.full(400, 0.6, np.float32)
 
 def test_a_gap_within_the_tolerance_needs_no_cause():
     said = truth.explain_gap(-0.019, 0.02, facts(leaking=500), SAME)
-    assert said == "the folds measured what the test shows"
+    assert said == "the out-of-fold score predicted the test score"
 
 
 def test_leaking_folds_are_named_with_their_rows_and_their_similarity():

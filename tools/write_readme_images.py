@@ -2,14 +2,18 @@
 
     python tools/write_readme_images.py [--output output] [--count 6]
 
-The images are those of the gallery in the order of notebook 05, not chosen by hand.
+The images are those of notebook 05's gallery, at equal steps from the most to the least confident,
+not chosen by hand.
 """
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -17,6 +21,7 @@ from src import paths, plots
 from src.data import images
 
 ASSET = paths.ROOT / "assets" / "predictions.png"
+DPI = 110
 
 
 def lines_of(row: dict) -> list[str]:
@@ -36,13 +41,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=6)
     options = parser.parse_args()
 
-    gallery = pl.read_parquet(paths.resolve(options.output) / paths.GALLERY).head(options.count)
-    rows = gallery.to_dicts()
+    gallery = pl.read_parquet(paths.resolve(options.output) / paths.GALLERY)
+    steps = np.linspace(0, len(gallery) - 1, min(options.count, len(gallery)))
+    rows = gallery[steps.round().astype(int)].to_dicts()
     decoded = [images.decode(row["image"]) for row in rows]
     figure = plots.image_page(decoded, [lines_of(row) for row in rows])
 
     ASSET.parent.mkdir(exist_ok=True)
-    figure.savefig(ASSET, dpi=110)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=DPI)
+    palette = Image.open(drawn).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    palette.save(ASSET, optimize=True)
     print(f"{ASSET.relative_to(paths.ROOT)}: {len(rows)} images")
 
 

@@ -146,7 +146,7 @@ def _open(content: bytes) -> Image.Image:
         if kind:
             raise UnidentifiedImageError(f"it is {kind}") from None
         raise UnidentifiedImageError(
-            f"its {len(content)} bytes are no image in any of {', '.join(FORMATS)}"
+            f"its {len(content)} bytes are not an image in any of {', '.join(FORMATS)}"
         ) from None
 
 

@@ -254,7 +254,7 @@ def read_test(folder: str | Path) -> tuple[pl.DataFrame, Path | None]:
         files = [file for file in entries_of(images) if file.suffix and is_image(file)]
         others = {entry.name for entry in images.iterdir()} - {file.name for file in files}
         if images != folder:
-            report_skipped(images, sorted(others), "files are no test images")
+            report_skipped(images, sorted(others), "files are not test images")
     if not files:
         raise FileNotFoundError(
             f"test: no images in {display_path(images)}; set common.test to a folder in the "
@@ -350,13 +350,13 @@ def read_store(folder: str | Path, *, width: int = 384) -> list[tuple[Path, Path
 
     if not keys or len(keys) != len(values):
         raise ValueError(
-            f"store: {display_path(folder)} holds {len(keys)} shards of keys and {len(values)} of "
+            f"stores: {display_path(folder)} holds {len(keys)} shards of keys and {len(values)} of "
             f"values ({width} wide)"
         )
     for key, value in zip(keys, values, strict=True):
         if shapes[key][0] != shapes[value][0]:
             raise ValueError(
-                f"store: {display_path(key)} has {shapes[key][0]} rows, "
+                f"stores: {display_path(key)} has {shapes[key][0]} rows, "
                 f"{display_path(value)} {shapes[value][0]}"
             )
     return list(zip(keys, values, strict=True))

@@ -75,7 +75,7 @@ def text_files(path: Path) -> list[Path]:
     if not path.exists():
         raise FileNotFoundError(
             f"text: {display_path(path)} does not exist; "
-            "set common.text to a file, a folder or null"
+            "set common.text_only to a file, a folder or null"
         )
     if not path.is_dir():
         return [path]
@@ -102,7 +102,7 @@ def text_files(path: Path) -> list[Path]:
                 files.append(file)
             else:
                 others.append(name)
-    report_skipped(path, sorted(map(as_text, others)), "files are no text")
+    report_skipped(path, sorted(map(as_text, others)), "files are not text")
     return sorted(files)
 
 

@@ -30,7 +30,7 @@ def local_folder(clip: str) -> Path:
         if not isinstance(settings, dict) or not {"mean", "std"} <= settings.keys():
             raise FileNotFoundError(
                 f"clip: {display_path(folder)} lacks open_clip_config.json with mean and std, "
-                "which would be guesses"
+                "which would have to be guessed"
             )
 
     files = weight_files(folder)
@@ -84,7 +84,7 @@ def check_is_state_dict(file: Path) -> None:
     other = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if other:
         raise ValueError(
-            f"{file.name} is a training checkpoint, not weights: {', '.join(other[:5])} are no "
+            f"{file.name} is a training checkpoint, not weights: {', '.join(other[:5])} are not "
             "tensors; save the model's own state_dict"
         )
 

@@ -103,7 +103,7 @@ def verdict_sentence(difference: Interval, single: str) -> str:
     sentences = {
         "helps": f"the ensemble is better than {single}: the interval lies above 0",
         "hurts": f"the ensemble is worse than {single}: the interval lies below 0",
-        "unclear": f"this data does not tell the ensemble from {single}: the interval holds 0",
+        "unclear": f"the ensemble and {single} cannot be told apart here: the interval contains 0",
     }
     return sentences[verdict(difference)]
 

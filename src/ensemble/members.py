@@ -77,9 +77,9 @@ def check_pairing(
             for name, block, contrast, errors in wrong.head(3).iter_rows()
         ]
         raise ValueError(
-            f"{len(wrong)} of {len(table)} blocks of rows fit their own partner no better than a "
-            f"stranger, e.g. {examples}: ids were shuffled between two artifacts, or the member "
-            "knows nothing of the image"
+            f"{len(wrong)} of {len(table)} blocks of rows fit their own partner no better than "
+            f"another row's, e.g. {examples}: ids were shuffled between two artifacts, or the "
+            "member knows nothing of the image"
         )
     return table
 

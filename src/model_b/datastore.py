@@ -70,8 +70,8 @@ def open_datastore(
     """The datastore in `folder`; where there is none, an empty one of `dtype` with values by
     `sentence_model`.
 
-    FileNotFoundError when there is none and these are not given; ValueError when it was begun with
-    others.
+    FileNotFoundError when there is none and these are not given; ValueError when it was started
+    with others.
     """
     if not (folder / INDEX).exists() and dtype and sentence_model:
         if dtype not in DTYPES:
@@ -88,8 +88,8 @@ def open_datastore(
     for name, wanted in (("dtype", dtype), ("sentence_model", sentence_model)):
         if wanted not in (None, index[name]):
             raise ValueError(
-                f"{display_path(folder)} was begun with {name} {index[name]}, "
-                f"{wanted} is asked for: remove it to begin anew"
+                f"{display_path(folder)} was started with {name} {index[name]}, "
+                f"{wanted} is asked for: remove it to start anew"
             )
     return Datastore(folder, index["dtype"], index["sentence_model"], tuple(index["shards"]))
 

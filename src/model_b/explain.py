@@ -99,7 +99,9 @@ def failure_reasons(
 
         # the first of the causes that holds: each would hide those below it
         if best_cosine[q] < median_cosine - FAR:
-            reason = f"nothing near in the store: {nearest} is far, {median_cosine:.2f} is usual"
+            reason = (
+                f"nothing near in the datastore: {nearest} is far, {median_cosine:.2f} is usual"
+            )
         elif list_counts[first] > HUB_FACTOR * median_count and first != best_row[q]:
             reason = (
                 f"a hub: the first neighbor is among the first {near} of {list_counts[first]} "

@@ -239,7 +239,7 @@ def files(output: Path) -> list[Path]:
     outside = [shard["name"] for shard in stored.shards if "files" in shard]
     if outside:
         raise ValueError(
-            f"{len(outside)} precomputed shards of Model B's store lie outside "
+            f"{len(outside)} precomputed shards of Model B's datastore lie outside "
             f"{paths.display_path(output)}: {outside[:3]}"
         )
 

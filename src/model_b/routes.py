@@ -63,7 +63,9 @@ class Route:
                 f"route {self.name!r}: its name must be text, linear and center true or false"
             )
         if type(self.hubs) not in (int, float) or not 0 <= self.hubs < np.inf:
-            raise ValueError(f"route {self.name}: hubs must be a number from 0, got {self.hubs!r}")
+            raise ValueError(
+                f"route {self.name}: hubs must be a number of at least 0, got {self.hubs!r}"
+            )
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Route":
@@ -217,7 +219,7 @@ def search_out_of_fold(
         n_visible = int(keys_visible.sum())
         if n_visible < k:
             raise ValueError(
-                f"fold {f} may see {n_visible} rows of the store by {route.keys} keys, "
+                f"fold {f} has {n_visible} visible rows of the datastore by {route.keys} keys, "
                 f"fewer than k = {k}"
             )
 

@@ -172,7 +172,7 @@ def stages_to_run_first(stages: list[str], output: Path) -> list[str]:
 
     begin = lacking[0][:2]
     folder = display_path(output)
-    return [f"{stage} has not run to its end in {folder}: use --from {begin}" for stage in lacking]
+    return [f"{stage} has not finished in {folder}: use --from {begin}" for stage in lacking]
 
 
 def check(plan: Plan, *, to_be_written: Path | None = None) -> None:
@@ -186,7 +186,7 @@ def check(plan: Plan, *, to_be_written: Path | None = None) -> None:
     problems = obstacles(plan, to_be_written=to_be_written) + plan.pipeline.check(plan.wanted)
 
     if problems:
-        lines = [f"{plan.file}: nothing has run, since this would stop it", *problems]
+        lines = [f"{plan.file}: nothing was run, because of these problems", *problems]
         missing = params.missing_inputs(plan.wanted, to_be_written=to_be_written)
         advice = f"\n{ADVICE}" if missing else ""
         raise UserError("\n  ".join(lines) + advice)

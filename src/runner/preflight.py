@@ -214,7 +214,9 @@ def _check_fold_file(inspection: Inspection, file: str) -> None:
     ids = inspection.pairs["id"].to_list()
     fold = folds.given_folds(file, ids, np.arange(len(ids)))
     if len(np.unique(fold)) < 2:
-        raise ValueError(f"{display_path(resolve(file))} has one fold alone; two are the least")
+        raise ValueError(
+            f"{display_path(resolve(file))} has only one fold; at least two are needed"
+        )
 
 
 def _check_model_a(inspection: Inspection, values: dict) -> None:
@@ -304,7 +306,7 @@ def _check_routes(given: list[dict], clips: list[str]) -> None:
     from src.model_b import routes
 
     if not given:
-        raise ValueError("none is given; the paper's is [{name: text}]")
+        raise ValueError("no route is given; the paper's is [{name: text}]")
 
     for route in given:
         routes.Route.from_parameters(route, clips)
@@ -313,7 +315,9 @@ def _check_routes(given: list[dict], clips: list[str]) -> None:
     doubled = len(set(names)) < len(names)
     other_text = "text" in names and {"name": "text"} not in given
     if doubled or other_text:
-        raise ValueError(f"each has a name of its own, and `text` is the plain one's: {names}")
+        raise ValueError(
+            f"each needs a name of its own, and `text` is reserved for the plain one: {names}"
+        )
 
 
 def _check_weighting(values: dict) -> None:

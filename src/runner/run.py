@@ -52,7 +52,7 @@ def arguments(argv: list[str], commands: str) -> argparse.Namespace:
         "--from",
         dest="first",
         metavar="03",
-        help="start at this notebook; earlier ones are left as they are",
+        help="start at this notebook; the results of earlier ones are used as they are",
     )
     parser.add_argument("--only", metavar="03", help="run this notebook alone")
     parser.add_argument("--force", action="store_true", help="run even what is up to date")
@@ -111,7 +111,7 @@ def _run_stages(plan: Plan, force: bool) -> int:
             seconds[stage] = None
             continue
 
-        why = "; ".join(reasons[:3]) or "asked for by --force"
+        why = "; ".join(reasons[:3]) or "--force"
         print(f"\n=== {stage}: {why}", flush=True)
         LOG.info("%s begins: %s", stage, why)
         try:

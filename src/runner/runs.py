@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
 
     file = output / paths.RUNS
     if not file.exists():
-        raise UserError(f"{display_path(file)} does not exist: no run has ended there yet")
+        raise UserError(f"{display_path(file)} does not exist: no run has finished there yet")
     try:
         runs = load(file)
         answers = leaderboard(runs, display_path(file))

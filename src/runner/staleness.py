@@ -110,7 +110,7 @@ def reasons_to_run(stage: str, state: dict[str, dict], output: Path) -> list[str
     """Why a stage must run, in words; empty when it is up to date."""
     meta = read_meta(output, stage)
     if meta is None:
-        return ["it has not run to its end here"]
+        return ["it has not finished here"]
 
     reasons = []
     gone = [name for name, entry in meta["files"].items() if not _is_whole(output / name, entry)]

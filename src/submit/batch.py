@@ -217,7 +217,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="./run_all.sh predict",
         description="Embeddings, confidence and nearest prompts of a folder of images, by the "
-        "models in output/. Stopped, it goes on when started again.",
+        "models in output/. A stopped run continues with the same command.",
     )
     option = parser.add_argument
     option("--images", metavar="FOLDER", required=True, help="images, sub-folders included")
@@ -243,7 +243,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         type=int,
         default=64,
         metavar="N",
-        help="images at a time (default: %(default)s)",
+        help="images per batch (default: %(default)s)",
     )
     option(
         "--engine",
@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
         print(problem, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; the same command continues from here", file=sys.stderr)
         return 130
     return 0
 

@@ -79,7 +79,7 @@ def read_view(values: Mapping[str, str], count: int) -> View:
         raise UserError(f"min_confidence: {confidence} is not within -1..1")
     sort = values.get("sort", SORTS[0])
     if sort not in SORTS:
-        raise UserError(f"sort: {sort[:40]!r} is none of {', '.join(SORTS)}")
+        raise UserError(f"sort: {sort[:40]!r} is not one of {', '.join(SORTS)}")
     page = _number(values, "page", int) or 1
     return View(query, near, confidence, sort, max(1, page))
 
@@ -91,7 +91,7 @@ def _number(values: Mapping[str, str], name: str, kind: Callable[[str], Number])
     try:
         return kind(text[:40])
     except ValueError:
-        raise UserError(f"{name}: {text[:40]!r} is no number") from None
+        raise UserError(f"{name}: {text[:40]!r} is not a number") from None
 
 
 # --- what a view shows ---

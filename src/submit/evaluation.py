@@ -192,7 +192,7 @@ def gallery_table(
 ) -> pl.DataFrame:
     """id, image, confidence and `prompts`, the three nearest with their similarity, of `rows`."""
     nearest = artifacts.load_table(output / paths.NEIGHBORS)
-    nearest = nearest.filter(pl.col("rank") < 4).sort("rank")
+    nearest = nearest.filter(pl.col("rank") < 3).sort("rank")
     grouped = nearest.group_by("query").agg("similarity", "prompt")
     # a line for each of the three nearest prompts, with its similarity
     lines = {

@@ -80,7 +80,7 @@ def write_parquet(content: pa.Table, out: Path) -> None:
 def write_lance(content: pa.Table, out: Path) -> None:
     """A LanceDB folder with one table. UserError when lancedb is not installed or `out` exists."""
     if out.exists():
-        raise UserError(f"{display_path(out)} is there already")
+        raise UserError(f"{display_path(out)} exists already")
     try:
         import lancedb
     except ImportError as error:

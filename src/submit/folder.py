@@ -36,7 +36,7 @@ class ImageFolder:
 def read_folder(folder: Path) -> ImageFolder:
     """Every file below `folder`, linked folders included. UserError when none is an image."""
     if not folder.is_dir():
-        raise UserError(f"--images: {display_path(folder)} is no folder")
+        raise UserError(f"--images: {display_path(folder)} is not a folder")
 
     listing = ImageFolder(folder)
     for file in _files(folder, (), listing):

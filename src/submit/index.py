@@ -228,16 +228,16 @@ class Index:
 def _read_facts(file: Path) -> dict[str, str]:
     """What `predict` noted in the file. UserError unless it is a table of id and embedding."""
     if not file.is_file():
-        raise UserError(f"{display_path(file)} is no file: give a .parquet result of predict")
+        raise UserError(f"{display_path(file)} is not a file: give a .parquet result of predict")
     try:
         schema = pq.read_schema(file)
     except Exception as error:  # pyarrow raises several kinds on what is no Parquet file
-        raise UserError(f"{display_path(file)} is no Parquet file ({error})") from error
+        raise UserError(f"{display_path(file)} is not a Parquet file ({error})") from error
     missing = {"id", "embedding"} - set(schema.names)
     if missing:
         raise UserError(
             f"{display_path(file)} has the columns {schema.names}, without {sorted(missing)}: "
-            "it is no result of predict"
+            "it is not a result of predict"
         )
     width = getattr(schema.field("embedding").type, "list_size", WIDTH)
     if width != WIDTH:
@@ -258,7 +258,7 @@ def _check_model(file: Path, name: str) -> None:
     except Exception as error:  # a hub that is not reached, a folder that is not there
         raise UserError(
             f"{display_path(file)} was made with the sentence model {name!r}, which cannot be "
-            f"loaded here ({type(error).__name__}), and texts by another would find anything"
+            f"loaded here ({type(error).__name__}); texts must be encoded by the same model"
         ) from error
 
 
@@ -268,7 +268,7 @@ def _image_folder(given: str | Path | None, facts: dict[str, str]) -> Path | Non
         return noted if noted is not None and noted.is_dir() else None
     folder = Path(os.path.abspath(given))
     if not folder.is_dir():
-        raise UserError(f"--images: {display_path(folder)} is no folder")
+        raise UserError(f"--images: {display_path(folder)} is not a folder")
     return folder
 
 

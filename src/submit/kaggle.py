@@ -25,7 +25,7 @@ USER_NAME = re.compile(r"[A-Za-z0-9_-]+")
 def check_names(user: str, name: str) -> None:
     """UserError unless `user` and `name` can stand in an address on Kaggle."""
     if not USER_NAME.fullmatch(user):
-        raise UserError(f"--kaggle-user: {user!r} is no user name")
+        raise UserError(f"--kaggle-user: {user!r} is not a user name")
     if not SLUG.fullmatch(name) or len(name) not in NAME_LENGTHS:
         raise UserError(
             f"--kaggle-name: {name!r} must be 6 to 50 small letters, digits and single dashes"

@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(
         prog="./run_all.sh pack",
-        description="Put models, store and code into one folder, for a machine without internet.",
+        description="Put models, datastore and code into a folder, for a machine without internet.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the pack: an empty or a new folder")
     parser.add_argument(
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"packed into {display_path(folder)}; to upload it to Kaggle:")
     print(*(f"    {command}" for command in commands), sep="\n")
     if options.kaggle_user == kaggle.USER:
-        print(f"    after {kaggle.USER} in the two metadata files is your user name")
+        print(f"    first put your user name in place of {kaggle.USER} in the two metadata files")
     return 0
 
 

@@ -28,7 +28,7 @@ def query_vector(index: Index, options: argparse.Namespace) -> tuple[np.ndarray,
         return index.vectors(np.array([row]))[0], f"near {options.near}"
     image = Path(options.image).absolute()
     if not image.is_file():
-        raise UserError(f"--image: {display_path(image)} is no file")
+        raise UserError(f"--image: {display_path(image)} is not a file")
 
     from src.submit.predictor import Predictor  # only this query needs the models
 

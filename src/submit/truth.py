@@ -32,7 +32,7 @@ def explain_gap(gap: float, tolerance: float, folds: dict, nearest: np.ndarray) 
     prompts' similarity to the training prompts (`nearest_to_training`).
     """
     if abs(gap) <= tolerance:
-        return "the folds measured what the test shows"
+        return "the out-of-fold score predicted the test score"
 
     causes = []
     if gap < 0 and folds["leaking"]:

@@ -182,7 +182,7 @@ def test_test_images_beside_a_systems_files(tmp_path, capsys):
     save_image(tmp_path / "images" / "a.png")
     (tmp_path / "images" / "._a.png").write_bytes(b"junk")
     assert sources.read_test(tmp_path)[0]["id"].to_list() == ["a"]
-    assert "1 files are no test images: ._a.png" in capsys.readouterr().out
+    assert "1 files are not test images: ._a.png" in capsys.readouterr().out
 
 
 # --- silent selection in text folders ---
@@ -208,7 +208,7 @@ def test_every_text_file_of_a_folder_is_read_or_named(tmp_path, capsys):
     expected = ["five", "four", "one", "seven", "six", "three", "two"]
     assert sorted(prompts["prompt"]) == expected
     assert set(prompts["source"]) == {"A", "b", "c", "d", "e", "f", "g"}
-    assert "3 files are no text: .DS_Store, ._A.TXT, notes.docx" in capsys.readouterr().out
+    assert "3 files are not text: .DS_Store, ._A.TXT, notes.docx" in capsys.readouterr().out
 
 
 # --- knowledge in one reader only ---

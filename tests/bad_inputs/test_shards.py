@@ -40,7 +40,7 @@ def with_size(content: bytes, at: int, field: bytes) -> bytes:
 DOT = encoded(Image.new("RGB", (8, 8), RED), "png")
 GOOD = (("a.png", DOT), ("a.txt", b"a red fox"))
 TAIL = (("b.png", DOT), ("b.txt", b"an owl"))
-NO_JSON = (None, "its .json is no JSON object")
+NO_JSON = (None, "its .json is not a JSON object")
 REST = None, "shard cannot be read on"
 CALLED = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
 SHARDS: dict[str, tuple[bytes, list]] = {

@@ -310,11 +310,11 @@ TABLES: dict[str, tuple[str, bytes, list | str]] = {
         "not every entry of its images",
     ),
     "coco_is_a_list": ("captions_x.json", b"[1]", r"captions_x.json cannot be read: "),
-    "diffusiondb_broken": ("part-000001.json", b"{cut", [(None, "part is no JSON")]),
+    "diffusiondb_broken": ("part-000001.json", b"{cut", [(None, "part is not JSON")]),
     "diffusiondb_is_a_list": (
         "part-000001.json",
         b'["ab"]',
-        [(None, "part is no JSON: it holds a list")],
+        [(None, "part is not JSON: it holds a list")],
     ),
     "diffusiondb_of_other_types": (
         "part-000001.json",

@@ -53,7 +53,7 @@ ONE = [
     ("a red fox", None)
 ]  # (prompt, reason): what must be there; an image without a row is not counted
 BOTH = [("a red fox", None), ("an owl", None)]
-NO_OBJECT = (None, "its line is no JSON object")
+NO_OBJECT = (None, "its line is not a JSON object")
 NOT_TEXT = (None, "its text is neither UTF-8, UTF-16 nor Windows-1252")
 SURPLUS = ("an owl", "more cells than the header has")
 EMPTY, GONE = (None, "empty prompt"), (None, "no such image")

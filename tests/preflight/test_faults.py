@@ -81,7 +81,12 @@ FAULTS = [
         [{"name": "x", "keys": "sound"}],
         "routes: route x: keys 'sound' is not one of",
     ),
-    ("03_cuml_knn_model_b", "routes", [], "routes: none is given; the paper's is [{name: text}]"),
+    (
+        "03_cuml_knn_model_b",
+        "routes",
+        [],
+        "routes: no route is given; the paper's is [{name: text}]",
+    ),
     ("03_cuml_knn_model_b", "routes", [{"nam": "x"}], "routes: route None: unknown ['nam']"),
     (
         "03_cuml_knn_model_b",
@@ -128,7 +133,7 @@ FAULTS = [
         "03_cuml_knn_model_b",
         "routes",
         [{"name": "x", "hubs": "lots"}],
-        "routes: route x: hubs must be a number from 0",
+        "routes: route x: hubs must be a number of at least 0",
     ),
     ("04_ensemble_oof", "worst", 0, "worst must be at least 1, got 0"),
     ("04_ensemble_oof", "slice_by", ["image"], "slice_by: image is the image's own column"),
@@ -178,7 +183,7 @@ def test_what_a_notebook_needs_of_earlier_ones_is_said(per_stage):
     lines = plan.stages_to_run_first(["03_cuml_knn_model_b"], output)
     assert (
         len(lines) == 1
-        and lines[0].startswith("01_dedup has not run to its end in ")
+        and lines[0].startswith("01_dedup has not finished in ")
         and lines[0].endswith("use --from 01")
     )
 

@@ -11,7 +11,7 @@ from src.paths import display_path
 
 TEXT_SUFFIXES = (".txt", ".text", ".caption")
 CAPTION_SUFFIXES = (*TEXT_SUFFIXES, ".json")
-NOT_JSON = "its .json is no JSON object"
+NOT_JSON = "its .json is not a JSON object"
 
 
 def captions_in(

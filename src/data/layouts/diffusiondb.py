@@ -84,7 +84,7 @@ def _rows_of_parts(parts: list[Path]) -> list[Row]:
         try:
             entries = parse_object(decode(part.read_bytes()))
         except ValueError as error:
-            rows.append(Row(part.stem, display_path(part), None, f"part is no JSON: {error}"))
+            rows.append(Row(part.stem, display_path(part), None, f"part is not JSON: {error}"))
             continue
 
         # part-000001.json lies in part-000001/ or beside it; its images in images/ or beside it

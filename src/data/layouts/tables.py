@@ -24,7 +24,7 @@ from src.paths import display_path
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
-NOT_OBJECT = "its line is no JSON object"
+NOT_OBJECT = "its line is not a JSON object"
 BEGINNING = 100  # lines of a JSON-lines file in which its columns are looked for
 
 
