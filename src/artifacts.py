@@ -207,7 +207,7 @@ def load_array(path: Path, mmap_mode: Literal["r", "r+", "c"] | None = None) -> 
 
 
 def what_is(beginning: bytes) -> str | None:
-    """What a file really is, by its first bytes, where it is a common stand-in for another."""
+    """What a file really is, by its first bytes; None unless it is a common mix-up."""
     if not beginning:
         return "an empty file"
     if beginning.startswith(b"version https://git-lfs.github.com/"):
@@ -235,7 +235,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def _beginning(path: Path) -> bytes:
-    """The first bytes of a file; of what cannot be opened a blank, which is no kind of file."""
+    """The first bytes of a file; a blank, which matches no kind, where it cannot be opened."""
     try:
         with open(path, "rb") as file:
             return file.read(BEGINNING)

@@ -151,7 +151,7 @@ def _open(content: bytes) -> Image.Image:
 
 
 def _despite_extras(use: Callable[[bytes], T], content: bytes) -> T:
-    """`use(content)`; where that fails, of a PNG without what its pixels do not depend on.
+    """`use(content)`; where a PNG fails, once more without the parts that its pixels do not need.
 
     A large color profile, large texts, or a bad checksum of either are no fault of the image.
     """

@@ -69,7 +69,7 @@ def text_batches(
 def text_files(path: Path) -> list[Path]:
     """The text files and tables at `path`: itself, or those in the folder and below it, sorted.
 
-    Links are followed. What else lies there is named in a printed line. Raises FileNotFoundError
+    Links are followed. Other files there are named in a printed line. Raises FileNotFoundError
     where `path` does not exist.
     """
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Notebook 01: which prompts stay, and which must never stand on two sides of a split."""
+"""Notebook 01: which prompts are kept, and which must share a fold."""
 
 from src.dedup.filters import cosine_filter
 from src.dedup.folds import given_folds, groups

@@ -124,7 +124,7 @@ def threshold_table(groups: Groups, kept: np.ndarray) -> pl.DataFrame:
 def grouping_warning(
     groups: Groups, kept: np.ndarray, *, cosine_threshold: float, max_share: float
 ) -> str:
-    """What a reader must know about groups that could not be held at the asked similarity, or "".
+    """A warning about groups that could not be formed at the requested similarity, or "".
 
     Loud about rows grouped above `cosine_threshold`, whose near-duplicates may stand in another
     fold, and about groups that hold more than `max_share` of the `kept` rows all the same.

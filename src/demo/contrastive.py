@@ -171,7 +171,7 @@ class Trainer:
         os.replace(temporary, self.checkpoint)
 
     def run(self) -> float:
-        """Train what is left of the schedule; R@1 after its last epoch."""
+        """Train the rest of the schedule; return R@1 after its last epoch."""
         held_out = slice(self.recipe.scenes, None)
         while len(self.scores) < self.epochs:
             clock = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The search itself: what is asked is checked, then an engine or a cluster's workers answer."""
+"""The search itself: check the arguments, then search by an engine or on a cluster's workers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

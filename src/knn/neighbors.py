@@ -16,7 +16,7 @@ def best_first(similarity: np.ndarray, index: np.ndarray) -> Neighbors:
 
 
 def order_ties(similarity: np.ndarray, index: np.ndarray) -> Neighbors:
-    """Lists (q, k) that stand best first, with ties by index: only lists with a tie are sorted."""
+    """Lists (q, k), sorted best first, with ties by index: only lists with a tie are sorted."""
     queries = np.flatnonzero(_ties_out_of_order(similarity, index).any(axis=1))
     if not len(queries):
         return similarity, index

@@ -1,4 +1,4 @@
-"""What a query may find: no row of its own fold, and no text-only prompt that repeats one of it."""
+"""What a query may find: no row of its own fold, nor a text-only prompt that repeats one."""
 
 import numpy as np
 

@@ -63,9 +63,7 @@ class Weighting:
     tau: float | None = None  # temperature; the other constants then have no effect
 
     def __call__(self, similarity: np.ndarray) -> np.ndarray:
-        """(q, k) float64 weights of lists that stand best first; softmax up to a factor of each
-        row.
-        """
+        """(q, k) float64 weights of lists sorted best first; softmax up to a factor of each row."""
         if self.tau is None:
             d = distance(similarity, self.kind)
             return weights(d, self.dim, self.delta, self.coef, inside=self.inside)

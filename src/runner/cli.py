@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None, pipeline: Pipeline | None = None) -> int
 
 
 def _dispatch(argv: list[str], pipeline: Pipeline) -> int:
-    """Call the command that `argv` begins with; without one, the run of the notebooks."""
+    """Call the command that `argv` starts with; without one, run the notebooks."""
     command = argv[0] if argv and not argv[0].startswith("-") else None
 
     if command is None:

@@ -1,4 +1,4 @@
-"""How many bytes a run will write, estimated before it begins."""
+"""How many bytes a run will write, estimated before it starts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -26,9 +26,7 @@ logging.raiseExceptions = False
 
 @contextmanager
 def logged(output: Path) -> Iterator[None]:
-    """Write what LOG is told into a file of this run in output/logs: a line for each step, with the
-    time.
-    """
+    """Write the messages of LOG to a file in output/logs: a line for each step, with the time."""
     file = output / paths.LOGS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.log"
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(file, encoding="utf-8")

@@ -283,7 +283,7 @@ def _value_problems(stage: str, given: dict, parameters: dict[str, Declared]) ->
 
 
 def _type_advice(value: object, types: tuple[type, ...]) -> str:
-    """How to write what was probably meant, where YAML took it for another type."""
+    """Advice on how to write a value that YAML read as another type."""
     if str in types and type(value) in (int, float, bool):
         return "; put text that looks like something else in quotes"
     if bool in types and isinstance(value, str):

@@ -1,6 +1,4 @@
-"""What one run will do, known before it begins: its parameters, its stages, its demo data, and what
-would stop it.
-"""
+"""What one run will do, worked out before it starts: parameters, stages, demo data, problems."""
 
 import argparse
 import json
@@ -27,8 +25,8 @@ ADVICE = (
 def preflight_problems(per_stage: dict[str, dict]) -> list[str]:
     """What `src.runner.preflight` finds wrong with the stages, a line each.
 
-    It loads the models, so it runs as a process of its own: the runner stays light, and no GPU
-    memory stays held.
+    It loads the models, so it is a separate process: the runner stays small, and no GPU memory
+    remains in use.
     """
     # the parameters go in as JSON, the lines come out as JSON, on the last line that is printed
     done = subprocess.run(

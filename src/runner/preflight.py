@@ -1,8 +1,8 @@
-"""What can be known before a long run begins: sources, columns, weights, settings, disk space.
+"""The checks before a long run: sources, columns, weights, settings, disk space.
 
-`python -m src.runner.preflight < per_stage.json` is a process of its own, since it loads models:
-the runner stays light, and no GPU memory stays held. What takes seconds to import is imported in
-the check that needs it.
+`python -m src.runner.preflight < per_stage.json` is a separate process, since it loads models: the
+runner stays small, and no GPU memory remains in use. Modules that take seconds to import are
+imported in the check that needs them.
 """
 
 import json
@@ -205,7 +205,7 @@ def _check_train(inspection: Inspection, values: dict) -> None:
 
 
 def _check_fold_file(inspection: Inspection, file: str) -> None:
-    """Raise ValueError for a table that deals no two folds; without pairs its columns alone."""
+    """Raise ValueError for fewer than two folds; without pairs check only the columns."""
     if inspection.pairs is None:
         artifacts.load_table(resolve(file), ["id", "fold"])
         return
@@ -297,7 +297,7 @@ def _check_model_b(inspection: Inspection, values: dict) -> None:
         _check_weighting(values)
     if not values["k_grid"] or not values["dim_grid"] + values["tau_grid"]:
         inspection.problems.append(
-            "k_grid must hold numbers of neighbours, and dim_grid or tau_grid something to try"
+            "k_grid must hold numbers of neighbors, and dim_grid or tau_grid at least one value"
         )
 
 

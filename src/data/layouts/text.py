@@ -111,7 +111,7 @@ def whole(text: str) -> str:
 
 
 def printable(text: str | bytes) -> str:
-    """A name that polars can hold, with U+FFFD for what is no text."""
+    """A name that polars can hold, with U+FFFD in place of bytes that are not text."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="mark_undecodable")
     try:
