@@ -254,7 +254,8 @@ def _missing_names(node: ast.ImportFrom) -> list[str]:
     missing = []
     for alias in node.names:
         module_name = f"{node.module}.{alias.name}"
-        if not hasattr(module, alias.name) and find_spec(module_name) is None:
+        is_module = hasattr(module, "__path__") and find_spec(module_name) is not None
+        if not hasattr(module, alias.name) and not is_module:
             missing.append(f"{node.module} has no {alias.name}")
     return missing
 
@@ -303,7 +304,7 @@ trained = artifacts.load_json(here / "output" / paths.BLEND)
 artifacts.save_json(here / "output" / paths.BLEND, judged | trained)
 
 images = sorted((here / "test").glob("*.png"))
-for folder in ("photos", "input/smoke/test/images"):
+for folder in ("photos", "FOLDER", "input/smoke/test/images"):
     shutil.copytree(here / "test", here / folder)
 for name, image in zip(("fox.png", "owl.png", "query.png"), images, strict=False):
     shutil.copy(image, here / name)
