@@ -128,7 +128,7 @@ def test_nothing_outside_the_folder_is_served(tmp_path, address):
         ({"near": "99"}, "near: there is no image 99; they are 0 to 5"),
         ({"near": "abc"}, "near: &#39;abc&#39; is not a number"),
         ({"min_confidence": "nan"}, "min_confidence: nan is not within -1..1"),
-        ({"sort": "size"}, "sort: &#39;size&#39; is none of"),
+        ({"sort": "size"}, "sort: &#39;size&#39; is not one of"),
         ({"page": "1.5"}, "page: &#39;1.5&#39; is not a number"),
     ],
 )

@@ -131,8 +131,8 @@ def save_predictions(variant: Variant, fold: np.ndarray, out: Path) -> tuple[lis
     """Write the variant's out-of-fold and test predictions; ids and rows of the former."""
     oof = predictions(variant, fold, out, "oof")
     test = predictions(variant, fold, out, "test")
-    artifacts.save_embeddings(out / paths.OOF.format(row=variant.name), *oof)
-    artifacts.save_embeddings(out / paths.TEST.format(row=variant.name), *test)
+    artifacts.save_embeddings(out / paths.OOF.format(variant=variant.name), *oof)
+    artifacts.save_embeddings(out / paths.TEST.format(variant=variant.name), *test)
     return oof
 
 
