@@ -127,7 +127,7 @@ FAULTS = [
         "03_cuml_knn_model_b",
         "routes",
         [{"name": "x"}, {"name": "x", "linear": True}],
-        "routes: each has a name of its own",
+        "routes: each needs a name of its own",
     ),
     (
         "03_cuml_knn_model_b",
