@@ -169,8 +169,8 @@ def save_table(path: Path, frame: pl.DataFrame) -> None:
             frame.write_parquet(temporary)
 
 
-def load_table(path: Path, columns: Sequence[str] = (), *, as_text: bool = False) -> pl.DataFrame:
-    """The table at `path` (.parquet or .csv), or `columns` of it; `as_text`: a CSV's 007 is no 7.
+def load_table(path: Path, columns: Sequence[str] = ()) -> pl.DataFrame:
+    """The table that a stage wrote at `path` (.parquet or .csv), or `columns` of it.
 
     Raises FileNotFoundError naming the stage that writes it, IsADirectoryError, ValueError naming a
     file that is broken or lacks a column.
@@ -180,7 +180,7 @@ def load_table(path: Path, columns: Sequence[str] = (), *, as_text: bool = False
 
     with readable(path):
         if path.suffix == ".csv":
-            lazy = pl.scan_csv(path, glob=False, infer_schema=not as_text)
+            lazy = pl.scan_csv(path, glob=False)
         else:
             lazy = pl.scan_parquet(path, glob=False)
         if not columns:

@@ -1,6 +1,7 @@
 """Real models, small and hardly trained: what the stages wrote is what new images get."""
 
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,14 @@ KERNEL_FIELDS = {
     *("enable_internet", "dataset_sources", "competition_sources", "kernel_sources"),
     "model_sources",
 }
+
+
+def test_the_commands_for_kaggle_can_be_pasted_whatever_the_folder_is_called(tmp_path):
+    folder = tmp_path / "it's a pack [1]"
+    folder.mkdir()
+    commands = kaggle.write(folder, user="ada", name="fox-finder")
+    places = [shlex.split(command)[4] for command in commands]
+    assert places == [str(folder), str(folder / "kernel")]
 
 
 def test_the_files_for_kaggle_have_the_documented_fields(tmp_path):

@@ -3,7 +3,7 @@
 Each is `{name, oof, test}`: a name and two files, one for the rows that data filter 2 kept (ids of
 `01_dedup/pairs.parquet`), one for the test images (ids of `01_dedup/test.parquet`). A file is
 
-* `.parquet` or `.csv` with `id` and `text`: a captioner's captions, encoded here, or
+* a CSV, TSV, JSON-lines or Parquet table with `id` and `text`: captions, encoded here, or
 * `.parquet` with `id` and `embedding`: lists of 384 numbers, or
 * `.npy`, (n, 384), with the ids beside it in `<name>.ids.parquet`.
 
@@ -19,6 +19,7 @@ import polars as pl
 
 from src import artifacts
 from src.data import prompts
+from src.data.user_tables import read_user_table
 from src.metrics import l2_normalize
 from src.paths import display_path, resolve
 
@@ -83,10 +84,7 @@ def read(file: Path) -> tuple[list[str], np.ndarray | list[str]]:
         rows = artifacts.load_array(file)
         return ids, _checked(ids, rows, file)
 
-    if file.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"{display_path(file)}: must end in .parquet, .csv or .npy")
-
-    table = artifacts.load_table(file, as_text=True)
+    table = read_user_table(file)
     present = [name for name in ("embedding", "text") if name in table.columns]
     if len(present) != 1 or "id" not in table.columns:
         raise ValueError(

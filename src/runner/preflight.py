@@ -21,6 +21,7 @@ import polars as pl
 
 from src import artifacts, paths
 from src.data import prompts, sources, text_only
+from src.data.user_tables import read_user_table
 from src.model_a.recipe import (
     ABLATION_LIMITS,
     BASELINE_LIMITS,
@@ -207,7 +208,7 @@ def _check_train(inspection: Inspection, values: dict) -> None:
 def _check_fold_file(inspection: Inspection, file: str) -> None:
     """Raise ValueError for a table that deals no two folds; without pairs its columns alone."""
     if inspection.pairs is None:
-        artifacts.load_table(resolve(file), ["id", "fold"])
+        read_user_table(resolve(file), ["id", "fold"])
         return
     from src.dedup import folds
 
@@ -362,7 +363,7 @@ def _check_slices(inspection: Inspection, values: dict) -> None:
         return
     with inspection.reporting("attributes"):
         if inspection.pairs is None:
-            artifacts.load_table(resolve(table), ["file_name", *values["slice_by"]])
+            read_user_table(resolve(table), ["file_name", *values["slice_by"]])
         else:
             sources.read_attributes(table, values["slice_by"], inspection.pairs["image"])
 
