@@ -62,8 +62,9 @@ def space_needed(
         if tower is not None and training is not None:
             kept = [rows * n_bytes for n_bytes in tower.activation_bytes.values()]
             needed["activations"] += sum(n for n in kept if n <= ACTIVATION_BYTES)
-            variants = VARIANTS if name == training["clip"] else 1
-            copies = n_folds * variants + CHECKPOINTS
+            fits = training["seeds"] * (n_folds + training["final_fit"])
+            baselines = VARIANTS - 1 if name == training["clip"] else 0
+            copies = n_folds * baselines + fits + CHECKPOINTS
             needed["weights"] += 4 * tower.trained_parameters * copies
 
         if searching and name in (searching["clip"], *searching["extra_clips"]):

@@ -22,6 +22,7 @@ import polars as pl
 from src import artifacts, paths
 from src.data import prompts, sources, text_only
 from src.data.user_tables import read_user_table
+from src.model_a.averaging import Averaging
 from src.model_a.recipe import (
     ABLATION_LIMITS,
     BASELINE_LIMITS,
@@ -222,6 +223,7 @@ def _check_model_a(inspection: Inspection, values: dict) -> None:
     _check_models(inspection, values)
     _check_cluster(inspection, values)
     with inspection.reporting(Stage.MODEL_A):
+        Averaging.from_parameters(values)
         recipe = Recipe.from_parameters(values)
         first = inspection.clips[values["clip"]]
         if first is not None:

@@ -53,10 +53,11 @@ def write_output(folder: Path) -> Path:
             seed=f,
             base=base,
         )
-    for what, name in (("oof", paths.OOF), ("test", paths.TEST)):
-        artifacts.save_embeddings(
-            output / name.format(variant="model_a"), *folds.collect_fold_predictions(bases, what)
-        )
+    oof = folds.collect_oof([[base] for base in bases])
+    artifacts.save_embeddings(output / paths.OOF.format(variant="model_a"), *oof)
+    artifacts.save_embeddings(
+        output / paths.TEST.format(variant="model_a"), *folds.collect_test(bases)
+    )
     artifacts.save_json(
         output / paths.MEMBERS_A, {"members": ["model_a"], "clip": {"model_a": clip_name}}
     )
