@@ -6,6 +6,7 @@ Each fit lies at a base of its own: `model_a_fold0`, `model_a_fold0_seed1`, `mod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from src import artifacts, paths
 from src.model_a.views import PLAIN, changes_of
@@ -31,7 +32,7 @@ class Averaging:
         changes_of(self.views)
 
     @classmethod
-    def from_parameters(cls, values: Mapping[str, object]) -> "Averaging":
+    def from_parameters(cls, values: Mapping[str, Any]) -> "Averaging":
         """From notebook 02's parameters; other names are ignored."""
         return cls(values["seeds"], tuple(values["views"]), values["final_fit"])
 

@@ -105,7 +105,7 @@ def init_model(
 
     The head starts as the probe, or at random: then there is no penalty.
     """
-    penalty = None
+    penalty: float | None = None
     if recipe.head_init == "probe":
         _, _, penalty = heads.probe(data.embeddings, data.targets[0], fit=inner, held_out=held_out)
     return _start(encoder, data, inner, recipe, seed, penalty), penalty

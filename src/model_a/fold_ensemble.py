@@ -62,8 +62,8 @@ class FoldEnsemble:
 
         predictions = {}
         for name, views in by_view.items():
-            folds = [unit_mean(rows) for rows in zip(*views, strict=True)]
-            predictions[name] = l2_normalize(np.sum(folds, axis=0))
+            of_folds = [unit_mean(rows) for rows in zip(*views, strict=True)]
+            predictions[name] = l2_normalize(np.sum(of_folds, axis=0))
         return embedding.cpu().numpy(), predictions
 
     def _predict(

@@ -187,7 +187,7 @@ def _predicted(
     record.unlink(missing_ok=True)
     fitted = fitted or load_fold(base, encoder)
     start = time.perf_counter()
-    score = None
+    score: float | None = None
     if len(scored):
         oof = predict(fitted, encoder, data, scored, views=views)
         save_embeddings(_beside(base, "_oof"), scored_ids, oof)
