@@ -73,12 +73,12 @@ def prepare(
     share one training set; `averaging` is that of Model A's members.
     """
 
-    def sets(encoder: Encoder, recipe: Recipe) -> dict[str, TrainingSet]:
+    def sets(encoder: Encoder, recipe: Recipe) -> tuple[TrainingSet, TrainingSet]:
         train = training_set(
             encoder, pairs, out, name=f"pairs.{encoder.tag}", recipe=recipe, targets=targets
         )
         test = prediction_set(encoder, test_images, out, name=f"test.{encoder.tag}", recipe=recipe)
-        return {"data": train, "test": test}
+        return train, test
 
     filter1 = pairs["filter1"].to_numpy()
     filter2 = pairs["filter2"].to_numpy()
@@ -91,12 +91,12 @@ def prepare(
     first = encoders["model_a"]
     shared = sets(first, baseline)
     variants = {
-        name: Variant(name, first, baseline, visible, **shared)
+        name: Variant(name, first, baseline, visible, *shared)
         for name, visible in visible_to.items()
     }
     for name, encoder in encoders.items():
-        data = sets(encoder, recipe)
-        variants[name] = Variant(name, encoder, recipe, filter2, **data, averaging=averaging)
+        own = sets(encoder, recipe)
+        variants[name] = Variant(name, encoder, recipe, filter2, *own, averaging)
     return variants
 
 
