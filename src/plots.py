@@ -210,10 +210,11 @@ def image_page(images: list, texts: list[list[str]], *, columns: int = 2) -> Fig
     pairs = axes.reshape(-1, 2)
     for (left, right), image, lines in zip(pairs, images, texts, strict=False):
         left.imshow(image)
-        head = "\n".join(textwrap.wrap(lines[0], 48)[:3])
-        right.text(0, 1, head, va="top", fontsize=7.5, fontweight="bold", transform=right.transAxes)
+        head = textwrap.wrap(lines[0], 48)[:3]
         body = "\n".join(_wrapped_line(line) for line in lines[1:])
-        right.text(0, 0.72, body, va="top", fontsize=7, transform=right.transAxes)
+        style = {"va": "top", "transform": right.transAxes}
+        right.text(0, 1, "\n".join(head), fontsize=7.5, fontweight="bold", **style)
+        right.text(0, 0.97 - 0.085 * len(head), body, fontsize=7, **style)
 
     figure.tight_layout()
     return figure
