@@ -222,8 +222,7 @@ def image_page(images: list, texts: list[list[str]], *, columns: int = 2) -> Fig
 
 def _wrapped_line(line: str) -> str:
     """At most two printed lines, the second one indented."""
-    shortened = textwrap.shorten(line, 100, placeholder=" …")
-    return "\n  ".join(textwrap.wrap(shortened, 52))
+    return "\n  ".join(textwrap.wrap(line, 52, max_lines=2, placeholder=" …"))
 
 
 # --- 04: the ensemble ---

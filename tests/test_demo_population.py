@@ -21,12 +21,17 @@ def test_family_sizes_follow_the_stated_law() -> None:
         assert share[j] * j * (j - 1) == pytest.approx(2 * share[2], rel=0.1)
 
 
-def test_the_filter_takes_a_third_and_prompts_repeat() -> None:
+@pytest.fixture(scope="module")
+def thousand() -> tuple[list[str], np.ndarray]:
+    """The prompts of a pool of a thousand rows, and their embeddings in reduced precision."""
+    prompts = population.prompts_of(population.pool(3, 1000))
+    return prompts, population.embed(prompts, exact=False)
+
+
+def test_the_filter_takes_a_third_and_prompts_repeat(thousand: tuple) -> None:
     """The paper: 90,000 to 60,000."""
-    scenes = population.pool(3, 1500)
-    prompts = population.prompts_of(scenes)
-    kept = population.keep_one(population.embed(prompts), population.NEAR)
-    assert 0.62 < kept.mean() < 0.72
+    prompts, embeddings = thousand
+    assert 0.62 < population.keep_one(embeddings, population.NEAR).mean() < 0.72
     assert max(Counter(prompts).values()) > 3
 
 
@@ -35,26 +40,26 @@ def test_pool_is_the_seed_s() -> None:
 
 
 def test_whole_families_are_dealt() -> None:
-    deal = population.choose(1, 300, 40)
-    assert (len(deal.train), len(deal.test)) == (300, 40)
-    train, test = np.split(deal.embeddings, [300])
+    deal = population.choose(1, 150, 20)
+    assert (len(deal.train), len(deal.test)) == (150, 20)
+    train, test = np.split(deal.embeddings, [150])
     assert (train @ test.T).max() <= population.NEAR
-    assert (test @ test.T - 2 * np.eye(40)).max() <= population.NEAR
+    assert (test @ test.T - 2 * np.eye(20)).max() <= population.NEAR
     prompts = population.prompts_of(deal.train + deal.test)
     assert np.abs(population.embed(prompts) - deal.embeddings).max() < 1e-5
 
     # no family of the pool is on both sides
-    pool = population.prompts_of(population.pool(1, population.pool_rows(300, 40)))
+    pool = population.prompts_of(population.pool(1, population.pool_rows(150, 20)))
     embeddings = population.embed(pool)
     kept = population.keep_one(embeddings, population.NEAR)
     family_of = dict(zip(pool, population.families(embeddings, kept), strict=True))
-    of_train = {family_of[prompt] for prompt in prompts[:300]}
-    assert not of_train & {family_of[prompt] for prompt in prompts[300:]}
+    of_train = {family_of[prompt] for prompt in prompts[:150]}
+    assert not of_train & {family_of[prompt] for prompt in prompts[150:]}
 
 
 @pytest.mark.parametrize("share", [None, 0.005])
 def test_families_are_the_groups_that_the_folds_are_dealt_by(
-    share: float | None, monkeypatch: pytest.MonkeyPatch
+    thousand: tuple, share: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By notebook 01's own code and defaults; once with a smaller share, which splits groups."""
     declared = params.declared(params.NOTEBOOKS / "01_dedup.ipynb")
@@ -63,7 +68,7 @@ def test_families_are_the_groups_that_the_folds_are_dealt_by(
         default["max_group_share"] = share
         monkeypatch.setattr(population, "LARGEST_SHARE", share)
 
-    embeddings = population.embed(population.prompts_of(population.pool(3, 1000)))
+    _, embeddings = thousand
     scan = similarity.scan_pairs(
         embeddings, default["cosine_threshold"], link=default["group_similarity"]
     )
