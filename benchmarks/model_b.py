@@ -204,7 +204,7 @@ def growing_datastore(bench: Bench, arguments: argparse.Namespace) -> None:
     if more > 0:
         texts += demo.text_only(arguments.seed + 1, more, near, own=taken)
     _, model_a = artifacts.load_embeddings(
-        bench.output / paths.OOF.format(row="model_a"), bench.kept["id"].to_list()
+        bench.output / paths.OOF.format(variant="model_a"), bench.kept["id"].to_list()
     )
     print(f"{len(bench.kept)} rows, text route; difference to no text-only prompts")
     print("and, of the ensemble, to the better of Models A and B\n")

@@ -135,14 +135,14 @@ def scores(
     table = {}
     single = {}
     for title, variant in zip(TITLES, paths.LADDER, strict=True):
-        base = [output / paths.FOLD.format(row=variant, fold=fold) for fold in folds]
+        base = [output / paths.FOLD.format(variant=variant, fold=fold) for fold in folds]
         single[variant] = [
             artifacts.load_embeddings(one.with_name(f"{one.name}_test"), test.ids)[1]
             for one in base
         ]
         table[title] = (
-            load(output / paths.OOF.format(row=variant), oof),
-            load(output / paths.TEST.format(row=variant), test),
+            load(output / paths.OOF.format(variant=variant), oof),
+            load(output / paths.TEST.format(variant=variant), test),
             mean_cosine(test, single[variant]),
         )
 

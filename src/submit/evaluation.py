@@ -193,7 +193,7 @@ def by_one_fold(
     for fold in folds:
         of_fold = {}
         for name in of_a:
-            base = output / paths.FOLD.format(row=name, fold=fold)
+            base = output / paths.FOLD.format(variant=name, fold=fold)
             of_fold[name] = artifacts.load_embeddings(base.with_name(f"{base.name}_test"), ids)[1]
         blends.append(combine({**members, **of_fold}, weights))
     return blends
