@@ -212,9 +212,17 @@ def image_page(images: list, texts: list[list[str]], *, columns: int = 2) -> Fig
         left.imshow(image)
         head = textwrap.wrap(lines[0], 48)[:3]
         body = "\n".join(_wrapped_line(line) for line in lines[1:])
-        style = {"va": "top", "transform": right.transAxes}
-        right.text(0, 1, "\n".join(head), fontsize=7.5, fontweight="bold", **style)
-        right.text(0, 0.97 - 0.085 * len(head), body, fontsize=7, **style)
+        right.text(
+            0,
+            1,
+            "\n".join(head),
+            va="top",
+            fontsize=7.5,
+            fontweight="bold",
+            transform=right.transAxes,
+        )
+        below = 0.97 - 0.085 * len(head)
+        right.text(0, below, body, va="top", fontsize=7, transform=right.transAxes)
 
     figure.tight_layout()
     return figure
