@@ -103,7 +103,7 @@ def test_one_fold_at_a_time_takes_the_place_of_the_mean_of_folds(tmp_path):
 
     mean = l2_normalize(along_x + along_y)
     members = {"model_a": mean, "model_b": along_z}
-    weights = {"model_a": 0.6, "model_b": 0.8}
+    weights = {"model_a": 3 / 7, "model_b": 4 / 7}
     single = evaluation.by_one_fold(tmp_path, ids, members, weights)
     assert single[0] == pytest.approx(np.tile([0.6, 0, 0.8], (2, 1)), abs=1e-6)
     assert single[1] == pytest.approx(np.tile([0, 0.6, 0.8], (2, 1)), abs=1e-6)
