@@ -92,7 +92,7 @@ class Evaluation:
 
     def one_fold_sentence(self, predictions: Sequence[np.ndarray], oof: Mapping[str, float]) -> str:
         """The score of `by_one_fold`, mean over the folds, beside the out-of-fold score."""
-        if self.score is None:
+        if self.truth is None or self.score is None:
             return UNKNOWN
         scored = np.mean([cosines(self.truth, one) for one in predictions], axis=0)
         score = bootstrap(scored, seed=self.seed)
