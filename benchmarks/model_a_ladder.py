@@ -94,7 +94,7 @@ INNER = {
     "head 1e-5": replace(BEST, lr_fc=1e-5),
     "head 1e-3": replace(BEST, lr_fc=1e-3),
     "one image a prompt": replace(BEST, sample_duplicates=False),
-    "augmented images": replace(BEST, augment_images=True),
+    "flipped images": replace(BEST, augment_flip=True),
 }
 TABLE_1 = {"clip": PLAIN, "clip_filter1": PLAIN, "clip_filter2": PLAIN, "model_a": BEST}
 

@@ -13,6 +13,8 @@ from src.ensemble import table1
 from src.ensemble.blending import blend, combine
 from src.ensemble.members import member_names
 from src.metrics import cosines
+from src.model_a.averaging import recorded_averaging
+from src.model_a.folds import collect_test
 from src.statistics import bootstrap
 from src.submit import truth
 
@@ -188,13 +190,14 @@ def by_one_fold(
     `members` have the mean over the folds; those that are not of Model A stay as they are.
     """
     of_a, _ = member_names(output)
+    averaging = recorded_averaging(output)
     folds = artifacts.load_table(output / paths.TRAINED)["fold"].unique().sort()
     blends = []
     for fold in folds:
         of_fold = {}
         for name in of_a:
-            base = output / paths.FOLD.format(variant=name, fold=fold)
-            of_fold[name] = artifacts.load_embeddings(base.with_name(f"{base.name}_test"), ids)[1]
+            found, rows = collect_test(averaging.fold_bases(output, name, fold))
+            of_fold[name] = rows[artifacts.indices_of_ids(found, ids, f"{name}, fold {fold}")]
         blends.append(combine({**members, **of_fold}, weights))
     return blends
 
