@@ -9,6 +9,9 @@ Each is `{name, oof, test}`: a name and two files, one for the rows that data fi
 
 More ids than are wanted are no harm. An out-of-fold file must hold predictions by models that have
 not learnt from the row that they predict.
+
+Captions may also be searched by Model B (`captions` of notebook 03): a file of `id` and `text` for
+the images of training, of the test or of both.
 """
 
 from collections.abc import Sequence
@@ -58,6 +61,32 @@ def load_extra(
         entry["name"]: load(resolve(entry[what]), ids, sentence_model=sentence_model)
         for entry in extra_members
     }
+
+
+def caption_prompts(files: Sequence[str], ids: Sequence[str]) -> pl.DataFrame:
+    """The captions of the images `ids` as prompts for Model B's datastore: id, prompt, source.
+
+    Each text is there once. Raises what `read` raises, and ValueError for a file of embeddings and
+    for one that knows none of the images.
+    """
+    tables = [pl.DataFrame(schema={"id": pl.String, "prompt": pl.String})]
+    wanted = set(ids)
+    for number, name in enumerate(files, start=1):
+        file = resolve(name)
+        known, texts = read(file)
+        if isinstance(texts, np.ndarray):
+            raise ValueError(f"{display_path(file)}: holds embeddings, captions must be texts")
+
+        table = pl.DataFrame({"id": known, "prompt": texts}).filter(pl.col("id").is_in(wanted))
+        if table.is_empty():
+            raise ValueError(
+                f"{display_path(file)}: none of its {len(known)} ids is that of an image here, "
+                f"e.g. {known[:3]}"
+            )
+        tables.append(table.with_columns(id=pl.format("caption_{}_{}", pl.lit(number), "id")))
+
+    captions = pl.concat(tables).unique("prompt", keep="first", maintain_order=True)
+    return captions.with_columns(source=pl.lit("captions"))
 
 
 def load(file: Path, ids: Sequence[str], *, sentence_model: str = prompts.EMBEDDED) -> np.ndarray:

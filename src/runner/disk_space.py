@@ -70,7 +70,8 @@ def space_needed(
         if searching and name in (searching["clip"], *searching["extra_clips"]):
             columns = width + (prompts.WIDTH if name == searching["clip"] else 0)
             n_bytes = 2 if searching["store_dtype"] == "float16" else 4
-            n_prompts = rows + _count_prompts(searching["text_only"])
+            n_captions = rows * len(searching["captions"])
+            n_prompts = rows + n_captions + _count_prompts(searching["text_only"])
             needed["store"] += n_bytes * columns * n_prompts
 
     needed["embeddings"] += rows * 4 * prompts.WIDTH * TABLES

@@ -29,6 +29,7 @@ FILES = (
     "train",
     "test",
     "text_only",
+    "captions",
     "stores",
     "test_truth",
     "exclude_near",

@@ -286,6 +286,8 @@ def _check_model_b(inspection: Inspection, values: dict) -> None:
 
     with inspection.reporting("text_only"):
         _read_beginnings(values["text_only"])
+    with inspection.reporting("captions"):
+        _check_captions(values["captions"])
     for folder in values["stores"] or []:
         with inspection.reporting("stores"):
             sources.read_store(folder)
@@ -300,6 +302,16 @@ def _check_model_b(inspection: Inspection, values: dict) -> None:
         inspection.problems.append(
             "k_grid must hold numbers of neighbours, and dim_grid or tau_grid something to try"
         )
+
+
+def _check_captions(files: list[str]) -> None:
+    """Raise ValueError for a file that Model B cannot search; a missing one is reported as such."""
+    from src.ensemble import outside
+
+    for name in files:
+        if resolve(name).exists():
+            ids, _ = outside.read(resolve(name))
+            outside.caption_prompts([name], ids)
 
 
 def _check_routes(given: list[dict], clips: list[str]) -> None:
