@@ -52,6 +52,19 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> Path:
+    """`path` itself, where a file can be written there; ValueError names what is in the way."""
+    if path.is_dir():
+        raise ValueError(f"{display_path(path)} is a folder: a file is to be written there")
+
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise ValueError(f"{display_path(path)} cannot be written: {parent.name} is no folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{display_path(path)} cannot be written: no permission")
+    return path
+
+
 def reserved(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.memmap:
     """A new .npy file mapped for writing, with its room on the disk taken at once.
 

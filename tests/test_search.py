@@ -17,8 +17,8 @@ from src.data import prompts
 from src.errors import UserError
 from src.metrics import l2_normalize
 from src.submit import Index, export, search
-from src.submit.index import vectors_file
 from src.submit.map import coordinates, principal_components
+from src.submit.vectors import vectors_file
 from tests.helpers.results import PROMPTS, write_result
 
 FOX = "two foxes on a snowy mountain"
@@ -170,7 +170,7 @@ def test_one_query_is_asked_for(result, capsys):
 
 
 def test_a_file_of_another_model_or_kind_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="nowhere.parquet does not exist: write it by predict"):
         Index(tmp_path / "nowhere.parquet")
     (tmp_path / "text.parquet").write_text("text")
     with pytest.raises(UserError, match="is no Parquet file"):

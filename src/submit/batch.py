@@ -280,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    out = Path(options.out).absolute()
+    out = artifacts.check_writable(Path(options.out).absolute())
     source = read_folder(Path(options.images).absolute())  # refused before the models are loaded
     predictor = Predictor(options.output, device=options.device, engine=options.engine)
 
