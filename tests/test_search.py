@@ -224,6 +224,19 @@ def test_the_map_is_the_principal_components():
         coordinates(x, "tsne")
 
 
+def test_umap_keeps_two_kinds_of_image_apart():
+    pytest.importorskip("umap", reason="umap-learn is not in requirements.txt")
+    x = np.random.default_rng(0).standard_normal((60, 20)).astype(np.float32)
+    x[:30, 0] += 20
+    x[30:, 1] += 20
+    places, name = coordinates(l2_normalize(x), "umap")
+    assert name.startswith("UMAP") and places.shape == (60, 2) and np.isfinite(places).all()
+    same = np.linalg.norm(places[:30] - places[:30].mean(axis=0), axis=1).max()
+    apart = np.linalg.norm(places[:30].mean(axis=0) - places[30:].mean(axis=0))
+    assert apart > same
+    np.testing.assert_array_equal(coordinates(l2_normalize(x), "umap")[0], places)
+
+
 def exported(result, out, *arguments):
     return export.main([str(result), "--out", str(out), "--map", "pca", *arguments])
 
