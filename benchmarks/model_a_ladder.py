@@ -2,6 +2,9 @@
 
     python benchmarks/model_a_ladder.py ladder    what each step of the recipe is worth;
                                                   --only NAME ... measures some of them
+    python benchmarks/model_a_ladder.py inner     what one change of blocks, budget, average or
+                                                  rates is worth on the inner validation split,
+                                                  the only one that may choose a default
     python benchmarks/model_a_ladder.py seeds --seeds 3
                                                   Table 1's CLIP variants and Model A, mean and
                                                   spread over seeds
@@ -38,13 +41,13 @@ from src.model_a.recipe import Recipe, baseline_recipe
 from src.model_a.training_set import TrainingSet, training_set
 
 BEST = default_recipe()
-ONE = replace(BEST, trainable_blocks=1, lr_vision=1e-2)  # the best of one block
+ONE = replace(BEST, trainable_blocks=1)
 PLAIN = baseline_recipe(parameters())
 PROBE = replace(BEST, head="linear", tower="frozen", epochs=0)
 # each entry is compared with the one above it, those from REFERENCE to DEFAULT with REFERENCE;
 # those below DEFAULT are DEFAULT with one change, and compared with it
 REFERENCE = "+ EMA .98"
-DEFAULT = "three blocks, 2e-3 (the default)"
+DEFAULT = "three blocks (the default)"
 LADDER = {
     "ridge on frozen": PROBE,
     "linear, one rate, random start": replace(
@@ -53,8 +56,8 @@ LADDER = {
     "paper's head, one rate": replace(
         PLAIN, epochs=10, head="paper", head_init="random", interpolate=False
     ),
-    "two rates (tower 1e-2, head 1e-3)": replace(
-        PLAIN, epochs=10, head="paper", head_init="random", interpolate=False, lr_vision=1e-2
+    "paper's head, two rates (head 1e-3)": replace(
+        PLAIN, epochs=10, head="paper", head_init="random", interpolate=False, lr_fc=1e-3
     ),
     "+ linear probe first": replace(ONE, sample_duplicates=False, interpolate=False, ema=0),
     "+ several images": replace(ONE, interpolate=False, ema=0),
@@ -75,6 +78,23 @@ LADDER = {
     "no gradient clipping": replace(BEST, clip_norm=0.0),
     "two batches a step": replace(BEST, accumulate=2),
     "weighted by CLIP score": replace(BEST, weight_by_clip_score=True),
+}
+# one change each against the default, for `inner`
+INNER = {
+    DEFAULT: BEST,
+    "one block": replace(BEST, trainable_blocks=1),
+    "two blocks": replace(BEST, trainable_blocks=2),
+    "five blocks": replace(BEST, trainable_blocks=5),
+    "4 epochs": replace(BEST, epochs=4),
+    "20 epochs": replace(BEST, epochs=20, patience=20),
+    "no average": replace(BEST, ema=0.0),
+    "average .995": replace(BEST, ema=0.995),
+    "tower 3e-5": replace(BEST, lr_vision=3e-5),
+    "tower 3e-4": replace(BEST, lr_vision=3e-4),
+    "head 1e-5": replace(BEST, lr_fc=1e-5),
+    "head 1e-3": replace(BEST, lr_fc=1e-3),
+    "one image a prompt": replace(BEST, sample_duplicates=False),
+    "flipped images": replace(BEST, augment_flip=True),
 }
 TABLE_1 = {"clip": PLAIN, "clip_filter1": PLAIN, "clip_filter2": PLAIN, "model_a": BEST}
 
@@ -140,6 +160,38 @@ def table(clip: encoder.Encoder, options: argparse.Namespace, recipes: dict[str,
         if against not in (REFERENCE, DEFAULT) or name == DEFAULT:
             before = cosine
             against = name
+
+
+def inner(clip: encoder.Encoder, options: argparse.Namespace, recipes: dict[str, Recipe]) -> None:
+    """One line a recipe: over the folds, the inner split's score at the start, at the epoch and
+    factor that it chose, and how often it chose to leave the start.
+    """
+    out = paths.resolve(options.output)
+    pairs, targets = rows_of_the_demo(out)
+    fold = pairs["fold"].to_numpy()
+    filter2 = pairs["filter2"].to_numpy()
+    folds_used = np.unique(fold)
+    for name, recipe in recipes.items():
+        data = training_set(
+            clip, pairs, out, name=f"pairs.{clip.tag}", recipe=recipe, targets=targets[None]
+        )
+        clock = time.perf_counter()
+        starts = []
+        gains = []
+        for f in folds_used:
+            rows = np.flatnonzero(filter2 & (fold != f))
+            seed = options.seed + int(f)
+            fitted = fit.fit(clip, data, rows, recipe=recipe, seed=seed, label=f"{name}, fold {f}")
+            starts.append(fitted.factors[0.0])
+            gains.append(fitted.factors[fitted.factor] - fitted.factors[0.0])
+
+        each = ", ".join(f"{gain:+.4f}" for gain in gains)
+        moved = sum(gain > 0 for gain in gains)
+        print(
+            f"{name:28} start {np.mean(starts):.4f}, chosen {np.mean(gains):+.4f} ({each}), "
+            f"{moved} of {len(gains)} left it, {time.perf_counter() - clock:.0f} s",
+            flush=True,
+        )
 
 
 def small(clip: encoder.Encoder, options: argparse.Namespace) -> None:
@@ -233,7 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("measure", choices=("ladder", "seeds", "small"))
+    parser.add_argument("measure", choices=("ladder", "inner", "seeds", "small"))
     parser.add_argument("--output", default="output")
     parser.add_argument("--clip", default="local-dir:input/demo/clip")
     parser.add_argument("--seed", type=int, default=42)
@@ -241,20 +293,26 @@ def main() -> None:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=LADDER,
+        choices=[*LADDER, *INNER],
         metavar="NAME",
-        help="of the ladder: these rows, and what they are held against",
+        help="of ladder or inner: these rows; of the ladder also what they are held against",
     )
     options = parser.parse_args()
-    if options.only and options.measure != "ladder":
-        parser.error(f"--only chooses rows of the ladder, not of {options.measure}")
+    known = {"ladder": LADDER, "inner": INNER}.get(options.measure, {})
+    unknown = sorted(set(options.only or ()) - set(known))
+    if unknown:
+        parser.error(f"--only: {unknown} are no rows of {options.measure}")
+
     clip = encoder.load(options.clip)
     if options.measure == "small":
         small(clip, options)
+    elif options.measure == "inner":
+        only = options.only or INNER
+        inner(clip, options, {name: INNER[name] for name in only})
+    elif options.measure == "seeds":
+        table(clip, options, TABLE_1)
     else:
-        table(
-            clip, options, TABLE_1 if options.measure == "seeds" else chosen(options.only or LADDER)
-        )
+        table(clip, options, chosen(options.only or LADDER))
 
 
 if __name__ == "__main__":

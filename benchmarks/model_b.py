@@ -1,8 +1,9 @@
 """Model B on a finished run: what a larger datastore, tuning and each correction are worth.
 
     python benchmarks/model_b.py ladder       the paper's constants, tuned, and each correction
-    python benchmarks/model_b.py datastore    0, 5, 20 and 60 thousand text-only prompts
-    python benchmarks/model_b.py conflicts    text-only prompts hidden above .85, .7 (groups) and others
+    python benchmarks/model_b.py datastore    0, 8, 20 and 60 thousand text-only prompts: Model B,
+                                              the ensemble with a weight of its own, and a plot
+    python benchmarks/model_b.py conflicts    text-only prompts hidden above .85, .7 (groups), others
     python benchmarks/model_b.py second       routes by a second CLIP (--second) beside the first's
 
 Scores are Avg-Cos out-of-fold with paired 95 % intervals. `--output` is that of a finished run.
@@ -13,13 +14,15 @@ import argparse
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
+from matplotlib.figure import Figure
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src import artifacts, demo, encoder, paths, statistics
+from src import artifacts, demo, encoder, paths, plots, statistics
 from src.data import prompts, sources
 from src.ensemble import blending
 from src.knn import Neighbors
@@ -197,18 +200,71 @@ def growing_datastore(bench: Bench, arguments: argparse.Namespace) -> None:
     texts = demo_texts(bench, arguments.text)
     taken = {*bench.pairs["prompt"], *texts}
     near = demo.embed(demo_prompts(Path(arguments.text).parent))
-    texts += demo.text_only(arguments.seed + 1, max(arguments.sizes), near, own=taken)
-    print(f"{len(bench.kept)} rows, text route; difference to no text-only prompts\n")
+    more = max(arguments.sizes) - len(texts)
+    if more > 0:
+        texts += demo.text_only(arguments.seed + 1, more, near, own=taken)
+    _, model_a = artifacts.load_embeddings(
+        bench.output / paths.OOF.format(variant="model_a"), bench.kept["id"].to_list()
+    )
+    print(f"{len(bench.kept)} rows, text route; difference to no text-only prompts")
+    print("and, of the ensemble, to the better of Models A and B\n")
 
-    base = None
+    score_a = bench.report("Model A", model_a, None)
+    score_b = []
+    score_ensemble = []
     for n in arguments.sizes:
         library = bench.library(texts[:n])
         conflicts = bench.conflicts(library)
         tuned = bench.tune(bench.search(ROUTES["text"], library, conflicts), library)
         hidden = int(conflicts.any(axis=1).sum())
         note = f"K = {tuned.k}, {tuned.weighting}; {hidden} hidden from some fold"
-        score = bench.report(f"{n:,} text-only prompts", tuned.prediction, base, note)
-        base = score if base is None else base
+        base = score_b[0] if score_b else None
+        score_b.append(bench.report(f"{n:,} text-only prompts", tuned.prediction, base, note))
+
+        members = {"a": model_a, "b": tuned.prediction}
+        fused, _ = blending.cross_fit_weights(bench.truth, members, bench.fold, groups=bench.group)
+        better = max(score_a, score_b[-1], key=np.mean)
+        weights = blending.fit_weights(bench.truth, members, groups=bench.group)
+        note = f"weight of Model A {weights['a']:.2f}"
+        score_ensemble.append(bench.report("  the ensemble", fused, better, note))
+
+    if arguments.plot:
+        figure = plot_sizes(bench, arguments.sizes, score_a, score_b, score_ensemble)
+        plots.save(figure, arguments.plot)
+
+
+def plot_sizes(
+    bench: Bench,
+    sizes: list[int],
+    score_a: np.ndarray,
+    score_b: list[np.ndarray],
+    score_ensemble: list[np.ndarray],
+) -> Figure:
+    """Left the scores against the number of text-only prompts, right the ensemble's gain."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
+    thousands = np.array(sizes) / 1000
+    left.axhline(score_a.mean(), color=plots.BLUE, label="Model A")
+    for scores, color, name in (
+        (score_b, plots.ORANGE, "Model B"),
+        (score_ensemble, plots.GREEN, "Ensemble"),
+    ):
+        left.plot(thousands, [score.mean() for score in scores], "o-", color=color, label=name)
+    left.set(xlabel="thousand text-only prompts", title="Avg-Cos out-of-fold")
+    left.legend()
+
+    gains = []
+    for b, ensemble in zip(score_b, score_ensemble, strict=True):
+        better = max(score_a, b, key=np.mean)
+        gains.append(statistics.paired_bootstrap(ensemble, better, groups=bench.group))
+    mean = np.array([gain.mean for gain in gains])
+    ends = [mean - [gain.low for gain in gains], [gain.high for gain in gains] - mean]
+    right.errorbar(thousands, mean, ends, fmt="o-", color=plots.GREEN, capsize=3)
+    right.set(
+        xlabel="thousand text-only prompts",
+        title="Ensemble over the better model, 95 %",
+        ylim=(0, None),
+    )
+    return figure
 
 
 def conflict_rules(bench: Bench, arguments: argparse.Namespace) -> None:
@@ -264,7 +320,8 @@ def main() -> None:
     parser.add_argument("--text", default="input/demo/text")
     parser.add_argument("--clip", default="local-dir:input/demo/clip")
     parser.add_argument("--second", help="a second CLIP, as notebook 03's extra_clips name it")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[0, 5000, 20_000, 60_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[0, 8000, 20_000, 60_000])
+    parser.add_argument("--plot", type=Path, help="datastore: the PNG to write")
     parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args()
     output = paths.resolve(arguments.output)

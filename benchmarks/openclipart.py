@@ -8,8 +8,8 @@
 
 A prompt is a drawing's title and keywords, as its SVG holds them. No prompt of the 500 has a
 neighbor above 0.8 in the rest, so their score is one that no near-duplicate flatters: where the
-out-of-fold score agrees with it, the folds do not leak. The CLIP is the demo's unless --clip names
-another; write the demo first. `rules` fits a ridge and five neighbors on the frozen image
+out-of-fold score agrees with it, the folds do not leak. The CLIP is the demo's, written beside the
+drawings, unless --clip names another. `rules` fits a ridge and five neighbors on the frozen image
 embeddings, out-of-fold and on the same 500, with folds dealt by each rule.
 """
 
@@ -29,18 +29,20 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src import artifacts, paths, statistics
-from src.data import prompts
+from src.data import prompts, sources
 from src.data.sample_submission import WIDTH
 from src.dedup import folds, similarity
+from src.demo import write_clip
 from src.metrics import cosines, l2_normalize
 from src.model_a.head import ridge
 
 DRAWINGS = Path("/usr/share/openclipart")
 FOLDER = paths.resolve("input/openclipart")
-OUTPUT = "output/openclipart"
 HELD_OUT = 500
 LARGEST = 25_000_000  # pixels; one drawing has 231 million, which no reader accepts
 APART = 0.8  # no held-out prompt has a neighbor above this in the rest
+DEMO_CLIP = FOLDER / "clip"
+CLIP_SIZE = 128  # pixels that the demo's CLIP sees, as in params/demo.yaml
 PENALTY = 1.0  # of the ridge that compares the two rules
 DUBLIN_CORE = "{http://purl.org/dc/elements/1.1/}"
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
@@ -85,12 +87,16 @@ def drawings() -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
-def choose_held_out(texts: list[str], seed: int) -> np.ndarray:
-    """(n,) bool: `HELD_OUT` prompts of three words or more without a neighbor above `APART`."""
-    targets = prompts.encode(texts)
+def standing_alone(texts: list[str], targets: np.ndarray) -> np.ndarray:
+    """(n,) bool: prompts of three words or more without a neighbor above `APART`."""
     scan = similarity.scan_pairs(targets, APART, keep_one=False)
     long_enough = np.array([len(text.split()) >= 3 for text in texts])
-    alone = np.flatnonzero(scan.stays & long_enough)
+    return scan.stays & long_enough
+
+
+def choose_held_out(texts: list[str], seed: int) -> np.ndarray:
+    """(n,) bool: `HELD_OUT` of the prompts that stand alone."""
+    alone = np.flatnonzero(standing_alone(texts, prompts.encode(texts)))
     print(f"{len(alone)} of {len(texts)} prompts have no neighbor above {APART}")
 
     held_out = np.zeros(len(texts), bool)
@@ -134,6 +140,7 @@ def build(options: argparse.Namespace) -> Path:
     truth = zip(ids, test["prompt"], strict=True)
     write_csv(FOLDER / "truth" / "prompts.csv", ("imgId", "prompt"), truth)
 
+    write_clip(DEMO_CLIP, CLIP_SIZE)
     file = FOLDER / "params.yaml"
     file.write_text(yaml.safe_dump(parameters(options), sort_keys=False), encoding="utf-8")
     print(f"{len(train)} pairs and {len(test)} held-out drawings in {paths.display_path(FOLDER)}")
@@ -152,7 +159,7 @@ def parameters(options: argparse.Namespace) -> dict:
             "text_only": None,
             "clip": options.clip,
             "seed": options.seed,
-            "output_dir": OUTPUT,
+            "output_dir": options.output,
         },
         "02_train_model_a": model_a,
         "05_submit": {"test_truth": paths.display_path(FOLDER / "truth" / "prompts.csv")},
@@ -166,12 +173,11 @@ def run(options: argparse.Namespace) -> None:
     file = build(options)
     command = [sys.executable, "-m", "src.runner.cli", "--params", paths.display_path(file)]
     subprocess.run(command, cwd=paths.ROOT, check=True)
-    show()
+    show(paths.resolve(options.output))
 
 
-def show() -> None:
+def show(output: Path) -> None:
     """Print the sizes, how groups were formed, and Table 1 beside the held-out drawings."""
-    output = paths.resolve(OUTPUT)
     meta = artifacts.load_json(output / "01_dedup" / paths.META)
     print(f"{meta['rows']} pairs, {meta['filter1']} pass filter 1, {meta['filter2']} are kept")
     for entry in meta["folds"]["thresholds"]:
@@ -184,6 +190,27 @@ def show() -> None:
     both = out_of_fold.select("model", "avg_cos", "low", "high").join(test, on="model", how="left")
     with pl.Config(tbl_rows=-1, float_precision=4, fmt_str_lengths=60, tbl_width_chars=120):
         print(both)
+    show_like_with_like(output)
+
+
+def show_like_with_like(output: Path) -> None:
+    """Print the ensemble's out-of-fold score on rows like the held-out ones, and on the others.
+
+    No held-out prompt has a near-duplicate, most training prompts have; so the two sets differ,
+    whatever the folds do.
+    """
+    pairs = artifacts.load_table(output / paths.PAIRS)
+    ids = pairs["id"].to_list()
+    _, targets = artifacts.load_embeddings(output / paths.TARGETS, ids)
+    scored, prediction = artifacts.load_embeddings(output / paths.OOF_ENSEMBLE)
+
+    rows = artifacts.indices_of_ids(ids, scored, "out-of-fold rows")
+    cosine = cosines(targets[rows], prediction)
+    group = pairs["group"].to_numpy()[rows]
+    alone = standing_alone(pairs["prompt"].to_list(), targets)[rows]
+    for name, part in (("like the held-out ones", alone), ("all others", ~alone)):
+        score = statistics.bootstrap(cosine[part], groups=group[part])
+        print(f"ensemble out-of-fold, {part.sum()} rows {name}: {score}")
 
 
 # --- the rule for folds against the one before it ---
@@ -210,9 +237,8 @@ def predict(images: np.ndarray, targets: np.ndarray, queries: np.ndarray) -> np.
     return l2_normalize(queries @ weight + bias) + l2_normalize(by_neighbors)
 
 
-def compare_rules() -> None:
+def compare_rules(output: Path) -> None:
     """Print each rule's out-of-fold score, and that of the same models on the held-out drawings."""
-    output = paths.resolve(OUTPUT)
     pairs = artifacts.load_table(output / paths.PAIRS)
     ids = pairs["id"].to_list()
     _, targets = artifacts.load_embeddings(output / paths.TARGETS, ids)
@@ -223,7 +249,7 @@ def compare_rules() -> None:
     _, images = artifacts.load_embeddings(file, ids)
     test_file = file.with_name(file.name.replace("_pairs.", "_test."))
     test_ids, test_images = artifacts.load_embeddings(test_file)
-    truth = artifacts.load_table(FOLDER / "truth" / "prompts.csv", as_text=True)
+    truth = sources.read_truth(FOLDER / "truth" / "prompts.csv")
     rows = artifacts.indices_of_ids(truth["imgId"].to_list(), test_ids, "truth")
     true_targets = prompts.encode(truth["prompt"].gather(rows).to_list())
 
@@ -256,9 +282,10 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("step", choices=["build", "run", "show", "rules"])
-    parser.add_argument("--clip", default="local-dir:input/demo/clip")
+    parser.add_argument("--clip", default=f"local-dir:{paths.display_path(DEMO_CLIP)}")
     parser.add_argument("--epochs", type=int, help="of Model A; the notebook's own by default")
     parser.add_argument("--tower", choices=["trained", "frozen"], default="trained")
+    parser.add_argument("--output", default="output/openclipart", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
     if options.step == "build":
@@ -266,6 +293,6 @@ if __name__ == "__main__":
     elif options.step == "run":
         run(options)
     elif options.step == "rules":
-        compare_rules()
+        compare_rules(paths.resolve(options.output))
     else:
-        show()
+        show(paths.resolve(options.output))

@@ -52,6 +52,19 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> Path:
+    """`path` itself, where a file can be written there; ValueError names what is in the way."""
+    if path.is_dir():
+        raise ValueError(f"{display_path(path)} is a folder: a file is to be written there")
+
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise ValueError(f"{display_path(path)} cannot be written: {parent.name} is no folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{display_path(path)} cannot be written: no permission")
+    return path
+
+
 def reserved(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.memmap:
     """A new .npy file mapped for writing, with its room on the disk taken at once.
 
@@ -169,8 +182,8 @@ def save_table(path: Path, frame: pl.DataFrame) -> None:
             frame.write_parquet(temporary)
 
 
-def load_table(path: Path, columns: Sequence[str] = (), *, as_text: bool = False) -> pl.DataFrame:
-    """The table at `path` (.parquet or .csv), or `columns` of it; `as_text`: a CSV's 007 is no 7.
+def load_table(path: Path, columns: Sequence[str] = ()) -> pl.DataFrame:
+    """The table that a stage wrote at `path` (.parquet or .csv), or `columns` of it.
 
     Raises FileNotFoundError naming the stage that writes it, IsADirectoryError, ValueError naming a
     file that is broken or lacks a column.
@@ -180,7 +193,7 @@ def load_table(path: Path, columns: Sequence[str] = (), *, as_text: bool = False
 
     with readable(path):
         if path.suffix == ".csv":
-            lazy = pl.scan_csv(path, glob=False, infer_schema=not as_text)
+            lazy = pl.scan_csv(path, glob=False)
         else:
             lazy = pl.scan_parquet(path, glob=False)
         if not columns:

@@ -53,10 +53,14 @@ TEST = f"{Stage.MODEL_A}/test_{{variant}}"
 # with .safetensors, .json, _oof and _test embeddings
 FOLD = f"{Stage.MODEL_A}/folds/{{variant}}_fold{{fold}}"
 
+# the same without _oof: trained on all rows
+FINAL = f"{Stage.MODEL_A}/folds/{{variant}}_final"
+
 # variant, fold, rows_trained, seconds, score
 TRAINED = f"{Stage.MODEL_A}/trained.parquet"
 
-# members: the variants that are predictions of Model A; clip: what each was trained from
+# members: the variants that are predictions of Model A; clip: what each was trained from;
+# averaging: what their predictions are means of (model_a/averaging.py)
 MEMBERS_A = f"{Stage.MODEL_A}/members.json"
 
 # --- 03_cuml_knn_model_b ---

@@ -213,10 +213,19 @@ def image_page(images: list, texts: list[list[str]], *, columns: int = 2) -> Fig
     pairs = axes.reshape(-1, 2)
     for (left, right), image, lines in zip(pairs, images, texts, strict=False):
         left.imshow(image)
-        head = "\n".join(textwrap.wrap(lines[0], 48)[:3])
-        right.text(0, 1, head, va="top", fontsize=7.5, fontweight="bold", transform=right.transAxes)
+        head = textwrap.wrap(lines[0], 48)[:3]
         body = "\n".join(_wrapped_line(line) for line in lines[1:])
-        right.text(0, 0.72, body, va="top", fontsize=7, transform=right.transAxes)
+        right.text(
+            0,
+            1,
+            "\n".join(head),
+            va="top",
+            fontsize=7.5,
+            fontweight="bold",
+            transform=right.transAxes,
+        )
+        below = 0.97 - 0.085 * len(head)
+        right.text(0, below, body, va="top", fontsize=7, transform=right.transAxes)
 
     figure.tight_layout()
     return figure
@@ -224,8 +233,7 @@ def image_page(images: list, texts: list[list[str]], *, columns: int = 2) -> Fig
 
 def _wrapped_line(line: str) -> str:
     """At most two printed lines, the second one indented."""
-    shortened = textwrap.shorten(line, 100, placeholder=" …")
-    return "\n  ".join(textwrap.wrap(shortened, 52))
+    return "\n  ".join(textwrap.wrap(line, 52, max_lines=2, placeholder=" …"))
 
 
 # --- 04: the ensemble ---

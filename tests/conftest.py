@@ -23,6 +23,14 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """clip/, clip2/, train/, test/ and a trained output/, to be read alone."""
+    from tests.helpers.trained_output import write_output  # loads torch
+
+    return write_output(tmp_path_factory.mktemp("trained"))
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A random generator of the test's own: no test changes what another one draws."""

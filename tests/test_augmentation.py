@@ -29,6 +29,33 @@ def test_only_images_that_may_be_flipped_are(may):
     assert 8 < flipped.sum() < 32 if may else not flipped.any()
 
 
+def test_each_change_is_made_by_itself():
+    torch.manual_seed(0)
+    images = half_white(16)
+    may_flip = torch.ones(16, dtype=torch.bool)
+
+    def changed(**which: bool) -> torch.Tensor:
+        none = dict.fromkeys(("rotation", "flip", "crop"), False)
+        changes = augmentation.ImageChanges(**(none | which))
+        return augmentation.augment(images, may_flip, changes=changes, chunk=1)
+
+    assert torch.equal(changed(), images)
+
+    # a flip leaves whole columns, black on one side
+    flipped = changed(flip=True)
+    mirrored = images[0].flip(-1)
+    assert all(torch.equal(image, images[0]) or torch.equal(image, mirrored) for image in flipped)
+    assert 0 < sum(torch.equal(image, mirrored) for image in flipped) < 16
+
+    # a crop moves the border, which stays upright; a rotation tilts it and fills the corners gray
+    cropped = changed(crop=True)
+    assert not torch.equal(cropped, images)
+    assert (cropped == cropped[:, :, :1]).all()
+    rotated = changed(rotation=True)
+    assert (rotated[:, :, 0, 0] == 128).any()
+    assert not (rotated == rotated[:, :, :1]).all()
+
+
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="2 images, but 3 entries"):
         augmentation.augment(half_white(2), torch.ones(3, dtype=torch.bool))

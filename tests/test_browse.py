@@ -141,6 +141,12 @@ def test_another_site_cannot_ask_through_the_browser(client):
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
 
 
+def test_a_page_without_images_says_why(client):
+    page = client.get("/", params={"q": PROMPTS[0], "min_confidence": 0.99})
+    assert not names(page) and "no image has a confidence of 0.99 or more" in page.text
+    assert client.get("/favicon.ico").status_code == 204, "a browser asks for it on every page"
+
+
 def test_an_empty_query_shows_all_images(client):
     assert len(names(client.get("/?q=++"))) == len(PROMPTS)
 
@@ -155,7 +161,7 @@ def test_a_port_in_use_is_refused(tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"port {port} cannot be used (Address already in use): choose another" in error
     assert browse.main([str(tmp_path / "nowhere.parquet"), "--port", "0"]) == 2
-    assert "is not a file" in capsys.readouterr().err
+    assert "nowhere.parquet does not exist" in capsys.readouterr().err
 
 
 def test_the_command_serves_on_the_loopback_address_alone(tmp_path):

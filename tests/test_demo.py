@@ -66,7 +66,7 @@ def test_test_prompts_are_far_from_everything_else(folder: Path) -> None:
     asked = demo.embed([row["prompt"] for row in rows(folder / "truth/prompts.csv")])
     known = [row["prompt"] for row in rows(folder / "train/metadata.csv")]
     texts = (folder / "text/prompts.txt").read_text().splitlines()
-    assert (asked @ demo.embed(known).T).max() <= population.FAMILY
+    assert (asked @ demo.embed(known).T).max() <= population.NEAR
     assert (asked @ demo.embed(texts).T).max() <= population.NEAR
     assert (demo.embed(known) @ demo.embed(texts).T).max() <= population.NEAR
 

@@ -5,7 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from src.dedup import folds, similarity
 from src.demo import population
+from src.runner import params
 
 
 def test_family_sizes_follow_the_stated_law() -> None:
@@ -19,12 +21,17 @@ def test_family_sizes_follow_the_stated_law() -> None:
         assert share[j] * j * (j - 1) == pytest.approx(2 * share[2], rel=0.1)
 
 
-def test_the_filter_takes_a_third_and_prompts_repeat() -> None:
+@pytest.fixture(scope="module")
+def thousand() -> tuple[list[str], np.ndarray]:
+    """The prompts of a pool of a thousand rows, and their embeddings in reduced precision."""
+    prompts = population.prompts_of(population.pool(3, 1000))
+    return prompts, population.embed(prompts, exact=False)
+
+
+def test_the_filter_takes_a_third_and_prompts_repeat(thousand: tuple) -> None:
     """The paper: 90,000 to 60,000."""
-    scenes = population.pool(3, 1500)
-    prompts = population.prompts_of(scenes)
-    kept = population.keep_one(population.embed(prompts), population.NEAR)
-    assert 0.62 < kept.mean() < 0.72
+    prompts, embeddings = thousand
+    assert 0.62 < population.keep_one(embeddings, population.NEAR).mean() < 0.72
     assert max(Counter(prompts).values()) > 3
 
 
@@ -33,13 +40,45 @@ def test_pool_is_the_seed_s() -> None:
 
 
 def test_whole_families_are_dealt() -> None:
-    deal = population.choose(1, 300, 40)
-    assert (len(deal.train), len(deal.test)) == (300, 40)
-    train, test = np.split(deal.embeddings, [300])
-    assert (train @ test.T).max() <= population.FAMILY
-    assert (test @ test.T - 2 * np.eye(40)).max() <= population.NEAR
+    deal = population.choose(1, 150, 20)
+    assert (len(deal.train), len(deal.test)) == (150, 20)
+    train, test = np.split(deal.embeddings, [150])
+    assert (train @ test.T).max() <= population.NEAR
+    assert (test @ test.T - 2 * np.eye(20)).max() <= population.NEAR
     prompts = population.prompts_of(deal.train + deal.test)
     assert np.abs(population.embed(prompts) - deal.embeddings).max() < 1e-5
+
+    # no family of the pool is on both sides
+    pool = population.prompts_of(population.pool(1, population.pool_rows(150, 20)))
+    embeddings = population.embed(pool)
+    kept = population.keep_one(embeddings, population.NEAR)
+    family_of = dict(zip(pool, population.families(embeddings, kept), strict=True))
+    of_train = {family_of[prompt] for prompt in prompts[:150]}
+    assert not of_train & {family_of[prompt] for prompt in prompts[150:]}
+
+
+@pytest.mark.parametrize("share", [None, 0.005])
+def test_families_are_the_groups_that_the_folds_are_dealt_by(
+    thousand: tuple, share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By notebook 01's own code and defaults; once with a smaller share, which splits groups."""
+    declared = params.declared(params.NOTEBOOKS / "01_dedup.ipynb")
+    default = {name: parameter.default for name, parameter in declared.items()}
+    if share is not None:
+        default["max_group_share"] = share
+        monkeypatch.setattr(population, "LARGEST_SHARE", share)
+
+    _, embeddings = thousand
+    scan = similarity.scan_pairs(
+        embeddings, default["cosine_threshold"], link=default["group_similarity"]
+    )
+    groups = folds.balanced_groups(scan, max_share=default["max_group_share"])
+    assert (len(np.unique(groups.threshold)) > 1) == (share is not None)
+
+    kept = population.keep_one(embeddings, population.NEAR)
+    family = population.families(embeddings, kept)
+    pairs = set(zip(family.tolist(), groups.label.tolist(), strict=True))
+    assert len(pairs) == len(groups) == family.max() + 1
 
 
 def test_a_pool_that_is_too_small_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,13 +87,29 @@ def test_a_pool_that_is_too_small_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         population.choose(1, 60, 10)
 
 
-def test_families_and_keepers_of_a_toy() -> None:
-    """Ann is like Ben, Ben like Cleo, Ann not like Cleo; Dan is like nobody."""
-    angle = np.radians([0, 30, 60, 170])
-    x = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
-    assert population.families(x, 0.85).tolist() == [0, 0, 0, 1]
+def at_angles(*degrees: float) -> np.ndarray:
+    """(n, 2) float32 unit rows."""
+    angle = np.radians(degrees)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+
+def test_families_of_a_toy() -> None:
+    """Ann is like Ben and Ben like Cleo at .75, Ann not like Cleo; Dan is like nobody."""
+    x = at_angles(0, 41, 82, 170)
+    nobody = np.zeros(4, dtype=bool)
+    assert population.families(x, nobody).tolist() == [0, 0, 0, 1]
+    assert len(set(population.families(x, ~nobody))) == 4  # three are over a tenth
+
+    # near-duplicates stay together, however many
+    ann, ben, cleo, dan = population.families(at_angles(0, 30, 60, 170), ~nobody)
+    assert ann == ben == cleo != dan
+
+
+def test_keepers_of_a_toy() -> None:
+    x = at_angles(0, 30, 60, 170)
     assert population.keep_one(x, 0.85).tolist() == [True, False, True, True]
-    assert population.highest(x, x[:1], block=3) == pytest.approx(np.cos(angle), abs=1e-6)
+    nearest_to_first = np.cos(np.radians([0, 30, 60, 170]))
+    assert population.highest(x, x[:1], block=3) == pytest.approx(nearest_to_first, abs=1e-6)
 
 
 def test_what_is_near_is_left_out() -> None:

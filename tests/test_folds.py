@@ -274,7 +274,7 @@ def test_rows_that_a_fold_file_does_not_name_go_where_their_group_is_first_or_fe
     [
         (
             {"id": ["a"], "part": [0]},
-            r"folds.csv: columns are \['id', 'part'\], wanted id and fold",
+            r"folds.csv has no column fold; there are \['id', 'part'\]",
         ),
         ({"id": ["a", "a"], "fold": [0, 1]}, r"each id named once; folds are \[0, 1\]"),
         ({"id": ["a", "b"], "fold": ["0", "one"]}, r"folds are \[None, 0\]"),

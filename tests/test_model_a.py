@@ -196,8 +196,8 @@ def test_collected_predictions_join_folds_and_averages_test_rows(tmp_path):
         save_embeddings(tmp_path / f"f{f}_oof", [f"p{f}"], rows)
         save_embeddings(tmp_path / f"f{f}_test", ["t"], rows)
     bases = [tmp_path / "f0", tmp_path / "f1"]
-    assert folds.collect_fold_predictions(bases, "oof")[0] == ["p0", "p1"]
-    assert folds.collect_fold_predictions(bases, "test")[1] == pytest.approx(
+    assert folds.collect_oof([[base] for base in bases])[0] == ["p0", "p1"]
+    assert folds.collect_test(bases)[1] == pytest.approx(
         np.array([[np.cos(0.5), np.sin(0.5)]]), abs=1e-6
     )
 

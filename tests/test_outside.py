@@ -9,6 +9,8 @@ from src.data import prompts
 from src.ensemble import blending, confidence, outside
 from src.ensemble.members import check_pairing
 from src.metrics import cosines, l2_normalize
+from src.model_b import isolation
+from src.model_b.datastore import ColumnView
 from src.runner import params, preflight
 
 IDS = [f"fox{n}" for n in range(40)]
@@ -94,7 +96,8 @@ def test_wrong_tables_are_refused_with_their_file(tmp_path, columns, message):
 
 
 def test_another_kind_of_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="captions.txt: must end in .parquet, .csv or .npy"):
+    (tmp_path / "captions.txt").touch()
+    with pytest.raises(ValueError, match="captions.txt: a table must be one of .csv, .tsv,"):
         outside.load(tmp_path / "captions.txt", ["a"])
 
 
@@ -183,3 +186,49 @@ def test_an_empty_table_lacks_the_ids(tmp_path):
     pl.DataFrame(schema=schema).write_parquet(tmp_path / "captions.parquet")
     with pytest.raises(ValueError, match="1 of 1 ids are not there"):
         outside.load(tmp_path / "captions.parquet", ["a"])
+
+
+# --- captions that Model B searches ---
+
+
+def test_captions_of_these_images_are_prompts_each_text_once(tmp_path):
+    table = pl.DataFrame({"id": [*IDS[:3], "another"], "text": ["a fox", "snow", "a fox", "sea"]})
+    table.write_csv(tmp_path / "captions.csv")
+    pl.DataFrame({"id": IDS[:2], "text": ["a red fox", "snow"]}).write_parquet(
+        tmp_path / "second.parquet"
+    )
+    files = [str(tmp_path / "captions.csv"), str(tmp_path / "second.parquet")]
+    captions = outside.caption_prompts(files, IDS)
+    assert captions.rows() == [
+        ("caption_1_fox0", "a fox", "captions"),
+        ("caption_1_fox1", "snow", "captions"),
+        ("caption_2_fox0", "a red fox", "captions"),
+    ]
+    assert outside.caption_prompts([], IDS).schema == captions.schema
+
+
+def test_an_image_finds_its_own_caption_and_no_other_text_like_its_prompt(truth):
+    """Three training prompts in folds 0, 1 and 0, a caption and a text-only prompt like fox 0's."""
+    values = ColumnView([truth[[0, 1, 2, 0, 0]]], np.arange(5))
+    fold = np.array([0, 1, 0])
+    run_fold = isolation.folds_of_run(fold, 5)
+    captions = 1
+    conflicts = isolation.run_conflicts(values, 3 + captions, truth[:3], fold, 0.85)
+    assert isolation.visible_rows(run_fold, conflicts, 0).tolist() == [0, 1, 0, 1, 0]
+    assert isolation.visible_rows(run_fold, conflicts, 1).tolist() == [1, 0, 1, 1, 1]
+
+
+def test_captions_that_cannot_be_searched_are_refused_before_a_run(tmp_path, truth):
+    artifacts.save_embeddings(tmp_path / "captions", IDS, truth)
+    pl.DataFrame({"id": ["x"], "text": ["a fox"]}).write_csv(tmp_path / "others.csv")
+    with pytest.raises(ValueError, match="captions.npy: holds embeddings, captions must be texts"):
+        outside.caption_prompts([str(tmp_path / "captions.npy")], IDS)
+    with pytest.raises(ValueError, match="others.csv: none of its 1 ids is that of an image here"):
+        outside.caption_prompts([str(tmp_path / "others.csv")], IDS)
+
+    common = {"output_dir": str(tmp_path / "out"), "captions": [str(tmp_path / "captions.npy")]}
+    stage = params.stage_params({"common": common}, "test")["03_cuml_knn_model_b"]
+    found = preflight.problems({"03_cuml_knn_model_b": stage | {"text_only": None}})
+    assert any("captions: " in line and "holds embeddings" in line for line in found), found
+    gone = {"03_cuml_knn_model_b": {"captions": [str(tmp_path / "gone.csv")]}}
+    assert params.missing_inputs(gone) == [f"captions: {tmp_path / 'gone.csv'} does not exist"]

@@ -1,6 +1,7 @@
 """Real models, small and hardly trained: what the stages wrote is what new images get."""
 
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,13 +18,7 @@ from src.ensemble.members import load_members
 from src.paths import ROOT
 from src.submit import batch, kaggle, pack, submission
 from src.submit import predictor as predictor_module
-from src.submit.predictor import Predictor
-from tests.helpers.trained_output import write_output
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return write_output(tmp_path_factory.mktemp("trained"))
+from src.submit.predictor import Predictor, stack
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +38,35 @@ def test_new_images_get_what_the_test_images_got(trained):
     ids, blend = expected(output)
     found = Predictor(output, device="cpu")([trained / "test" / f"{i}.png" for i in ids])
     np.testing.assert_allclose(found.embedding, blend, atol=1e-5)
-    assert (
-        all(len(prompts) == 5 for prompts in found.prompts)
-        and (np.diff(found.similarity) <= 0).all()
-    )
+    assert all(len(prompts) == len(set(prompts)) == 5 for prompts in found.prompts)
+    assert found.similarity.shape == (len(ids), 5)
+
+
+def test_model_b_predicts_by_two_clips(trained, packed):
+    """The shares of the routes are fixed, so the tests around this one predict by both, too."""
+    predictor = Predictor(trained / "output", device="cpu")
+    assert set(predictor.clips_b) == {"clip", "clip2"}
+    assert [clip.geometry.size for clip in clips_of(predictor)] == [64, 48]
+    assert [part.share for part in predictor.model_b.parts] == [0.6, 0.4]
+
+    # each CLIP counts: what the second one gives changes the prediction
+    images = sorted((trained / "test").glob("*.png"))[:6]
+    pixels = stack([predictor.decode(image) for image in images])
+    queries = predictor.encode(pixels).by_clip
+    by_column = {column: queries[clip] for column, clip in predictor.clips_b.items()}
+    explained = predictor.model_b.explain(by_column)
+    assert (np.diff(explained.weight) <= 0).all(), "the prompts with the most weight come first"
+    wrong = {**by_column, "clip2": by_column["clip2"][::-1]}
+    apart = predictor.model_b.explain(wrong).prediction - explained.prediction
+    assert np.abs(apart).max() > 1e-2
+
+    _, packed_clips = predictor_module.clip_names(packed / "output")
+    assert packed_clips == {"clip": "local-dir:clip/0", "clip2": "local-dir:clip/1"}
+    assert sorted(folder.name for folder in (packed / "clip").iterdir()) == ["0", "1"]
+
+
+def clips_of(predictor):
+    return [predictor.ensembles[name].clip for name in predictor.clips_b.values()]
 
 
 def test_in_batches_and_parts_of_any_size_the_prediction_is_the_same(trained, monkeypatch):
@@ -144,6 +164,14 @@ KERNEL_FIELDS = {
     *("enable_internet", "dataset_sources", "competition_sources", "kernel_sources"),
     "model_sources",
 }
+
+
+def test_the_commands_for_kaggle_can_be_pasted_whatever_the_folder_is_called(tmp_path):
+    folder = tmp_path / "it's a pack [1]"
+    folder.mkdir()
+    commands = kaggle.write(folder, user="ada", name="fox-finder")
+    places = [shlex.split(command)[4] for command in commands]
+    assert places == [str(folder), str(folder / "kernel")]
 
 
 def test_the_files_for_kaggle_have_the_documented_fields(tmp_path):

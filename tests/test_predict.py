@@ -16,8 +16,8 @@ from src.submit import batch, pack, submission
 from src.submit import predictor as predictor_module
 from src.submit.folder import read_folder
 from src.submit.parts import Parts, parts_folder
+from src.submit.vectors import vectors_file
 from tests.helpers.arithmetic_predictor import Toy, write_images
-from tests.helpers.trained_output import write_output
 
 COUNT = 40
 
@@ -44,6 +44,8 @@ def test_every_image_in_order_of_its_path_and_the_broken_ones_listed(images, tmp
     assert table.schema["embedding"] == pl.Array(pl.Float32, 384)
     np.testing.assert_allclose(np.linalg.norm(table["embedding"].to_numpy(), axis=1), 1, atol=1e-6)
     assert table["prompts"].list.len().unique().to_list() == [2]
+    vectors = np.load(vectors_file(tmp_path / "found.parquet"))
+    np.testing.assert_allclose(vectors, table["embedding"].to_numpy(), atol=1e-6)
     rejected = pl.read_csv(tmp_path / "found.parquet.rejected.csv")
     assert rejected["id"].to_list() == ["a/0001.jpg", "a/=cmd.png"]
     assert (
@@ -229,18 +231,17 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     assert "blend.json does not exist" in capsys.readouterr().err
 
 
-def test_an_output_of_an_earlier_version_names_the_stage_to_run(tmp_path, capsys):
-    folder = write_output(tmp_path)
+def test_an_output_of_an_earlier_version_names_the_stage_to_run(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "trained")
     blend = artifacts.load_json(folder / "output" / paths.BLEND)
     artifacts.save_json(
         folder / "output" / paths.BLEND, {k: v for k, v in blend.items() if k != "confidence"}
     )
-    trained = ["--output", str(folder / "output")]
     for main, wanted in (
         (batch.main, ["--images", str(folder / "test"), "--out", str(tmp_path / "found.npy")]),
         (pack.main, [str(tmp_path / "pack")]),
     ):
-        assert main([*wanted, *trained]) == 2
+        assert main([*wanted, "--output", str(folder / "output")]) == 2
         assert (
             "blend.json was written by an earlier version: run ./run_all.sh --from 04 first"
             in capsys.readouterr().err
@@ -248,8 +249,11 @@ def test_an_output_of_an_earlier_version_names_the_stage_to_run(tmp_path, capsys
     assert not (tmp_path / "pack").exists()
 
 
-def test_a_clip_that_cannot_be_loaded_is_a_problem_that_names_it(tmp_path, capsys):
-    folder = write_output(tmp_path)
+def test_a_clip_that_cannot_be_loaded_is_a_problem_that_names_it(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "trained")
+    members = artifacts.load_json(folder / "output" / paths.MEMBERS_A)
+    members["clip"] = {"model_a": f"local-dir:{folder / 'clip'}"}
+    artifacts.save_json(folder / "output" / paths.MEMBERS_A, members)
     weights = folder / "clip" / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     for main, wanted in (

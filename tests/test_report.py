@@ -152,7 +152,8 @@ def test_several_seeds_become_a_mean_and_a_spread(tmp_path, capsys):
     said = capsys.readouterr().out
     assert (
         "**.7100 ± .0100**" in said
-        and "seeds 1, 2, 3" in said
+        and "Means over the seeds 1, 2, 3" in said
+        and "out-of-fold rows (1,000, 1,000, 1,000)" in said
         and "+0.0200 [+0.0190, +0.0210], +0.0300" in said
     )
     assert said.count("over model_a") == 3

@@ -17,8 +17,8 @@ from src.data import prompts
 from src.errors import UserError
 from src.metrics import l2_normalize
 from src.submit import Index, export, search
-from src.submit.index import vectors_file
 from src.submit.map import coordinates, principal_components
+from src.submit.vectors import vectors_file
 from tests.helpers.results import PROMPTS, write_result
 
 FOX = "two foxes on a snowy mountain"
@@ -170,7 +170,7 @@ def test_one_query_is_asked_for(result, capsys):
 
 
 def test_a_file_of_another_model_or_kind_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is not a file"):
+    with pytest.raises(UserError, match="nowhere.parquet does not exist: write it by predict"):
         Index(tmp_path / "nowhere.parquet")
     (tmp_path / "text.parquet").write_text("text")
     with pytest.raises(UserError, match="is not a Parquet file"):
@@ -222,6 +222,19 @@ def test_the_map_is_the_principal_components():
     assert coordinates(x, "pca")[1] == "PCA"
     with pytest.raises(UserError, match="map 'tsne' is not one of"):
         coordinates(x, "tsne")
+
+
+def test_umap_keeps_two_kinds_of_image_apart():
+    pytest.importorskip("umap", reason="umap-learn is not in requirements.txt")
+    x = np.random.default_rng(0).standard_normal((60, 20)).astype(np.float32)
+    x[:30, 0] += 20
+    x[30:, 1] += 20
+    places, name = coordinates(l2_normalize(x), "umap")
+    assert name.startswith("UMAP") and places.shape == (60, 2) and np.isfinite(places).all()
+    same = np.linalg.norm(places[:30] - places[:30].mean(axis=0), axis=1).max()
+    apart = np.linalg.norm(places[:30].mean(axis=0) - places[30:].mean(axis=0))
+    assert apart > same
+    np.testing.assert_array_equal(coordinates(l2_normalize(x), "umap")[0], places)
 
 
 def exported(result, out, *arguments):

@@ -158,7 +158,9 @@ OPTIONS = [
     {"loss": "huber"},
     {"loss": "contrastive"},
     {"lora_rank": 2},
-    {"augment_images": True},
+    {"augment_rotation": True},
+    {"augment_flip": True},
+    {"augment_crop": True},
     {"activation": "gelu"},
     {"head_init": "random"},
     {"grad_checkpointing": True},
@@ -261,7 +263,7 @@ def test_out_of_memory_says_what_to_lower(clip, data, monkeypatch):
 def test_stopped_inside_an_epoch_and_resumed_it_ends_with_the_same_weights(
     clip, data, tmp_path, monkeypatch, ema
 ):
-    recipe = replace(FAST, ema=ema, augment_images=True)
+    recipe = replace(FAST, ema=ema, augment_rotation=True, augment_flip=True, augment_crop=True)
     undisturbed = fitted_module.snapshot(fit(clip, data, recipe))
     monkeypatch.setattr(fit_module, "CHECKPOINT_STEPS", 1)
     batches = iter(range(100))
@@ -291,7 +293,8 @@ from tests.helpers.recipes import small_recipe
 fit.CHECKPOINT_STEPS = 1
 clip = encoder.load(sys.argv[1], device="cpu")
 data, folder = toy_training.data_for(clip), Path(sys.argv[2])
-recipe = small_recipe(epochs=6, batch_size=8, patience=9, ema=0.9, augment_images=True)
+changes = dict.fromkeys(["augment_rotation", "augment_flip", "augment_crop"], True)
+recipe = small_recipe(epochs=6, batch_size=8, patience=9, ema=0.9, **changes)
 print("ready", flush=True)
 folds.train_fold(clip, data, data, rows=np.arange(50), scored=np.arange(50, 60), recipe=recipe, seed=0, base=folder / "fold")
 """

@@ -1,11 +1,13 @@
 """Why a test score differs from the out-of-fold one, from what notebook 01 recorded."""
 
 import numpy as np
+import polars as pl
 import pytest
 
+from src import artifacts, paths
 from src.dedup import folds, similarity
 from src.metrics import l2_normalize
-from src.submit import truth
+from src.submit import evaluation, truth
 
 
 def facts(**changes) -> dict:
@@ -85,3 +87,23 @@ def test_the_recorded_facts_explain_a_gap_from_end_to_end(rng):
     far = l2_normalize(rng.standard_normal((50, 16)).astype(np.float32))
     said = truth.explain_gap(-0.1, 0.02, recorded, truth.nearest_to_training(far, x, fold))
     assert "of 300 scored rows are above 0.7" in said and "further from" in said
+
+
+def test_one_fold_at_a_time_takes_the_place_of_the_mean_of_folds(tmp_path):
+    """Ann and Ben, two folds: only Model A's part of the blend is that of the fold."""
+    ids = ["ann", "ben"]
+    along_x = np.array([[1, 0, 0], [1, 0, 0]], np.float32)
+    along_y = np.array([[0, 1, 0], [0, 1, 0]], np.float32)
+    along_z = np.array([[0, 0, 1], [0, 0, 1]], np.float32)
+    for fold, rows in enumerate((along_x, along_y)):
+        base = tmp_path / paths.FOLD.format(variant="model_a", fold=fold)
+        artifacts.save_embeddings(base.with_name(f"{base.name}_test"), ids, rows)
+    trained = pl.DataFrame({"variant": ["model_a"] * 2, "fold": [0, 1]})
+    artifacts.save_table(tmp_path / paths.TRAINED, trained)
+
+    mean = l2_normalize(along_x + along_y)
+    members = {"model_a": mean, "model_b": along_z}
+    weights = {"model_a": 3 / 7, "model_b": 4 / 7}
+    single = evaluation.by_one_fold(tmp_path, ids, members, weights)
+    assert single[0] == pytest.approx(np.tile([0.6, 0, 0.8], (2, 1)), abs=1e-6)
+    assert single[1] == pytest.approx(np.tile([0, 0.6, 0.8], (2, 1)), abs=1e-6)

@@ -37,6 +37,8 @@ FILES = (
     "captions_x.json",
     "part-000001.json",
     "a.txt",
+    "list.json",
+    "truth.csv",
 )
 READERS = {"all": (IMAGE, *FILES), "images": (IMAGE,), "tables": FILES}
 
@@ -106,6 +108,8 @@ def seeds(only: str) -> list[bytes]:
         json.dumps(coco),
         json.dumps({"fox.png": {"p": "a fox"}}),
         "\ufeffa fox\n\nan owl\n",
+        json.dumps([{"image": "fox", "caption": ["a fox", "a red fox"]}, 1, row]),
+        'imgId,prompt\n007,"a ""red"" fox"\n1e5,caf\xe9\n',
     )
     good = {name: [text.encode()] for name, text in zip(FILES, texts, strict=True)} | {
         "0.tar": [shard()]
@@ -138,6 +142,11 @@ def reader(folder: Path, only: str) -> Callable[[bytes], None]:
                 with redirect_stdout(io.StringIO()):  # it counts the rows that it leaves out
                     prompts = sources.read_text(str(folder / name))["prompt"]
                 assert not sources.blank(prompts).any()
+                return
+            if name == "truth.csv":
+                truth = sources.read_truth(folder / name)
+                assert sum(truth.null_count().row(0)) == 0
+                truth.write_ipc(io.BytesIO())
                 return
             pairs, rejected = sources.read_pairs(folder)
             assert rejected["reason"].null_count() == 0 and not sources.blank(pairs["prompt"]).any()

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from src import artifacts
+from src.data.layouts.text import decode, open_text, printable
 from src.paths import display_path
 
 WIDTH = 384
@@ -71,8 +72,8 @@ def read_cells(path: Path) -> pl.DataFrame:
     if not path.exists():
         raise FileNotFoundError(f"{display_path(path)} does not exist")
 
-    with path.open(encoding="utf-8-sig", errors="replace") as lines:
-        header = lines.readline().strip()
+    with open_text(path) as lines:
+        header = printable(lines.readline().strip())
     if header != ",".join(HEADER):
         raise ValueError(
             f"{display_path(path)}: the header is {header!r}, must be {','.join(HEADER)!r}"
@@ -81,7 +82,16 @@ def read_cells(path: Path) -> pl.DataFrame:
     # values that are no number become null here and are counted with the ones that are not finite
     schema = {HEADER[0]: pl.String, HEADER[1]: pl.Float32}
     with artifacts.readable(path):
-        return pl.read_csv(path, schema=schema, ignore_errors=True, glob=False)
+        return pl.read_csv(_as_utf8(path.read_bytes()), schema=schema, ignore_errors=True)
+
+
+def _as_utf8(content: bytes) -> bytes:
+    """A text file's content in the one encoding that polars reads."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return decode(content).encode("utf-8")
+    return content
 
 
 def length_problems(lengths: pl.DataFrame) -> list[str]:

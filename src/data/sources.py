@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from src.artifacts import load_array, load_table
+from src.artifacts import load_array
 from src.data import layouts, locators, sample_submission
 from src.data.layouts.lookup import Finder
 from src.data.layouts.names import entries_of, folder_in, is_image, is_sidecar, report_skipped
 from src.data.text_only import blank, read_text, text_batches
+from src.data.user_tables import read_user_table
 from src.paths import as_text, display_path, resolve
 
 __all__ = [
@@ -301,11 +302,19 @@ def _check_sample(sample: Path, ids: list[str], images: Path) -> None:
 
 
 def read_truth(file: str | Path) -> pl.DataFrame:
-    """The true prompts of test images, `imgId, prompt`, both text, from a CSV or Parquet table.
+    """The true prompts of test images, `imgId, prompt`, both text, from a table of any form.
 
-    Raises FileNotFoundError, ValueError naming a file that is broken or lacks a column.
+    Raises what `read_user_table` raises, and ValueError for rows without an id or a prompt.
     """
-    return load_table(resolve(file), ["imgId", "prompt"], as_text=True).cast(pl.String)
+    file = resolve(file)
+    table = read_user_table(file, ["imgId", "prompt"]).cast(pl.String)
+    incomplete = table.filter(pl.any_horizontal(pl.all().is_null()))
+    if len(incomplete):
+        raise ValueError(
+            f"{display_path(file)}: {len(incomplete)} of {len(table)} rows lack their imgId or "
+            f"prompt, e.g. {incomplete.row(0, named=True)}"
+        )
+    return table
 
 
 def read_attributes(table: str | Path, columns: Sequence[str], images: pl.Series) -> pl.DataFrame:
@@ -316,7 +325,7 @@ def read_attributes(table: str | Path, columns: Sequence[str], images: pl.Series
     """
     file = resolve(table)
     finder = Finder(file.parent)
-    attributes = load_table(file, ["file_name", *columns], as_text=True).cast(pl.String)
+    attributes = read_user_table(file, ["file_name", *columns]).cast(pl.String)
     located = [finder.find(name or "")[0] for name in attributes["file_name"]]
     attributes = attributes.select(*columns, image=pl.Series(located, dtype=pl.String))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from src.artifacts import load_table
+from src.data.user_tables import read_user_table
 from src.dedup import similarity
 from src.dedup.similarity import PairScan
 from src.paths import display_path, resolve
@@ -221,10 +221,7 @@ def given_folds(file: str | Path, ids: list[str], group: np.ndarray) -> np.ndarr
 
 def _fold_table(file: Path) -> pl.DataFrame:
     """The table `id, fold` of a fold file, checked."""
-    table = load_table(file, as_text=True)  # an id 0012 is not 12
-    if not {"id", "fold"} <= set(table.columns):
-        raise ValueError(f"{display_path(file)}: columns are {table.columns}, wanted id and fold")
-
+    table = read_user_table(file, ["id", "fold"])
     fold = pl.col("fold").cast(pl.Int64, strict=False)
     table = table.select(pl.col("id").cast(pl.String), fold)
     numbers = table["fold"].unique().sort().to_list()

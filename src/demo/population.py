@@ -1,8 +1,8 @@
 """The demo's population: scenes that repeat as people's prompts do, dealt to training and test.
 
 One pool of scenes is drawn, and whole families of it go to training or to test, exactly as whole
-groups go to a fold later. So training, test and folds are samples of one population, and no test
-prompt has a double in training.
+groups go to a fold later, families and groups being formed by one rule. So training, test and folds
+are samples of one population, and no test prompt has a double in training.
 
 How often a prompt is repeated follows DiffusionDB 14M (Wang et al., 2023, arXiv:2210.14896): 14
 million images of 1.8 million distinct prompts, 7.8 each. A zeta law with exponent 2, cut off at
@@ -19,10 +19,11 @@ import numpy as np
 from src.demo.grammar import Scene, compose, keys, prompt, vary
 
 NEAR = 0.85  # cosine of sentence embeddings above which two prompts are near-duplicates
-# Above this cosine two scenes are of one family. The pipeline's folds keep groups above .70
-# together, but at .70 a quarter of all scenes hang together in one chain, which it splits at about
-# this value; dealing at this value leaves test and fold equally far from their training rows.
-FAMILY = 0.72
+# A family is what notebook 01 calls a group, by its defaults: test is dealt as a fold is. With any
+# other rule a test prompt is nearer to its training rows than an out-of-fold one, or farther.
+LINK = 0.7  # cosine above which two prompts are of one family, directly or through others
+LARGEST_SHARE = 0.1  # of the kept rows; a family with more is split inside itself
+SPLITS = (0.72, 0.74, 0.76, 0.78, 0.8, 0.82, 0.84)  # cosines to split it at, never above NEAR
 ROWS_PER_FAMILY = 1.53
 LARGEST_FAMILY = 100
 ROUNDING = 0.005  # bounds what bf16 changes of a cosine
@@ -82,8 +83,8 @@ def choose(seed: int, train: int, test: int) -> Deal:
     """
     scenes = pool(seed, pool_rows(train, test))
     embeddings = embed(prompts_of(scenes))
-    family = families(embeddings, FAMILY)
     kept = keep_one(embeddings, NEAR)
+    family = families(embeddings, kept)
 
     # whole families in random order: to test as long as they fit, all others to training
     rng = np.random.default_rng([seed, *b"deal"])
@@ -122,13 +123,36 @@ def text_only(seed: int, n: int, near: np.ndarray, *, own: Set[str] = frozenset(
     return prompts_of(scenes)
 
 
-def families(embeddings: np.ndarray, threshold: float) -> np.ndarray:
-    """(n,) int64 labels from 0: rows above `threshold`, directly or through others, share one."""
+def families(embeddings: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """(n,) int64 labels from 0: rows above LINK, directly or through others, share one.
+
+    A family with more than LARGEST_SHARE of the rows that `kept` (n,) bool marks is split at the
+    lowest of SPLITS that splits it, and its parts again while they are too large.
+    """
+    similarity = embeddings @ embeddings.T
+    i, j = np.nonzero(similarity > LINK)
+    similarity = similarity[i, j]
+    label = _components(i, j, len(embeddings))
+    allowed = max(1, LARGEST_SHARE * kept.sum())
+
+    for threshold in SPLITS:
+        too_large = np.bincount(label, weights=kept) > allowed
+        inside = too_large[label]
+        if not inside.any():
+            break
+        linked = similarity > threshold
+        parts = _components(i[linked], j[linked], len(embeddings))
+        divided = np.where(inside, label.max() + 1 + parts, label)
+        label = np.unique(divided, return_inverse=True)[1]
+    return label
+
+
+def _components(i: np.ndarray, j: np.ndarray, n: int) -> np.ndarray:
+    """(n,) int64 labels from 0 of the rows that the pairs (i, j) join."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    i, j = np.nonzero(embeddings @ embeddings.T > threshold)
-    links = coo_matrix((np.ones(len(i)), (i, j)), shape=(len(embeddings), len(embeddings)))
+    links = coo_matrix((np.ones(len(i)), (i, j)), shape=(n, n))
     return connected_components(links, directed=False)[1].astype(np.int64)
 
 

@@ -3,12 +3,15 @@
 Each is `{name, oof, test}`: a name and two files, one for the rows that data filter 2 kept (ids of
 `01_dedup/pairs.parquet`), one for the test images (ids of `01_dedup/test.parquet`). A file is
 
-* `.parquet` or `.csv` with `id` and `text`: a captioner's captions, encoded here, or
+* a CSV, TSV, JSON-lines or Parquet table with `id` and `text`: captions, encoded here, or
 * `.parquet` with `id` and `embedding`: lists of 384 numbers, or
 * `.npy`, (n, 384), with the ids beside it in `<name>.ids.parquet`.
 
 More ids than are wanted are no harm. An out-of-fold file must hold predictions by models that have
 not learnt from the row that they predict.
+
+Captions may also be searched by Model B (`captions` of notebook 03): a file of `id` and `text` for
+the images of training, of the test or of both.
 """
 
 from collections.abc import Sequence
@@ -19,6 +22,7 @@ import polars as pl
 
 from src import artifacts
 from src.data import prompts
+from src.data.user_tables import read_user_table
 from src.metrics import l2_normalize
 from src.paths import display_path, resolve
 
@@ -59,6 +63,32 @@ def load_extra(
     }
 
 
+def caption_prompts(files: Sequence[str], ids: Sequence[str]) -> pl.DataFrame:
+    """The captions of the images `ids` as prompts for Model B's datastore: id, prompt, source.
+
+    Each text is there once. Raises what `read` raises, and ValueError for a file of embeddings and
+    for one that knows none of the images.
+    """
+    tables = [pl.DataFrame(schema={"id": pl.String, "prompt": pl.String})]
+    wanted = set(ids)
+    for number, name in enumerate(files, start=1):
+        file = resolve(name)
+        known, texts = read(file)
+        if isinstance(texts, np.ndarray):
+            raise ValueError(f"{display_path(file)}: holds embeddings, captions must be texts")
+
+        table = pl.DataFrame({"id": known, "prompt": texts}).filter(pl.col("id").is_in(wanted))
+        if table.is_empty():
+            raise ValueError(
+                f"{display_path(file)}: none of its {len(known)} ids is that of an image here, "
+                f"e.g. {known[:3]}"
+            )
+        tables.append(table.with_columns(id=pl.format("caption_{}_{}", pl.lit(number), "id")))
+
+    captions = pl.concat(tables).unique("prompt", keep="first", maintain_order=True)
+    return captions.with_columns(source=pl.lit("captions"))
+
+
 def load(file: Path, ids: Sequence[str], *, sentence_model: str = prompts.EMBEDDED) -> np.ndarray:
     """The rows of `ids` in that order, (n, 384) float32 of unit length; texts are encoded.
 
@@ -83,10 +113,7 @@ def read(file: Path) -> tuple[list[str], np.ndarray | list[str]]:
         rows = artifacts.load_array(file)
         return ids, _checked(ids, rows, file)
 
-    if file.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"{display_path(file)}: must end in .parquet, .csv or .npy")
-
-    table = artifacts.load_table(file, as_text=True)
+    table = read_user_table(file)
     present = [name for name in ("embedding", "text") if name in table.columns]
     if len(present) != 1 or "id" not in table.columns:
         raise ValueError(

@@ -1,7 +1,9 @@
-"""Training images changed at random: the paper's rotation, flip and crop.
+"""Training images changed at random: the paper's rotation, flip and crop, each by itself.
 
 They work on the batch, on the device that trains.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,24 +13,52 @@ from torchvision.transforms import v2
 CHUNK = 8
 
 
-def augment(pixels: torch.Tensor, may_flip: torch.Tensor, *, chunk: int = CHUNK) -> torch.Tensor:
+@dataclass(frozen=True)
+class ImageChanges:
+    """Which changes are made: rotation by up to 10 degrees, a flip in half of the cases, a crop of
+    70 to 100 % of the area.
+    """
+
+    rotation: bool
+    flip: bool
+    crop: bool
+
+    def __bool__(self) -> bool:
+        return self.rotation or self.flip or self.crop
+
+
+ALL = ImageChanges(rotation=True, flip=True, crop=True)
+NONE = ImageChanges(rotation=False, flip=False, crop=False)
+
+
+def augment(
+    pixels: torch.Tensor, may_flip: torch.Tensor, *, changes: ImageChanges = ALL, chunk: int = CHUNK
+) -> torch.Tensor:
     """(n, 3, s, s) uint8 changed at random, of the same shape.
 
-    Rotation by up to 10 degrees, a crop of 70 to 100 % of the area, and a flip. An image is
-    flipped only where `may_flip` (n,) bool allows it: its prompt may tell left from right.
+    An image is flipped only where `may_flip` (n,) bool allows it: its prompt may tell left from
+    right.
     """
     if len(pixels) != len(may_flip):
         raise ValueError(f"{len(pixels)} images, but {len(may_flip)} entries of may_flip")
 
-    rotate = v2.RandomRotation(10, interpolation=v2.InterpolationMode.BILINEAR, fill=128)
-    crop = v2.RandomResizedCrop(
-        pixels.shape[-2:], scale=(0.7, 1.0), ratio=(0.9, 1.1), antialias=True
-    )
-    change = v2.Compose([rotate, crop])
-    changed = torch.cat([change(part) for part in pixels.split(chunk)])
+    steps: list[v2.Transform] = []
+    if changes.rotation:
+        steps.append(v2.RandomRotation(10, interpolation=v2.InterpolationMode.BILINEAR, fill=128))
+    if changes.crop:
+        steps.append(
+            v2.RandomResizedCrop(
+                pixels.shape[-2:], scale=(0.7, 1.0), ratio=(0.9, 1.1), antialias=True
+            )
+        )
+    if steps:
+        change = v2.Compose(steps)
+        pixels = torch.cat([change(part) for part in pixels.split(chunk)])
+    if not changes.flip:
+        return pixels
 
     flip = (torch.rand(len(pixels)) < 0.5).to(pixels.device) & may_flip
-    return torch.where(flip[:, None, None, None], changed.flip(-1), changed)
+    return torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
 
 
 def examples(image: np.ndarray, count: int) -> list[np.ndarray]:

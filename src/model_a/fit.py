@@ -5,8 +5,10 @@ validation split decides which epoch stays and how far to go from the probe to i
 included: a fine-tune that only loses ends as the probe it came from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, median_low
 
 import numpy as np
 import torch
@@ -15,13 +17,14 @@ from torch.nn import functional as F
 
 from src.encoder import Encoder, autocast
 from src.encoder.batches import prepared, read_together
-from src.metrics import avg_cos
+from src.metrics import avg_cos, l2_normalize
 from src.model_a import head as heads
 from src.model_a.fitted import FittedModel, interpolate, restore, snapshot
 from src.model_a.recipe import Recipe
 from src.model_a.tower import make_tower
 from src.model_a.training import ReadInputs, Trainer, finish_inputs, read_inputs
 from src.model_a.training_set import TrainingSet
+from src.model_a.views import PLAIN, changes_of, unchanged
 
 HELD_OUT = 0.1  # of a fold's training rows, whole groups: the inner validation split
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the way from the probe to the best epoch
@@ -62,6 +65,27 @@ def fit(
     return select_interpolation(fitted, start, trainer.best, score, recipe)
 
 
+@dataclass(frozen=True)
+class FinalPlan:
+    """What the folds found for a fit on all rows: epochs, factor and the probe's penalty."""
+
+    epochs: int
+    factor: float
+    penalty: float | None
+
+    @classmethod
+    def from_records(cls, records: Sequence[Mapping]) -> "FinalPlan":
+        """The mean best epoch and factor, and the median penalty, of `train_fold`'s records."""
+        histories = [record["history"] for record in records]
+        best = [max(history, key=lambda entry: entry["score"])["epoch"] for history in histories]
+        penalties = [history[0]["penalty"] for history in histories]
+        return cls(
+            epochs=round(mean(best)),
+            factor=mean(record["factor"] for record in records),
+            penalty=None if None in penalties else median_low(penalties),
+        )
+
+
 def inner_split(group: np.ndarray, rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """`rows` in two: those to learn from, and a tenth in whole groups that decides."""
     splitter = GroupShuffleSplit(1, test_size=HELD_OUT, random_state=seed)
@@ -81,17 +105,30 @@ def init_model(
 
     The head starts as the probe, or at random: then there is no penalty.
     """
+    penalty: float | None = None
+    if recipe.head_init == "probe":
+        _, _, penalty = heads.probe(data.embeddings, data.targets[0], fit=inner, held_out=held_out)
+    return _start(encoder, data, inner, recipe, seed, penalty), penalty
+
+
+def _start(
+    encoder: Encoder,
+    data: TrainingSet,
+    rows: np.ndarray,
+    recipe: Recipe,
+    seed: int,
+    penalty: float | None,
+) -> FittedModel:
+    """The tower with its head as the probe on `rows` with this penalty; at random without one."""
     torch.manual_seed(seed)
     tower = make_tower(encoder, recipe)
-    if recipe.head_init == "random":
+    if penalty is None:
         head = heads.build(recipe.head, data.embeddings.shape[1], **recipe.head_options)
-        return FittedModel(tower, head.to(encoder.device)), None
-
-    weight, bias, penalty = heads.probe(
-        data.embeddings, data.targets[0], fit=inner, held_out=held_out
-    )
-    head = heads.start(recipe.head, data.embeddings[inner], weight, bias, **recipe.head_options)
-    return FittedModel(tower, head.to(encoder.device)), penalty
+    else:
+        embeddings = data.embeddings[rows]
+        weight, bias = heads.ridge(embeddings, data.targets[0][rows], penalty)
+        head = heads.start(recipe.head, embeddings, weight, bias, **recipe.head_options)
+    return FittedModel(tower, head.to(encoder.device))
 
 
 def _train(trainer: Trainer, score: Callable[[], float], checkpoint: Path | None) -> None:
@@ -131,9 +168,14 @@ def _close_epoch(trainer: Trainer, score: Callable[[], float]) -> None:
         trainer.best = snapshot(trainer.fitted)
     if current is not None:
         restore(trainer.fitted, current)
+    _end_epoch(trainer, epoch_score)
 
+
+def _end_epoch(trainer: Trainer, score: float | None) -> None:
+    """Note the epoch's loss and score, and go on to the next."""
     loss = trainer.total / len(trainer.rows)
-    history.append({"epoch": trainer.epoch, "loss": loss, "score": epoch_score})
+    history = trainer.fitted.history
+    history.append({"epoch": trainer.epoch, "loss": loss, "score": score})
     trainer.epoch += 1
     trainer.batch = 0
     trainer.total = 0.0
@@ -154,37 +196,105 @@ def select_interpolation(
     return fitted
 
 
+def fit_final(
+    encoder: Encoder,
+    data: TrainingSet,
+    rows: np.ndarray,
+    *,
+    recipe: Recipe,
+    plan: FinalPlan,
+    seed: int,
+    checkpoint: Path | None = None,
+    label: str = "",
+) -> FittedModel:
+    """Train on all of `rows`, with what the folds found in place of an inner validation split.
+
+    Raises what `fit` raises.
+    """
+    fitted = _start(encoder, data, rows, recipe, seed, plan.penalty)
+    start = snapshot(fitted)
+    trainer = Trainer(fitted, encoder, data, rows, recipe=recipe, seed=seed, label=label)
+    if checkpoint is not None:
+        trainer.load(checkpoint)
+
+    while trainer.epoch <= plan.epochs:
+        for _ in trainer.steps():
+            if checkpoint is not None and _is_checkpoint_due(trainer):
+                trainer.save(checkpoint)
+        _end_epoch(trainer, score=None)
+        if checkpoint is not None:
+            trainer.save(checkpoint)
+
+    end = trainer.average if trainer.average is not None else snapshot(fitted)
+    fitted.factor = plan.factor
+    restore(fitted, interpolate(start, end, plan.factor))
+    return fitted
+
+
 # --- prediction ---
 
 
-@torch.no_grad()
 def predict(
     fitted: FittedModel,
     encoder: Encoder,
     data: TrainingSet,
     rows: np.ndarray,
     *,
+    views: Sequence[str] = PLAIN,
     batch_size: int = 128,
 ) -> np.ndarray:
-    """(len(rows), 384) float32 unit rows: predictions without any random change of an image."""
+    """(len(rows), 384) float32 unit rows, in order: the mean over `views` of each image."""
+    parts = []
+    for change in changes_of(views):
+        if change is unchanged:
+            parts.append(_predict_kept(fitted, encoder, data, rows, batch_size))
+            continue
+        batches = np.split(rows, range(batch_size, len(rows), batch_size))
+        pixels = (change(np.asarray(data.pixels[batch])) for batch in batches)
+        parts.append(np.concatenate([predict_pixels(fitted, encoder, x) for x in pixels]))
+    return unit_mean(parts)
+
+
+@torch.no_grad()
+def _predict_kept(
+    fitted: FittedModel, encoder: Encoder, data: TrainingSet, rows: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """The predictions of images as they are, from what the frozen blocks gave before."""
     fitted.head.eval()
 
     def read(start: int) -> ReadInputs:
         return read_inputs(fitted.tower, data, rows[start : start + batch_size], augment=False)
 
     def predict_batch(inputs: ReadInputs) -> torch.Tensor:
-        x = finish_inputs(fitted.tower, encoder, inputs, augment=False)
+        x = finish_inputs(fitted.tower, encoder, inputs)
         return F.normalize(fitted.forward(x), dim=-1)
 
     batches = prepared(read, range(0, len(rows), batch_size), encoder.device)
     return read_together(predict_batch(inputs) for inputs in batches).numpy()
 
 
+def unit_mean(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of predictions (n, 384) at unit length; of one alone the prediction itself."""
+    return parts[0] if len(parts) == 1 else l2_normalize(np.sum(parts, axis=0))
+
+
 @torch.inference_mode()
 def predict_pixels(
-    fitted: FittedModel, encoder: Encoder, pixels: np.ndarray, *, batch_size: int = 128
+    fitted: FittedModel,
+    encoder: Encoder,
+    pixels: np.ndarray,
+    *,
+    views: Sequence[str] = PLAIN,
+    batch_size: int = 128,
 ) -> np.ndarray:
-    """(n, s, s, 3) uint8 of the encoder's geometry -> (n, 384) float32 unit rows, in order."""
+    """(n, s, s, 3) uint8 of the encoder's geometry -> (n, 384) float32 unit rows, in order.
+
+    The mean over `views` of each image.
+    """
+    if tuple(views) != PLAIN:
+        changed = [change(np.asarray(pixels)) for change in changes_of(views)]
+        return unit_mean([predict_pixels(fitted, encoder, x) for x in changed])
+
     fitted.head.eval()
     parts = []
     for start in range(0, len(pixels), batch_size):

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,11 +21,12 @@ from src.artifacts import (
 from src.encoder import Encoder
 from src.metrics import avg_cos
 from src.model_a import head as heads
-from src.model_a.fit import fit, predict
+from src.model_a.fit import FinalPlan, fit, fit_final, predict
 from src.model_a.fitted import FittedModel, load_weights, restore, weights
 from src.model_a.recipe import Recipe
 from src.model_a.tower import make_tower
 from src.model_a.training_set import TrainingSet
+from src.model_a.views import PLAIN
 
 
 def train_fold(
@@ -38,36 +39,108 @@ def train_fold(
     recipe: Recipe,
     seed: int,
     base: Path,
+    views: Sequence[str] = PLAIN,
     label: str = "",
 ) -> dict:
     """Fit on `rows`, predict `scored` (indices into `data`) and the test set; keep all at `base`.
 
-    A fold that was trained before from the same rows, targets, CLIP and recipe is not trained
-    again; one that was stopped continues. Returns history, factor, factors, rows_trained, seconds
-    and score. Predictions lie at `<base>_oof` and `<base>_test`, the trained weights at
-    `<base>.safetensors`, what else `load_fold` needs in `<base>.json`.
+    A fold that was trained before from the same rows, images, targets, CLIP and recipe is not
+    trained again; one that was stopped continues. Other `views` or other images to predict cost
+    the prediction alone. Returns history, factor, factors, rows_trained, seconds and score.
+    Predictions lie at `<base>_oof` and `<base>_test`, the trained weights at `<base>.safetensors`,
+    what else `load_fold` needs in `<base>.json`.
     """
-    record = _beside(base, ".json")
-    row_ids = [data.ids[i] for i in rows]
-    scored_ids = [data.ids[i] for i in scored]
-    targets = data.targets[:, rows]
-    key = fingerprint(
-        asdict(recipe), seed, encoder.fingerprint, row_ids, scored_ids, targets, test.ids
+
+    def train(checkpoint: Path) -> FittedModel:
+        return fit(
+            encoder, data, rows, recipe=recipe, seed=seed, checkpoint=checkpoint, label=label
+        )
+
+    key = _fit_key(encoder, data, rows, recipe, seed)
+    record, fitted = _trained(train, encoder, data, rows, recipe, base=base, key=key)
+    predicted = _predicted(fitted, encoder, data, test, scored, views, base=base, key=key)
+    seconds = record["seconds"] + predicted["seconds"]
+    return {**record, "seconds": seconds, "score": predicted["score"]}
+
+
+def train_final(
+    encoder: Encoder,
+    data: TrainingSet,
+    test: TrainingSet,
+    *,
+    rows: np.ndarray,
+    recipe: Recipe,
+    plan: FinalPlan,
+    seed: int,
+    base: Path,
+    views: Sequence[str] = PLAIN,
+    label: str = "",
+) -> dict:
+    """`train_fold` on all `rows`, of which none is left to score: it predicts the test set alone.
+
+    `plan` is what the folds found. Returns history, factor, rows_trained and seconds.
+    """
+
+    def train(checkpoint: Path) -> FittedModel:
+        return fit_final(
+            encoder,
+            data,
+            rows,
+            recipe=recipe,
+            plan=plan,
+            seed=seed,
+            checkpoint=checkpoint,
+            label=label,
+        )
+
+    key = _fit_key(encoder, data, rows, recipe, seed, asdict(plan))
+    record, fitted = _trained(train, encoder, data, rows, recipe, base=base, key=key)
+    none = np.empty(0, dtype=np.int64)
+    predicted = _predicted(fitted, encoder, data, test, none, views, base=base, key=key)
+    return {**record, "seconds": record["seconds"] + predicted["seconds"]}
+
+
+def _fit_key(
+    encoder: Encoder,
+    data: TrainingSet,
+    rows: np.ndarray,
+    recipe: Recipe,
+    seed: int,
+    *further: object,
+) -> str:
+    """Changes with everything that the trained weights depend on."""
+    return fingerprint(
+        asdict(recipe),
+        seed,
+        encoder.fingerprint,
+        data.pixels_key,
+        [data.ids[i] for i in rows],
+        data.targets[:, rows],
+        *further,
     )
+
+
+def _trained(
+    train: Callable[[Path], FittedModel],
+    encoder: Encoder,
+    data: TrainingSet,
+    rows: np.ndarray,
+    recipe: Recipe,
+    *,
+    base: Path,
+    key: str,
+) -> tuple[dict, FittedModel | None]:
+    """The record of the fit `key` at `base`, and the model where it was trained just now."""
+    record = _beside(base, ".json")
     if record.exists() and load_json(record)["key"] == key:
-        return load_json(record)
+        return load_json(record), None
 
     # until the new record is there, the old fold's files count for nothing
     record.unlink(missing_ok=True)
     checkpoint = _checkpoint_folder(base, key)
     start = time.perf_counter()
-    fitted = fit(encoder, data, rows, recipe=recipe, seed=seed, checkpoint=checkpoint, label=label)
-    oof = predict(fitted, encoder, data, scored)
+    fitted = train(checkpoint)
     seconds = time.perf_counter() - start
-
-    test_prediction = predict(fitted, encoder, test, np.arange(len(test.ids)))
-    save_embeddings(_beside(base, "_oof"), scored_ids, oof)
-    save_embeddings(_beside(base, "_test"), test.ids, test_prediction)
     _save_weights(fitted, _beside(base, ".safetensors"))
     facts = {
         "key": key,
@@ -79,12 +152,51 @@ def train_fold(
         "history": fitted.history,
         "factor": fitted.factor,
         "factors": fitted.factors,
-        "score": avg_cos(data.targets[0][scored], oof),
     }
 
-    # the record comes last: a fold that has one is complete
+    # the record comes last: a fit that has one is complete
     save_json(record, facts)
     shutil.rmtree(checkpoint)
+    return load_json(record), fitted
+
+
+def _predicted(
+    fitted: FittedModel | None,
+    encoder: Encoder,
+    data: TrainingSet,
+    test: TrainingSet,
+    scored: np.ndarray,
+    views: Sequence[str],
+    *,
+    base: Path,
+    key: str,
+) -> dict:
+    """Predict with the fit `key` at `base`, unless that was done; seconds and score.
+
+    Only the `scored` rows are timed, as they are what Table 1 is about.
+    """
+    record = _beside(base, "_predicted.json")
+    scored_ids = [data.ids[i] for i in scored]
+    truth = data.targets[0][scored]
+    wanted = fingerprint(
+        key, list(views), scored_ids, truth, data.pixels_key, test.ids, test.pixels_key
+    )
+    if record.exists() and load_json(record)["key"] == wanted:
+        return load_json(record)
+
+    record.unlink(missing_ok=True)
+    fitted = fitted or load_fold(base, encoder)
+    start = time.perf_counter()
+    score: float | None = None
+    if len(scored):
+        oof = predict(fitted, encoder, data, scored, views=views)
+        save_embeddings(_beside(base, "_oof"), scored_ids, oof)
+        score = avg_cos(truth, oof)
+    seconds = time.perf_counter() - start
+
+    prediction = predict(fitted, encoder, test, np.arange(len(test.ids)), views=views)
+    save_embeddings(_beside(base, "_test"), test.ids, prediction)
+    save_json(record, {"key": wanted, "views": list(views), "seconds": seconds, "score": score})
     return load_json(record)
 
 
@@ -133,17 +245,29 @@ def load_fold(base: Path, encoder: Encoder) -> FittedModel:
     return fitted
 
 
-def collect_fold_predictions(bases: Sequence[Path], what: str) -> tuple[list[str], np.ndarray]:
-    """Join the folds' predictions: ids and (n, 384) unit rows.
+def collect_oof(bases: Sequence[Sequence[Path]]) -> tuple[list[str], np.ndarray]:
+    """Ids and (n, 384) unit rows out-of-fold, one fold after another.
 
-    `oof` takes one fold after another, `test` the unit mean over folds.
+    `bases` has the fits of each fold, whose predictions are averaged.
     """
-    if what == "oof":
-        parts = [load_embeddings(_beside(base, "_oof")) for base in bases]
-        all_ids = [name for part_ids, _ in parts for name in part_ids]
-        return all_ids, np.concatenate([part for _, part in parts])
+    all_ids: list[str] = []
+    parts = []
+    for fits in bases:
+        ids, rows = _mean_prediction([_beside(base, "_oof") for base in fits])
+        all_ids += ids
+        parts.append(rows)
+    return all_ids, np.concatenate(parts)
 
-    # every fold predicts every test image: their mean is the ensemble of the folds
-    ids, _ = load_embeddings(_beside(bases[0], "_test"))
-    total = np.sum([load_embeddings(_beside(base, "_test"), ids)[1] for base in bases], axis=0)
+
+def collect_test(bases: Sequence[Path]) -> tuple[list[str], np.ndarray]:
+    """Ids and (n, 384) unit rows of the test set: the mean over all fits, which all predict it."""
+    return _mean_prediction([_beside(base, "_test") for base in bases])
+
+
+def _mean_prediction(files: Sequence[Path]) -> tuple[list[str], np.ndarray]:
+    """Ids and the unit mean of predictions of the same images; of one alone the prediction."""
+    ids, first = load_embeddings(files[0])
+    if len(files) == 1:
+        return ids, first
+    total = np.sum([first, *(load_embeddings(file, ids)[1] for file in files[1:])], axis=0)
     return ids, (total / np.linalg.norm(total, axis=1, keepdims=True)).astype(np.float32)

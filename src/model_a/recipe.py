@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from src.model_a.augmentation import ImageChanges
 from src.model_a.head import ACTIVATIONS, HEADS, HeadOptions
 
 TOWERS = ("trained", "frozen")
@@ -95,7 +96,9 @@ class Recipe:
     loss_mix: float
     sample_duplicates: bool
     weight_by_clip_score: bool
-    augment_images: bool
+    augment_rotation: bool
+    augment_flip: bool
+    augment_crop: bool
     augment_synonyms: bool
     augment_shuffle: bool
     grad_checkpointing: bool
@@ -112,6 +115,11 @@ class Recipe:
 
         if wrong:
             raise ValueError("; ".join(wrong))
+
+    @property
+    def image_changes(self) -> ImageChanges:
+        """What is changed at random in a training image."""
+        return ImageChanges(self.augment_rotation, self.augment_flip, self.augment_crop)
 
     @property
     def augment_text(self) -> bool:
@@ -148,7 +156,9 @@ def baseline_recipe(values: Mapping[str, Any]) -> Recipe:
         loss="cosine",
         sample_duplicates=False,
         weight_by_clip_score=False,
-        augment_images=False,
+        augment_rotation=False,
+        augment_flip=False,
+        augment_crop=False,
         augment_synonyms=False,
         augment_shuffle=False,
     )

@@ -89,7 +89,8 @@ def ablate_augmentations(
 ) -> dict[str, np.ndarray]:
     """Out-of-fold cosines on the first fold's rows, without and with each augmentation alone.
 
-    By name: `none`, `images`, and the kinds of `versions`. Empty where `epochs` is 0.
+    By name: `none`, `rotation`, `flip`, `crop`, and the kinds of `versions`. Empty where `epochs`
+    is 0.
     """
     if not epochs:
         return {}
@@ -97,14 +98,18 @@ def ablate_augmentations(
     plain = replace(
         variant.recipe,
         epochs=epochs,
-        augment_images=False,
+        augment_rotation=False,
+        augment_flip=False,
+        augment_crop=False,
         augment_synonyms=False,
         augment_shuffle=False,
     )
     own = variant.data.targets[0]
     trials = {
         "none": (plain, own[None]),
-        "images": (replace(plain, augment_images=True), own[None]),
+        "rotation": (replace(plain, augment_rotation=True), own[None]),
+        "flip": (replace(plain, augment_flip=True), own[None]),
+        "crop": (replace(plain, augment_crop=True), own[None]),
     }
     for kind, version in versions.items():
         recipe = replace(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from src.artifacts import atomic, readable
 from src.encoder import Encoder, autocast
 from src.encoder.batches import prepared, to_device
-from src.model_a import augmentation
+from src.model_a.augmentation import NONE, ImageChanges, augment
 from src.model_a.fitted import FittedModel, load_weights, restore, snapshot, weights
 from src.model_a.recipe import Recipe
 from src.model_a.tower import Tower
@@ -98,14 +98,14 @@ def tower_inputs(
     data: TrainingSet,
     rows: np.ndarray,
     *,
-    augment: bool = False,
+    changes: ImageChanges = NONE,
 ) -> torch.Tensor:
     """What the tower's `forward` takes for `rows`.
 
-    Kept activations, or pixels (changed at random if `augment`) through the tower's frozen part.
+    Kept activations, or pixels with random `changes` through the tower's frozen part.
     """
-    read = read_inputs(fitted.tower, data, rows, augment=augment)
-    return finish_inputs(fitted.tower, encoder, read, augment=augment)
+    read = read_inputs(fitted.tower, data, rows, augment=bool(changes))
+    return finish_inputs(fitted.tower, encoder, read, changes=changes)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def read_inputs(tower: Tower, data: TrainingSet, rows: np.ndarray, *, augment: b
 
 
 def finish_inputs(
-    tower: Tower, encoder: Encoder, read: ReadInputs, *, augment: bool
+    tower: Tower, encoder: Encoder, read: ReadInputs, *, changes: ImageChanges = NONE
 ) -> torch.Tensor:
     """The part of `tower_inputs` on the device."""
     if read.kept is not None:
@@ -138,10 +138,11 @@ def finish_inputs(
 
     assert read.pixels is not None  # read_inputs: one or the other
     pixels = to_device(read.pixels, encoder.device)
-    if augment:
+    if changes:
         assert read.may_flip is not None  # read with the pixels
         may_flip = to_device(read.may_flip, encoder.device)
-        pixels = augmentation.augment(pixels.permute(0, 3, 1, 2), may_flip).permute(0, 2, 3, 1)
+        changed = augment(pixels.permute(0, 3, 1, 2), may_flip, changes=changes)
+        pixels = changed.permute(0, 2, 3, 1)
     with autocast(encoder.device):
         return tower.frozen(encoder.normalize(pixels))
 
@@ -265,7 +266,7 @@ class Trainer:
     def _read(self, drawn: tuple[np.ndarray, np.ndarray]) -> Batch:
         """What a batch needs from memory or disk; draws nothing at random."""
         rows, versions = drawn
-        augment = self.recipe.augment_images
+        augment = bool(self.recipe.image_changes)
         inputs = read_inputs(self.fitted.tower, self.data, rows, augment=augment)
         target = torch.from_numpy(self.data.targets[versions, rows])
         weight = None
@@ -318,8 +319,8 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         target = to_device(batch.target, self.encoder.device)
-        augment = self.recipe.augment_images
-        x = finish_inputs(self.fitted.tower, self.encoder, batch.inputs, augment=augment)
+        changes = self.recipe.image_changes
+        x = finish_inputs(self.fitted.tower, self.encoder, batch.inputs, changes=changes)
         loss = losses(self.fitted.forward(x), target, self.recipe)
         if batch.weight is None:
             return loss.mean()

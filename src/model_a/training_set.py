@@ -33,7 +33,7 @@ class TrainingSet:
     of changed prompts, one drawn in each epoch. `activations` (n, ...) are what the tower's frozen
     blocks give. `stands_for` (n,) names, for a row that a filter removed, the kept row whose place
     it may take in an epoch. `weight` (n,) weighs the rows' losses. `may_flip` (n,) is false where
-    the prompt tells left from right.
+    the prompt tells left from right. `pixels_key` changes with the content of the images.
     """
 
     ids: list[str]
@@ -45,6 +45,7 @@ class TrainingSet:
     stands_for: np.ndarray | None = None
     weight: np.ndarray | None = None
     may_flip: np.ndarray | None = None
+    pixels_key: str = ""
 
     def __post_init__(self):
         lengths = {
@@ -144,6 +145,7 @@ def training_set(
         stands_for=stands_for,
         weight=weight,
         may_flip=np.array([not prompts.tells_sides(text) for text in texts]),
+        pixels_key=pixels.key,
     )
 
 
@@ -159,6 +161,7 @@ def prediction_set(
         targets=np.zeros((1, len(frame), N_OUT), np.float32),
         group=np.zeros(len(frame), dtype=np.int64),
         activations=activations,
+        pixels_key=pixels.key,
     )
 
 

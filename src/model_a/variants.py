@@ -5,6 +5,7 @@ Three CLIP variants that differ in the rows they learn from, and Model A, once f
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,19 @@ import polars as pl
 from src import artifacts, paths
 from src.dask_workers import run
 from src.encoder import Encoder
-from src.model_a.folds import collect_fold_predictions, train_fold
+from src.model_a.averaging import SEED_STEP, SINGLE, Averaging
+from src.model_a.fit import FinalPlan
+from src.model_a.folds import collect_oof, collect_test, train_final, train_fold
 from src.model_a.recipe import Recipe
 from src.model_a.training_set import TrainingSet, prediction_set, training_set
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe, the CLIP it starts from, and the rows it may learn from, `visible` (n,) bool."""
+    """A recipe, the CLIP it starts from, and the rows it may learn from, `visible` (n,) bool.
+
+    `averaging` says what its predictions are means of.
+    """
 
     name: str
     encoder: Encoder
@@ -28,6 +34,7 @@ class Variant:
     visible: np.ndarray
     data: TrainingSet
     test: TrainingSet
+    averaging: Averaging = SINGLE
 
     def task(self, fold: np.ndarray, number: int, *, scored: np.ndarray, seed: int) -> dict:
         """What `train_fold` needs to train without fold `number` and to score its `scored` rows."""
@@ -39,9 +46,9 @@ class Variant:
             "label": f"{self.name}, fold {number}",
         }
 
-    def bases(self, fold: np.ndarray, out: Path) -> list[Path]:
-        """Where the folds lie, in order."""
-        return [out / paths.FOLD.format(variant=self.name, fold=int(n)) for n in np.unique(fold)]
+    def bases(self, fold: np.ndarray, out: Path) -> list[list[Path]]:
+        """Where the fits of each fold lie, folds in order."""
+        return [self.averaging.fold_bases(out, self.name, int(n)) for n in np.unique(fold)]
 
 
 def member_clips(clip: str, extra_clips: Sequence[str]) -> dict[str, str]:
@@ -59,19 +66,20 @@ def prepare(
     *,
     recipe: Recipe,
     baseline: Recipe,
+    averaging: Averaging = SINGLE,
 ) -> dict[str, Variant]:
     """Every variant with its training set: the CLIP variants first, then Model A's members.
 
     `encoders` has one CLIP a member, `model_a` first; `targets` are (v, n, 384). The CLIP variants
-    share one training set.
+    share one training set; `averaging` is that of Model A's members.
     """
 
-    def sets(encoder: Encoder, recipe: Recipe) -> dict[str, TrainingSet]:
+    def sets(encoder: Encoder, recipe: Recipe) -> tuple[TrainingSet, TrainingSet]:
         train = training_set(
             encoder, pairs, out, name=f"pairs.{encoder.tag}", recipe=recipe, targets=targets
         )
         test = prediction_set(encoder, test_images, out, name=f"test.{encoder.tag}", recipe=recipe)
-        return {"data": train, "test": test}
+        return train, test
 
     filter1 = pairs["filter1"].to_numpy()
     filter2 = pairs["filter2"].to_numpy()
@@ -84,11 +92,12 @@ def prepare(
     first = encoders["model_a"]
     shared = sets(first, baseline)
     variants = {
-        name: Variant(name, first, baseline, visible, **shared)
+        name: Variant(name, first, baseline, visible, *shared)
         for name, visible in visible_to.items()
     }
     for name, encoder in encoders.items():
-        variants[name] = Variant(name, encoder, recipe, filter2, **sets(encoder, recipe))
+        own = sets(encoder, recipe)
+        variants[name] = Variant(name, encoder, recipe, filter2, *own, averaging)
     return variants
 
 
@@ -101,30 +110,75 @@ def train(
     seed: int,
     cluster: str | None = None,
 ) -> list[dict]:
-    """Train the variant once without each fold; what `train_fold` says of each, with its names.
+    """Train the variant without each fold, once a seed; what `train_fold` says, with its names.
 
-    `scored` (n,) bool are the rows that are predicted out-of-fold. Folds are Dask tasks where
-    there is a `cluster`.
+    `scored` (n,) bool are the rows that are predicted out-of-fold. Fits are Dask tasks where there
+    is a `cluster`.
     """
-    numbers = [int(n) for n in np.unique(fold)]
-    tasks = [
-        variant.task(fold, number, scored=scored, seed=seed) | {"base": base}
-        for number, base in zip(numbers, variant.bases(fold, out), strict=True)
-    ]
-    # sent to each worker once, not with every fold
-    shared = {"encoder": variant.encoder, "data": variant.data, "test": variant.test}
-    records = run(train_fold, tasks, shared=shared, cluster=cluster)
-    return [
-        {"variant": variant.name, "fold": number, **record}
-        for number, record in zip(numbers, records, strict=True)
-    ]
+    names = []
+    tasks = []
+    for number, bases in zip(np.unique(fold).tolist(), variant.bases(fold, out), strict=True):
+        task = variant.task(fold, number, scored=scored, seed=seed)
+        for n, base in enumerate(bases):
+            names.append({"variant": variant.name, "fold": number, "seed": n})
+            tasks.append(_of_seed(task, n) | {"base": base, "views": variant.averaging.views})
+
+    records = run(train_fold, tasks, shared=_shared(variant), cluster=cluster)
+    return [{**name, **record} for name, record in zip(names, records, strict=True)]
+
+
+def train_on_all(
+    variant: Variant,
+    out: Path,
+    records: Sequence[Mapping],
+    *,
+    seed: int,
+    cluster: str | None = None,
+) -> list[dict]:
+    """The final fits of the variant, if it has any, as the `records` of its folds tell.
+
+    What `train_final` says of each.
+    """
+    bases = variant.averaging.final_bases(out, variant.name)
+    if not bases:
+        return []
+
+    task = {
+        "rows": np.flatnonzero(variant.visible),
+        "recipe": variant.recipe,
+        "plan": FinalPlan.from_records(records),
+        "seed": seed,
+        "views": variant.averaging.views,
+        "label": f"{variant.name}, all rows",
+    }
+    tasks = [_of_seed(task, n) | {"base": base} for n, base in enumerate(bases)]
+    return run(train_final, tasks, shared=_shared(variant), cluster=cluster)
+
+
+def _shared(variant: Variant) -> dict:
+    """What all fits of a variant have in common: sent to each worker once, not with every fit."""
+    return {"encoder": variant.encoder, "data": variant.data, "test": variant.test}
+
+
+def _of_seed(task: dict, n: int) -> dict:
+    """The task of a fold's `n`-th fit: another seed, and a label that tells."""
+    if n == 0:
+        return task
+    return task | {
+        "seed": task["seed"] + n * SEED_STEP,
+        "label": f"{task['label']}, seed {n}",
+    }
 
 
 def predictions(
     variant: Variant, fold: np.ndarray, out: Path, what: str
 ) -> tuple[list[str], np.ndarray]:
-    """Ids and (n, 384) unit rows of the trained folds: `oof` joined, `test` averaged."""
-    return collect_fold_predictions(variant.bases(fold, out), what)
+    """Ids and (n, 384) unit rows of the trained fits: `oof` joined, `test` averaged."""
+    bases = variant.bases(fold, out)
+    if what == "oof":
+        return collect_oof(bases)
+    final = variant.averaging.final_bases(out, variant.name)
+    return collect_test([*chain.from_iterable(bases), *final])
 
 
 def save_predictions(variant: Variant, fold: np.ndarray, out: Path) -> tuple[list[str], np.ndarray]:

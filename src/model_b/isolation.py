@@ -47,7 +47,7 @@ def text_conflicts(
 
 def run_conflicts(
     values: ColumnView,
-    n_train: int,
+    n_free: int,
     train: np.ndarray,
     fold: np.ndarray,
     threshold: float,
@@ -56,12 +56,12 @@ def run_conflicts(
 ) -> np.ndarray:
     """`text_conflicts` of all rows of a run (n, n_folds), read `rows` at a time.
 
-    The first `n_train` rows are training prompts and have no conflicts: their fold says who may see
-    them.
+    The first `n_free` rows have no conflicts: training prompts, since their fold says who may see
+    them, and captions of the images, which were given without knowing the prompts.
     """
     n = len(values.rows)
     conflicts = np.zeros((n, int(fold.max()) + 1), bool)
-    for start in range(n_train, n, rows):
+    for start in range(n_free, n, rows):
         block = np.arange(start, min(start + rows, n))
         conflicts[block] = text_conflicts(values.take(block), train, fold, threshold)
     return conflicts

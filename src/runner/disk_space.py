@@ -62,14 +62,16 @@ def space_needed(
         if tower is not None and training is not None:
             kept = [rows * n_bytes for n_bytes in tower.activation_bytes.values()]
             needed["activations"] += sum(n for n in kept if n <= ACTIVATION_BYTES)
-            variants = VARIANTS if name == training["clip"] else 1
-            copies = n_folds * variants + CHECKPOINTS
+            fits = training["seeds"] * (n_folds + training["final_fit"])
+            baselines = VARIANTS - 1 if name == training["clip"] else 0
+            copies = n_folds * baselines + fits + CHECKPOINTS
             needed["weights"] += 4 * tower.trained_parameters * copies
 
         if searching and name in (searching["clip"], *searching["extra_clips"]):
             columns = width + (prompts.WIDTH if name == searching["clip"] else 0)
             n_bytes = 2 if searching["store_dtype"] == "float16" else 4
-            n_prompts = rows + _count_prompts(searching["text_only"])
+            n_captions = rows * len(searching["captions"])
+            n_prompts = rows + n_captions + _count_prompts(searching["text_only"])
             needed["store"] += n_bytes * columns * n_prompts
 
     needed["embeddings"] += rows * 4 * prompts.WIDTH * TABLES

@@ -29,6 +29,7 @@ FILES = (
     "train",
     "test",
     "text_only",
+    "captions",
     "stores",
     "test_truth",
     "exclude_near",
@@ -50,6 +51,8 @@ RENAMED = {
     "start_from": "head_init",
     "samples": "n_bootstrap",
 }
+# parameters that have become several
+SPLIT = {"augment_images": ("augment_rotation", "augment_flip", "augment_crop")}
 RENAMED_VALUES = {"keep": {"most_pictures": "most_images"}}
 
 # types by their name in a notebook's annotations
@@ -293,7 +296,12 @@ def _type_advice(value: object, types: tuple[type, ...]) -> str:
 
 def _renamed(name: object, names: Iterable[str]) -> str:
     """What a former name has become, where one of `names` has taken its place."""
-    now = RENAMED.get(name) if isinstance(name, str) else None
+    if not isinstance(name, str):
+        return ""
+    parts = SPLIT.get(name, ())
+    if parts and set(parts) <= set(names):
+        return f"; it was split into {', '.join(parts)}"
+    now = RENAMED.get(name)
     return f"; it was renamed to {now!r}" if now is not None and now in names else ""
 
 

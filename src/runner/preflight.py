@@ -21,6 +21,8 @@ import polars as pl
 
 from src import artifacts, paths
 from src.data import prompts, sources, text_only
+from src.data.user_tables import read_user_table
+from src.model_a.averaging import Averaging
 from src.model_a.recipe import (
     ABLATION_LIMITS,
     BASELINE_LIMITS,
@@ -207,7 +209,7 @@ def _check_train(inspection: Inspection, values: dict) -> None:
 def _check_fold_file(inspection: Inspection, file: str) -> None:
     """Raise ValueError for fewer than two folds; without pairs check only the columns."""
     if inspection.pairs is None:
-        artifacts.load_table(resolve(file), ["id", "fold"])
+        read_user_table(resolve(file), ["id", "fold"])
         return
     from src.dedup import folds
 
@@ -223,6 +225,7 @@ def _check_model_a(inspection: Inspection, values: dict) -> None:
     _check_models(inspection, values)
     _check_cluster(inspection, values)
     with inspection.reporting(Stage.MODEL_A):
+        Averaging.from_parameters(values)
         recipe = Recipe.from_parameters(values)
         first = inspection.clips[values["clip"]]
         if first is not None:
@@ -285,6 +288,8 @@ def _check_model_b(inspection: Inspection, values: dict) -> None:
 
     with inspection.reporting("text_only"):
         _read_beginnings(values["text_only"])
+    with inspection.reporting("captions"):
+        _check_captions(values["captions"])
     for folder in values["stores"] or []:
         with inspection.reporting("stores"):
             sources.read_store(folder)
@@ -299,6 +304,16 @@ def _check_model_b(inspection: Inspection, values: dict) -> None:
         inspection.problems.append(
             "k_grid must hold numbers of neighbors, and dim_grid or tau_grid at least one value"
         )
+
+
+def _check_captions(files: list[str]) -> None:
+    """Raise ValueError for a file that Model B cannot search; a missing one is reported as such."""
+    from src.ensemble import outside
+
+    for name in files:
+        if resolve(name).exists():
+            ids, _ = outside.read(resolve(name))
+            outside.caption_prompts([name], ids)
 
 
 def _check_routes(given: list[dict], clips: list[str]) -> None:
@@ -366,7 +381,7 @@ def _check_slices(inspection: Inspection, values: dict) -> None:
         return
     with inspection.reporting("attributes"):
         if inspection.pairs is None:
-            artifacts.load_table(resolve(table), ["file_name", *values["slice_by"]])
+            read_user_table(resolve(table), ["file_name", *values["slice_by"]])
         else:
             sources.read_attributes(table, values["slice_by"], inspection.pairs["image"])
 

@@ -60,16 +60,21 @@ def _conditions(outputs: Sequence[Path]) -> str:
     it.
     """
     metas = [artifacts.load_json(output / Stage.ENSEMBLE / paths.META) for output in outputs]
+    rows = ", ".join(f"{meta['rows']:,}" for meta in metas)
     seeds = ", ".join(str(meta["seed"]) for meta in metas)
-    runs = f"seed {seeds}"
-    if len(outputs) > 1:
-        runs = (
-            f"seeds {seeds}; ± is the standard deviation over them, seconds are those of the first"
+    if len(outputs) == 1:
+        scored = f"All models are scored on the same {rows} out-of-fold rows of seed {seeds}"
+        of_interval = "intervals by a bootstrap over groups"
+    else:
+        scored = (
+            f"Means over the seeds {seeds}, ± their standard deviation, seconds are the first's; "
+            f"all models of a seed are scored on the same out-of-fold rows ({rows})"
         )
+        of_interval = "intervals by a bootstrap over groups within a seed"
+
     each = [f"{g['mean']:+.4f} [{g['low']:+.4f}, {g['high']:+.4f}]" for g in gains(outputs)]
     return (
-        f"All rows are scored on the same {metas[0]['rows']:,} out-of-fold rows, intervals by a "
-        f"bootstrap over groups; {runs}. The ensemble gains {', '.join(each)} over the better "
+        f"{scored}, {of_interval}. The ensemble gains {', '.join(each)} over the better "
         f"single model, paired. Written by `./run_all.sh report --readme` from `{paths.TABLE1}`."
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from src import artifacts, paths, plots
+from src.data.user_tables import read_user_table
 from src.ensemble import table1
 from src.errors import UserError
 from src.paths import STAGES, display_path, resolve
@@ -46,16 +47,13 @@ def record(plan: Plan) -> None:
 
 def load(file: Path) -> pl.DataFrame:
     """The lines of runs.csv as text, columns that the user added included."""
-    return artifacts.load_table(file, as_text=True).select(
-        *[pl.col(name).cast(pl.String) for name in _required(file)],
-        pl.exclude(*COLUMNS).cast(pl.String),
-    )
-
-
-def _required(file: Path) -> list[str]:
-    """The names of COLUMNS, checked to be in the file."""
-    artifacts.load_table(file, list(COLUMNS), as_text=True)
-    return list(COLUMNS)
+    table = read_user_table(file)
+    missing = [name for name in COLUMNS if name not in table.columns]
+    if missing:
+        raise ValueError(
+            f"{display_path(file)} has no column {', '.join(missing)}; there are {table.columns}"
+        )
+    return table.select(*COLUMNS, pl.exclude(*COLUMNS))
 
 
 def _line(plan: Plan) -> dict[str, str | None]:

@@ -18,6 +18,7 @@ from src import artifacts, paths
 from src.data import sample_submission
 from src.errors import UserError
 from src.metrics import l2_normalize
+from src.model_a.averaging import recorded_averaging
 from src.paths import as_text, display_path
 from src.submit import submission
 from src.submit.decoding import BatchDecoder, DecodedImage
@@ -142,7 +143,7 @@ def _file_stamps(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int
 
 
 def fingerprint(predictor: Predictor) -> str:
-    """Changes with the blend, the weights of the folds, the CLIPs and Model B's store."""
+    """Changes with the blend, the folds' weights and averaging, the CLIPs, Model B's store."""
     output = predictor.output
     ensembles = predictor.ensembles.values()
     clips = sorted(ensemble.clip.fingerprint for ensemble in ensembles)
@@ -153,7 +154,8 @@ def fingerprint(predictor: Predictor) -> str:
         for base in fold_bases(output, member)
     ]
     files = [output / file for file in (paths.BLEND, paths.CHOICE_B, paths.STORE)]
-    return artifacts.fingerprint(clips, *folds, *files)
+    averaging = recorded_averaging(output).as_json()
+    return artifacts.fingerprint(clips, averaging, *folds, *files)
 
 
 # --- a submission ---
@@ -278,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    out = Path(options.out).absolute()
+    out = artifacts.check_writable(Path(options.out).absolute())
     source = read_folder(Path(options.images).absolute())  # refused before the models are loaded
     predictor = Predictor(options.output, device=options.device, engine=options.engine)
 

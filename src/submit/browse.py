@@ -149,7 +149,7 @@ class Browser:
 
         nearest = self.index.by_vector(vector, MAX_RESULTS, min_confidence=view.min_confidence)
         nearest = _sorted(nearest, view.sort)
-        note = f"the {len(nearest):,} {about}"
+        note = _note(len(nearest), f"images {about}", view)
         return nearest["row"].to_numpy(), nearest["similarity"].to_numpy(), note
 
     def _all_rows(self, view: View) -> tuple[np.ndarray, None, str]:
@@ -158,7 +158,7 @@ class Browser:
         if view.min_confidence is not None:
             allowed = (self.index.table["confidence"] >= view.min_confidence).fill_null(False)
             rows = rows[allowed.to_numpy()[rows]]
-        return rows, None, f"{len(rows):,} of {len(self.index):,} images"
+        return rows, None, _note(len(rows), f"of {len(self.index):,} images", view)
 
     def _order(self, sort: str) -> np.ndarray:
         """All rows in an order, made once."""
@@ -182,6 +182,13 @@ class Browser:
             return None
 
 
+def _note(count: int, what: str, view: View) -> str:
+    """A line above the images: how many there are, and of what."""
+    if count == 0 and view.min_confidence is not None:
+        return f"no image has a confidence of {view.min_confidence} or more"
+    return f"{count:,} {what}"
+
+
 def _sorted(table: pl.DataFrame, sort: str) -> pl.DataFrame:
     """Rows in an order of `SORTS`, ties as they stand. Best first is nearest first for a query,
     most confident first for all images.
@@ -203,6 +210,7 @@ def application(index: Index) -> Starlette:
         Route("/", partial(_home, browser)),
         Route("/image/{row:int}", partial(_image, browser)),
         Route("/style.css", _style),
+        Route("/favicon.ico", _no_icon),
     ]
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
     return Starlette(routes=routes, middleware=[guard])
@@ -227,6 +235,11 @@ def _image(browser: Browser, request: Request) -> Response:
 
 def _style(request: Request) -> Response:
     return Response(pages.style(), media_type="text/css", headers=HEADERS)
+
+
+def _no_icon(request: Request) -> Response:
+    """Every browser asks for an icon; nothing is an answer, and no error in its console."""
+    return Response(status_code=204, headers=HEADERS)
 
 
 def bound_socket(port: int) -> socket.socket:

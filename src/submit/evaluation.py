@@ -10,8 +10,11 @@ from matplotlib.figure import Figure
 from src import artifacts, paths, plots
 from src.data import images, prompts, sources
 from src.ensemble import table1
-from src.ensemble.blending import blend
+from src.ensemble.blending import blend, combine
+from src.ensemble.members import member_names
 from src.metrics import cosines
+from src.model_a.averaging import recorded_averaging
+from src.model_a.folds import collect_test
 from src.statistics import bootstrap
 from src.submit import truth
 
@@ -89,6 +92,18 @@ class Evaluation:
             f"the intervals are {test_width:.4f} (test) and {oof_width:.4f} wide"
         )
 
+    def one_fold_sentence(self, predictions: Sequence[np.ndarray], oof: Mapping[str, float]) -> str:
+        """The score of `by_one_fold`, mean over the folds, beside the out-of-fold score."""
+        if self.truth is None or self.score is None:
+            return UNKNOWN
+        scored = np.mean([cosines(self.truth, one) for one in predictions], axis=0)
+        score = bootstrap(scored, seed=self.seed)
+        return (
+            f"by one fold's Model A at a time: test {score}, "
+            f"test - out-of-fold = {score.mean - oof['mean']:+.4f}\n"
+            f"the mean of the folds' predictions adds {self.score.mean - score.mean:+.4f}"
+        )
+
     def score_table(self, predictions: Mapping[str, np.ndarray]) -> pl.DataFrame | None:
         """model, avg_cos, low, high of each prediction (n, 384) of the test images."""
         if self.truth is None:
@@ -164,6 +179,29 @@ def predictions_by_title(
     return by_title
 
 
+def by_one_fold(
+    output: Path,
+    ids: Sequence[str],
+    members: Mapping[str, np.ndarray],
+    weights: Mapping[str, float],
+) -> list[np.ndarray]:
+    """For each fold the blend (n, 384) by this fold's Model A alone, as out-of-fold rows have it.
+
+    `members` have the mean over the folds; those that are not of Model A stay as they are.
+    """
+    of_a, _ = member_names(output)
+    averaging = recorded_averaging(output)
+    folds = artifacts.load_table(output / paths.TRAINED)["fold"].unique().sort()
+    blends = []
+    for fold in folds:
+        of_fold = {}
+        for name in of_a:
+            found, rows = collect_test(averaging.fold_bases(output, name, fold))
+            of_fold[name] = rows[artifacts.indices_of_ids(found, ids, f"{name}, fold {fold}")]
+        blends.append(combine({**members, **of_fold}, weights))
+    return blends
+
+
 def save_scores(output: Path, test_scores: pl.DataFrame | None) -> None:
     """Write the scores of `Evaluation.score_table`, where the truth is known."""
     if test_scores is not None:
@@ -190,7 +228,9 @@ def gallery_rows(confidence: np.ndarray, count: int) -> np.ndarray:
 def gallery_table(
     output: Path, test_images: pl.DataFrame, confidence: np.ndarray, rows: np.ndarray
 ) -> pl.DataFrame:
-    """id, image, confidence and `prompts`, the three nearest with their similarity, of `rows`."""
+    """id, image, confidence and `prompts` of `rows`: the three prompts that weigh most in Model B,
+    with their similarity.
+    """
     nearest = artifacts.load_table(output / paths.NEIGHBORS)
     nearest = nearest.filter(pl.col("rank") < 3).sort("rank")
     grouped = nearest.group_by("query").agg("similarity", "prompt")

@@ -5,6 +5,7 @@ LanceDB open it as it is. The Faiss index holds the vectors, row by row as in th
 """
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -59,16 +60,13 @@ def _neighbors(x: np.ndarray, count: int, engine: str) -> pa.Array:
     # a row is first in its own list, unless it has copies: then whichever is last makes room
     own = nearest == np.arange(len(x))[:, None]
     own[~own.any(axis=1), -1] = True
-    shape = (len(x), count)
-    ids = nearest[~own].reshape(shape)
-    distances = (1 - cosine[~own]).reshape(shape)
-    return pa.array(
-        [
-            {"ids": row.tolist(), "distances": apart.tolist()}
-            for row, apart in zip(ids, distances, strict=True)
-        ],
-        pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))]),
-    )
+
+    offsets = np.arange(0, len(x) * count + 1, count, dtype=np.int32)
+    lists = [
+        pa.ListArray.from_arrays(offsets, nearest[~own].astype(np.int64)),
+        pa.ListArray.from_arrays(offsets, (1 - cosine[~own]).astype(np.float32)),
+    ]
+    return pa.StructArray.from_arrays(lists, ["ids", "distances"])
 
 
 def write_parquet(content: pa.Table, out: Path) -> None:
@@ -78,16 +76,9 @@ def write_parquet(content: pa.Table, out: Path) -> None:
 
 
 def write_lance(content: pa.Table, out: Path) -> None:
-    """A LanceDB folder with one table. UserError when lancedb is not installed or `out` exists."""
-    if out.exists():
-        raise UserError(f"{display_path(out)} exists already")
-    try:
-        import lancedb
-    except ImportError as error:
-        raise UserError(
-            "--to lance needs the package lancedb, which requirements.txt leaves out; the table of "
-            "--to parquet can be imported by it as it is"
-        ) from error
+    """A LanceDB folder with one table."""
+    import lancedb
+
     lancedb.connect(str(out)).create_table(TABLE, data=content)
 
 
@@ -104,6 +95,20 @@ def write_faiss(index: Index, out: Path) -> None:
 
 
 # --- the command line ---
+
+
+def check_target(out: Path, to: str) -> None:
+    """UserError or ValueError where `out` cannot be written in the format `to`."""
+    if to != "lance":
+        artifacts.check_writable(out)
+        return
+    if out.exists():
+        raise UserError(f"{display_path(out)} is there already: --to lance writes a new folder")
+    if importlib.util.find_spec("lancedb") is None:
+        raise UserError(
+            "--to lance needs the package lancedb, which requirements.txt leaves out; the table of "
+            "--to parquet can be imported by it as it is"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -131,10 +136,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     option("--engine", default="auto", help="auto, cuml or faiss (default: %(default)s)")
     options = parser.parse_args(argv)
+    if options.neighbors < 0:
+        parser.error(f"--neighbors must be at least 0, got {options.neighbors}")
 
+    out = Path(options.out).absolute()
     try:
+        check_target(out, options.to)
         index = Index(options.file, images=options.images, engine=options.engine)
-        out = Path(options.out).absolute()
         if options.to == "faiss":
             write_faiss(index, out)
         else:

@@ -12,24 +12,22 @@ import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from src import artifacts, knn
+from src import knn
 from src.data import prompts
 from src.data.images import IMAGE_SUFFIXES
 from src.data.sample_submission import WIDTH
 from src.dedup import similarity
 from src.errors import UserError
-from src.metrics import l2_normalize
 from src.paths import display_path
-from src.submit.parts import FACTS
+from src.submit.vectors import open_vectors
 
+FACTS = ("images", "sentence_model")  # that `predict` notes in a result, for whoever opens it
 MAX_QUERY = 2000  # characters of a text; the sentence encoder reads some 256 tokens of them
-TOLERANCE = 1e-3  # how far from 1 the length of a vector may be
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ class Duplicates:
 class Index:
     """The vectors of a .parquet result, memory-mapped, with an exact search.
 
-    The first opening copies the vectors into `<file>.vectors.npy`. `images` is the folder that the
-    ids are relative to, where the file does not name it. UserError when the file is no result of
-    `predict`, is of another sentence model, or its vectors are not unit rows.
+    `images` is the folder that the ids are relative to, where the file does not name it. UserError
+    when the file is no result of `predict`, is of another sentence model, or its vectors are not
+    unit rows.
     """
 
     def __init__(self, file: str | Path, *, images: str | Path | None = None, engine: str = "auto"):
@@ -57,7 +55,7 @@ class Index:
         self.sentence_model = facts.get("sentence_model", prompts.EMBEDDED)
         self.images = _image_folder(images, facts)
 
-        self._vectors = _open_vectors(self.file)
+        self._vectors = open_vectors(self.file)
         self.table = _read_table(self.file)  # id, confidence
         self._lock = threading.Lock()  # one text at a time through the sentence encoder
 
@@ -151,7 +149,7 @@ class Index:
 
     def prompts(self, index: np.ndarray) -> list[list[str]]:
         """The nearest prompts of each row, from the Parquet file's row groups that hold them."""
-        source = pq.ParquetFile(self.file)
+        source = pq.ParquetFile(self.file, metadata=self._metadata)
         if "prompts" not in source.schema_arrow.names:
             return [[] for _ in index]
         group = np.searchsorted(self._group_ends, index, side="right")
@@ -164,10 +162,14 @@ class Index:
         return [texts[int(row)] for row in index]
 
     @cached_property
+    def _metadata(self) -> pq.FileMetaData:
+        """The file's footer: a thousand row groups take longer to parse than a group to read."""
+        return pq.read_metadata(self.file)
+
+    @cached_property
     def _group_ends(self) -> np.ndarray:
-        metadata = pq.read_metadata(self.file)
-        sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
-        return np.cumsum(sizes)
+        groups = range(self._metadata.num_row_groups)
+        return np.cumsum([self._metadata.row_group(n).num_rows for n in groups])
 
     def image_path(self, row: int) -> Path | None:
         """The image of a row, where it lies in the folder of images itself; else None.
@@ -227,8 +229,15 @@ class Index:
 
 def _read_facts(file: Path) -> dict[str, str]:
     """What `predict` noted in the file. UserError unless it is a table of id and embedding."""
-    if not file.is_file():
-        raise UserError(f"{display_path(file)} is not a file: give a .parquet result of predict")
+    if not file.exists():
+        raise UserError(f"{display_path(file)} does not exist: write it by predict")
+    if file.is_dir():
+        raise UserError(f"{display_path(file)} is a folder: name the .parquet result of predict")
+    if file.suffix in (".csv", ".npy"):
+        raise UserError(
+            f"{display_path(file)} cannot be opened, a .parquet result can: "
+            f"run predict with --out {file.with_suffix('.parquet').name}"
+        )
     try:
         schema = pq.read_schema(file)
     except Exception as error:  # pyarrow raises several kinds on what is no Parquet file
@@ -278,50 +287,3 @@ def _read_table(file: Path) -> pl.DataFrame:
     if "confidence" in lazy.collect_schema().names():
         return lazy.select("id", pl.col("confidence").cast(pl.Float32)).collect()
     return lazy.select("id", confidence=pl.lit(None, pl.Float32)).collect()
-
-
-def vectors_file(file: Path) -> Path:
-    """The memory-mapped copy of a file's vectors."""
-    return file.with_name(file.name + ".vectors.npy")
-
-
-def _open_vectors(file: Path) -> np.ndarray:
-    """(n, 384) float32, mapped; copied out of the Parquet file once, and again when it changed."""
-    copy = vectors_file(file)
-    stamp_file = copy.with_suffix(".json")
-    status = file.stat()
-    stamp = {"size": status.st_size, "changed": status.st_mtime_ns}
-    if not copy.exists() or not stamp_file.exists() or artifacts.load_json(stamp_file) != stamp:
-        stamp_file.unlink(missing_ok=True)
-        try:
-            _copy_vectors(file, copy)
-            artifacts.save_json(stamp_file, stamp)
-        except PermissionError as error:
-            raise UserError(f"{display_path(copy)} cannot be written: {error.strerror}") from error
-    # a plain array: its pages stay mapped between two queries
-    return np.asarray(np.load(copy, mmap_mode="r"))
-
-
-def _copy_vectors(file: Path, copy: Path) -> None:
-    source = pq.ParquetFile(file)
-    count = source.metadata.num_rows
-    if count == 0:
-        raise UserError(f"{display_path(file)} holds no rows")
-    with artifacts.atomic(copy) as temporary:
-        array = artifacts.reserved(temporary, np.float32, (count, WIDTH))
-        start = 0
-        for batch in source.iter_batches(columns=["embedding"]):
-            column = cast(pl.DataFrame, pl.from_arrow(batch))["embedding"]
-            rows = column.cast(pl.Array(pl.Float32, WIDTH))
-            x = rows.to_numpy().reshape(-1, WIDTH)
-            length = np.sqrt(np.einsum("nd,nd->n", x, x))
-            wrong = np.flatnonzero(~(np.abs(length - 1) <= TOLERANCE))
-            if len(wrong):
-                row = start + int(wrong[0])
-                raise UserError(
-                    f"{display_path(file)}: row {row} has length {length[wrong[0]]:.4g}, not 1: "
-                    "its vectors are not predictions"
-                )
-            array[start : start + len(x)] = l2_normalize(x)
-            start += len(x)
-        array.flush()

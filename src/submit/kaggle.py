@@ -5,6 +5,7 @@ docs/kernels_metadata.md of the repository Kaggle/kaggle-api.
 """
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -60,8 +61,9 @@ def write(folder: Path, *, user: str = USER, name: str = NAME) -> list[str]:
     artifacts.save_json(folder / KERNEL / "kernel-metadata.json", kernel)
     notebook = Path(__file__).with_name("packed") / NOTEBOOK
     shutil.copyfile(notebook, folder / KERNEL / NOTEBOOK)
-    place = display_path(folder)
+    place = shlex.quote(display_path(folder))
+    kernel_place = shlex.quote(display_path(folder / KERNEL))
     return [
         f"kaggle datasets create -p {place} --dir-mode zip --keep-tabular",
-        f"kaggle kernels push -p {place}/{KERNEL}",
+        f"kaggle kernels push -p {kernel_place}",
     ]

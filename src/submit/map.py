@@ -24,6 +24,7 @@ def coordinates(x: np.ndarray, method: str = "auto", *, seed: int = 0) -> tuple[
     if method == "pca" or (method == "auto" and few):
         return principal_components(x), "PCA"
 
+    options: dict[str, int] = {}
     # a GPU where there is one, else the package for a CPU, else what needs neither
     if resolve_engine("auto")[0] == "cuml":
         from cuml.manifold import UMAP
@@ -33,12 +34,14 @@ def coordinates(x: np.ndarray, method: str = "auto", *, seed: int = 0) -> tuple[
         from umap import UMAP
 
         name = "UMAP by umap-learn"
+        options = {"n_jobs": 1}  # a seed allows no more
     elif method == "auto":
         return principal_components(x), "PCA"
     else:
         raise UserError("map 'umap' needs cuML on a GPU, or the package umap-learn; 'pca' does not")
 
-    reducer = UMAP(n_neighbors=min(UMAP_NEIGHBORS, len(x) - 1), metric="cosine", random_state=seed)
+    neighbors = min(UMAP_NEIGHBORS, len(x) - 1)
+    reducer = UMAP(n_neighbors=neighbors, metric="cosine", random_state=seed, **options)
     return np.asarray(reducer.fit_transform(np.asarray(x)), np.float32), name
 
 

@@ -13,9 +13,9 @@ from src.data.sample_submission import WIDTH
 from src.errors import UserError
 from src.paths import display_path
 from src.submit.predictor import Prediction
+from src.submit.vectors import write_vectors
 
 KEY_FILE = "key.json"
-FACTS = ("images", "sentence_model")  # noted in a .parquet result, for whoever opens it
 REJECTED_SCHEMA = {"id": pl.String, "reason": pl.String}
 
 
@@ -68,7 +68,10 @@ class Parts:
         return pl.concat([_read(self._rejected_part(n)) for n in range(self.count)])
 
     def assemble(self, facts: dict[str, str]) -> None:
-        """Write `out` from the parts, one in memory at a time; a .parquet file notes `facts`."""
+        """Write `out` from the parts, one in memory at a time.
+
+        A .parquet file notes `facts`, and its vectors lie beside it, ready to be searched.
+        """
         files = [self._part(n) for n in range(self.count)]
         with artifacts.atomic(self.out) as temporary:
             if self.out.suffix == ".parquet":
@@ -78,6 +81,8 @@ class Parts:
             else:
                 _write_array(files, temporary)
 
+        if self.out.suffix == ".parquet":
+            write_vectors(self.out, (_read(file)["embedding"] for file in files))
         if self.out.suffix == ".npy":
             tables = [_read(file).drop("embedding") for file in files]
             artifacts.save_table(ids_file(self.out), pl.concat(tables))

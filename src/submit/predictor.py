@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from src.ensemble.blending import combine
 from src.ensemble.confidence import load_confidence, load_weights
 from src.ensemble.members import member_names
 from src.errors import UserError
+from src.model_a.averaging import recorded_averaging
 from src.model_a.fold_ensemble import FoldEnsemble
 from src.model_a.folds import load_fold
 from src.model_b import datastore, model
@@ -101,6 +103,7 @@ class Predictor:
     def _load_ensembles(self, clips_a: dict[str, str], device: str) -> dict[str, FoldEnsemble]:
         """Every CLIP that is needed, with the folds of Model A that were trained from it."""
         used = used_members(self.weights, self.sides[0])
+        views = recorded_averaging(self.output).views
 
         ensembles = {}
         for name in {*self.clips_b.values(), *(clips_a[member] for member in used)}:
@@ -114,7 +117,7 @@ class Predictor:
                 member: [load_fold(base, clip) for base in fold_bases(self.output, member)]
                 for member in members
             }
-            ensembles[name] = FoldEnsemble(clip, folds)
+            ensembles[name] = FoldEnsemble(clip, folds, views)
         return ensembles
 
     def __call__(
@@ -215,20 +218,28 @@ def _named_clips(file: Path) -> dict[str, str]:
 
 
 def fold_bases(output: Path, member: str) -> list[Path]:
-    """Where the folds of a member of Model A lie, in order. FileNotFoundError if there is none."""
+    """Where the fits of a member of Model A lie: folds in order, each with its seeds, then the
+    final ones. FileNotFoundError if there is none.
+    """
+    averaging = recorded_averaging(output)
     bases: list[Path] = []
-    while True:
-        base = output / paths.FOLD.format(variant=member, fold=len(bases))
-        if not base.with_name(base.name + ".safetensors").exists():
+    for fold in count():
+        fits = averaging.fold_bases(output, member, fold)
+        if not _has_weights(fits[0]):
             break
-        bases.append(base)
+        bases += fits
 
-    if not bases:
+    bases += averaging.final_bases(output, member) if bases else []
+    if not bases or not all(map(_has_weights, bases)):
         raise FileNotFoundError(
             f"{display_path(output)} holds no trained fold of {member}: "
             "run ./run_all.sh --only 02 first"
         )
     return bases
+
+
+def _has_weights(base: Path) -> bool:
+    return base.with_name(base.name + ".safetensors").exists()
 
 
 def stack(decoded: Sequence[ImageBatch]) -> ImageBatch:

@@ -13,7 +13,7 @@ import polars as pl
 from src import artifacts
 from src.errors import UserError
 from src.paths import display_path
-from src.submit.index import Index
+from src.submit.index import Duplicates, Index
 
 ID_WIDTH = 40  # characters of an id in the table
 SHOWN_GROUPS = 20  # groups of duplicates that are printed
@@ -72,9 +72,8 @@ def print_results(results: pl.DataFrame) -> None:
         )
 
 
-def print_duplicates(index: Index, threshold: float) -> pl.DataFrame:
-    """The largest groups of near-duplicates, and how many there are; returns the pairs."""
-    found = index.duplicates(threshold, progress=True)
+def print_duplicates(index: Index, found: Duplicates, threshold: float) -> None:
+    """The largest groups of near-duplicates, and how many there are."""
     groups = found.groups.group_by("group", maintain_order=True).agg("id")
     for number, ids in groups.head(SHOWN_GROUPS).iter_rows():
         names = ", ".join(printable(identifier, ID_WIDTH) for identifier in ids[:4])
@@ -83,7 +82,6 @@ def print_duplicates(index: Index, threshold: float) -> pl.DataFrame:
         f"{len(groups)} groups of {len(found.groups)} images above {threshold}; "
         f"without the repeats {len(index) - len(found.pairs):,} of {len(index):,} images remain"
     )
-    return found.pairs
 
 
 # --- the command line ---
@@ -146,26 +144,40 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _search(options: argparse.Namespace) -> None:
+    out = _target(options.out)
+    page = _target(options.html)
     index = Index(options.file, images=options.images, engine=options.engine)
+
+    # files before the table: `| head` ends the command while it prints
     if options.duplicates is not None:
-        table = print_duplicates(index, options.duplicates)
+        found = index.duplicates(options.duplicates, progress=True)
+        if out is not None:
+            artifacts.save_table(out, found.pairs)
+        print_duplicates(index, found, options.duplicates)
     else:
         vector, title = query_vector(index, options)
         results = index.by_vector(vector, options.k, min_confidence=options.min_confidence)
+        if out is not None:
+            artifacts.save_table(out, results.drop("row"))
+        if page is not None:
+            _write_page(page, index, results, title)
         print_results(results)
-        table = results.drop("row")
 
-    if options.out:
-        out = Path(options.out).absolute()
-        artifacts.save_table(out, table)
-        print(f"written: {display_path(out)}")
-    if options.html:
-        from src.submit.pages import result_page
+    for file in (out, page):
+        if file is not None:
+            print(f"written: {display_path(file)}")
 
-        page = Path(options.html).absolute()
-        with artifacts.atomic(page) as temporary:
-            temporary.write_text(result_page(index, results, title), encoding="utf-8")
-        print(f"written: {display_path(page)}")
+
+def _write_page(page: Path, index: Index, results: pl.DataFrame, title: str) -> None:
+    from src.submit.pages import result_page  # only this needs the templates
+
+    with artifacts.atomic(page) as temporary:
+        temporary.write_text(result_page(index, results, title), encoding="utf-8")
+
+
+def _target(name: str | None) -> Path | None:
+    """A file to be written, refused before the search where that is impossible."""
+    return None if name is None else artifacts.check_writable(Path(name).absolute())
 
 
 if __name__ == "__main__":

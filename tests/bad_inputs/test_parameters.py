@@ -253,6 +253,14 @@ def test_a_former_name_is_answered_with_the_new_one(tmp_path, old, new):
     assert f"{stage}.{old} is not declared by" in said and f"it was renamed to {new!r}" in said
 
 
+@pytest.mark.parametrize(("old", "parts"), params.SPLIT.items())
+def test_a_parameter_that_became_several_is_answered_with_them(tmp_path, old, parts):
+    file = tmp_path / "params.yaml"
+    file.write_text(f"02_train_model_a: {{{old}: true}}")
+    assert f"it was split into {', '.join(parts)}" in refused(file, [])
+    assert set(parts) <= params.declared(params.NOTEBOOKS / "02_train_model_a.ipynb").keys()
+
+
 def test_a_former_value_is_answered_with_the_new_one(tmp_path):
     (tmp_path / "params.yaml").write_text("01_dedup: {keep: most_pictures}")
     said = refused(tmp_path / "params.yaml", [])

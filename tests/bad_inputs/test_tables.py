@@ -419,13 +419,15 @@ def test_a_bad_sample_beside_the_test_images_is_refused(menagerie, content, mess
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "folds.csv cannot be read"),
+        (b"", r"folds.csv has no column id, fold; there are \[\]"),
         (b"id,fold\na,x\n", "fold"),
-        (b"id\na\n", "wanted id and fold"),
+        (b"id\na\n", r"folds.csv has no column fold; there are \['id'\]"),
         (b"id,fold\na,0\na,1\n", "each id named once"),
         (b"id,fold\na,1\n", "folds must be 0, 1"),
         (b"id,fold\na,-1\n", "folds must be 0, 1"),
-        (b"id,fold\na,0,9\nb,1,9\n", "folds.csv cannot be read"),
+        (b"id,fold\na,0,9\nb,1,9\n", "2 of 2 rows cannot be used, e.g. row 1: more cells than"),
+        (b'id,fold\n"a,0\nb,1\n', "1 of 2 rows cannot be used, e.g. row 1: a quote is never"),
+        (b"id,fold\n\xff\xfe\xfd,0\nb,1\n", "e.g. row 1: its text is neither UTF-8"),
     ],
 )
 def test_a_bad_fold_file_is_refused(tmp_path, content, message):

@@ -42,6 +42,13 @@ FAULTS = [
     ),
     (
         "02_train_model_a",
+        "views",
+        ["center", "left"],
+        "02_train_model_a: views must be some of center, flip, zoom, corners, each once, got",
+    ),
+    ("02_train_model_a", "seeds", 0, "02_train_model_a: seeds must be at least 1, got 0"),
+    (
+        "02_train_model_a",
         "trainable_blocks",
         99,
         "02_train_model_a: trainable_blocks 99, but the tower has 3",

@@ -10,6 +10,7 @@ from src.data.layouts.caption_files import is_files, read_files
 from src.data.layouts.coco import is_coco, read_coco
 from src.data.layouts.diffusiondb import is_diffusiondb, read_diffusiondb
 from src.data.layouts.journeydb import is_journeydb, read_journeydb
+from src.data.layouts.json_lists import is_json_list, read_json_list
 from src.data.layouts.numbered import is_numbered, read_numbered
 from src.data.layouts.parquet import is_parquet, read_parquet
 from src.data.layouts.table_files import is_competition, is_table, read_competition, read_table
@@ -34,6 +35,7 @@ LAYOUTS = {  # in the order they are tried
     "table": Layout(is_table, read_table),
     "numbered": Layout(is_numbered, read_numbered),
     "files": Layout(is_files, read_files),
+    "json_list": Layout(is_json_list, read_json_list),
 }
 
 

@@ -73,24 +73,28 @@ def read_table(path: Path, text_column: str | None) -> pl.DataFrame:
 
     parts = []
     for file in files:
-        table = load_table(file)
-        finder = Finder(file.parent)
-        names = table.names(_image_column(table, finder))
-        prompt_column = column_of(table.columns, TEXT_COLUMNS, text_column, file, "text")
-        captions = table.captions(prompt_column)
-        reasons = _reasons(table)
-
-        # several rows may name one image, each with another prompt
-        rows = []
-        for name, identifier, prompts, reason in zip(
-            names, ids_of(names), captions, reasons, strict=True
-        ):
-            image, lost = finder.find(name)
-            rows += rows_of(identifier, image, prompts, reason or lost)
-
         is_named = path.is_file() and file.name.lower() not in METADATA
-        parts.append(from_rows(rows, file.stem if is_named else file.parent.name))
+        source = file.stem if is_named else file.parent.name
+        parts.append(rows_of_table(load_table(file), text_column, source))
     return pl.concat(parts)
+
+
+def rows_of_table(table: Table, text_column: str | None, source: str) -> pl.DataFrame:
+    """The rows of one table; images are looked for beside it and below its folder."""
+    finder = Finder(table.file.parent)
+    names = table.names(_image_column(table, finder))
+    prompt_column = column_of(table.columns, TEXT_COLUMNS, text_column, table.file, "text")
+    captions = table.captions(prompt_column)
+    reasons = _reasons(table)
+
+    # several rows may name one image, each with another prompt
+    rows = []
+    for name, identifier, prompts, reason in zip(
+        names, ids_of(names), captions, reasons, strict=True
+    ):
+        image, lost = finder.find(name)
+        rows += rows_of(identifier, image, prompts, reason or lost)
+    return from_rows(rows, source)
 
 
 def _image_column(table: Table, finder: Finder) -> str:

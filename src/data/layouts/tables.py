@@ -84,7 +84,7 @@ def load_table(file: Path) -> Table:
     rows = []
     reasons = []
     with artifacts.readable(file), open_rows(file) as stream:
-        for row, reason in _rows(file, stream):
+        for row, reason in table_rows(file, stream):
             rows.append(row)
             reasons.append(reason)
 
@@ -100,7 +100,7 @@ def open_rows(file: Path) -> TextIO:
     return open_text(file, newline="" if suffix_of(file) in DELIMITERS else None)
 
 
-def _rows(file: Path, stream: TextIO) -> Iterator[tuple[dict, str | None]]:
+def table_rows(file: Path, stream: TextIO) -> Iterator[tuple[dict, str | None]]:
     """Each row of a text table by column, and the reason why it is no good."""
     if suffix_of(file) in DELIMITERS:
         yield from _separated_rows(file, stream)
@@ -142,7 +142,7 @@ def text_cells(file: Path, text_column: str | None) -> Iterator[Caption]:
     """
     column = column_of(column_names(file), TEXT_COLUMNS, text_column, file, "text")
     with artifacts.readable(file), open_rows(file) as stream:
-        for row, reason in _rows(file, stream):
+        for row, reason in table_rows(file, stream):
             if reason:
                 yield Caption(None, reason)
             else:
