@@ -1,13 +1,15 @@
 """Data filters 1 and 2: the rules, and the cosine filter (equation 7)."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from src.data.normalize import normalize_prompts
-from src.dedup import similarity
-from src.dedup.similarity import PairScan
+
+if TYPE_CHECKING:
+    from src.dedup.similarity import PairScan
 
 # the thresholds at which notebook 01 shows how many rows would stay
 CURVE = np.arange(55, 99) / 100
@@ -103,6 +105,8 @@ def cosine_filter(
     before it, and `similarity` (n,) float32 to that keeper. No two kept rows are above the
     threshold. Exact, in blocks of `block` rows.
     """
+    from src.dedup import similarity
+
     scan = similarity.scan_pairs(embeddings, threshold, block=block)
     return scan.keeper, scan.similarity
 
@@ -114,6 +118,8 @@ def near_any(
     embeddings: np.ndarray, others: np.ndarray, threshold: float, *, device: str = "cpu"
 ) -> np.ndarray:
     """(n,) bool: which unit rows are above `threshold` with one of `others`, which may be none."""
+    from src.dedup import similarity
+
     if not len(others):
         return np.zeros(len(embeddings), bool)
     highest, _ = similarity.nearest_in(embeddings, others, device=device)
@@ -121,7 +127,7 @@ def near_any(
 
 
 def just_merged(
-    scan: PairScan, removed: np.ndarray, prompts: Sequence[str], *, count: int
+    scan: "PairScan", removed: np.ndarray, prompts: Sequence[str], *, count: int
 ) -> list[tuple[int, str]]:
     """Row and caption of the `count` rows nearest to the threshold, each followed by its keeper."""
     nearest_first = removed[np.argsort(scan.similarity[removed], kind="stable")]
@@ -134,7 +140,7 @@ def just_merged(
     return captioned
 
 
-def threshold_sentences(scan: PairScan, threshold: float, n_eligible: int) -> str:
+def threshold_sentences(scan: "PairScan", threshold: float, n_eligible: int) -> str:
     """How many of the `n_eligible` rows the filter keeps, and how many at thresholds beside it."""
     stays = int(scan.stays.sum())
     beside = [
