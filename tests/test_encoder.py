@@ -2,12 +2,13 @@
 
 import shutil
 import threading
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from src import artifacts, encoder
-from src.encoder.batches import prepared, read_together
+from src.batches import prepared, read_together, to_device
 from tests.helpers import toy_training
 
 
@@ -67,6 +68,46 @@ def test_for_a_gpu_the_next_batch_is_prepared_while_this_one_is_used():
             assert (thread == threading.main_thread().name) == (kind == "cpu")
             assert len(started) <= min(n + 1 + ahead, 5)
         assert started == list(range(5))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A batch as training has it: tensors, and what is none."""
+
+    inputs: torch.Tensor
+    weight: torch.Tensor | None
+    rows: list[int]
+
+
+def test_a_batch_for_a_gpu_is_pinned_in_the_thread_that_reads_it(monkeypatch):
+    copied = []
+    pinned = []
+
+    def pin_memory(tensor):
+        assert threading.current_thread() is not threading.main_thread()
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    def to(tensor, device, *, non_blocking):
+        assert any(tensor is x for x in pinned)
+        assert non_blocking and device.type == "cuda"
+        copied.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: any(tensor is x for x in pinned))
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    gpu = torch.device("cuda")
+
+    def read(n):
+        return {"pair": Pair(torch.full((2,), n), torch.zeros(2), [n]), "none": None}
+
+    for n, batch in enumerate(prepared(read, range(3), gpu)):
+        pair = batch["pair"]
+        assert pair.rows == [n] and batch["none"] is None
+        assert to_device(pair.inputs, gpu).tolist() == [n, n]
+        to_device(pair.weight, gpu)
+    assert len(pinned) == len(copied) == 6
 
 
 def test_an_error_in_the_thread_reaches_the_loop():

@@ -85,6 +85,26 @@ def test_a_folder_of_transformers_gives_what_transformers_gives(tmp_path, family
         torch.testing.assert_close(clip.model.encode_text(clip.tokenizer(texts)), text)
 
 
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_a_folder_of_transformers_runs_at_another_size(tmp_path, family):
+    import transformers
+
+    name = random_clips.write_hugging_face_clip(family, tmp_path / "clip")
+    clip = encoder.load(f"{name}@64", device="cpu")
+    assert clip.geometry.size == 64
+    assert clip.fingerprint != encoder.load(name, device="cpu").fingerprint
+    assert Tower(clip.model.visual, 1).splits
+
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "clip").eval()
+    x = clip.normalize(toy_training.data_for(clip, 3).pixels)
+    with torch.no_grad():
+        image = theirs.get_image_features(pixel_values=x, interpolate_pos_encoding=True)
+        torch.testing.assert_close(clip.model.encode_image(x), image.pooler_output)
+
+    with pytest.raises(RuntimeError, match="60 pixels are no multiple of the 8 of a patch"):
+        encoder.load(f"{name}@60", device="cpu")
+
+
 def test_a_lost_rotary_embedding_is_noticed(monkeypatch, tmp_path):
     name = random_clips.write_random_clip("EVA02-B-16", tmp_path / "clip")
     visual = encoder.load(name, device="cpu").model.visual
@@ -119,6 +139,23 @@ def test_weights_under_other_names_are_loaded(tmp_path, name):
         torch.save({"state_dict": expected, "epoch": 3}, file.with_name(name))
     loaded = encoder.load(clip, device="cpu").model.state_dict()
     assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
+
+
+def test_pickled_weights_run_at_another_size_whatever_their_name(tmp_path):
+    loaded = []
+    for name in ("model.pth", "weights.pt"):
+        clip = toy_training.write_clip(tmp_path / name / "clip")
+        file = tmp_path / name / "clip" / "open_clip_model.safetensors"
+        torch.save(encoder.load(clip, device="cpu").model.state_dict(), file.with_name(name))
+        file.unlink()
+        loaded.append(encoder.load(f"{clip}@64", device="cpu"))
+
+    by_open_clip, by_hand = loaded
+    assert by_hand.geometry.size == by_open_clip.geometry.size == 64
+    tensors = by_open_clip.model.state_dict()
+    assert tensors["visual.positional_embedding"].shape[0] == 17  # 4 x 4 patches and the class
+    for key, tensor in by_hand.model.state_dict().items():
+        assert torch.equal(tensor, tensors[key]), key
 
 
 def test_a_git_lfs_pointer_and_a_training_checkpoint_are_named(tmp_path):

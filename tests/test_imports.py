@@ -10,9 +10,11 @@ from src.paths import ROOT
 SHARED = {
     "src",
     "artifacts",
+    "batches",
     "dask_workers",
     "errors",
     "knn",
+    "lazy",
     "metrics",
     "paths",
     "plots",

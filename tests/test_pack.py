@@ -12,13 +12,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from src import artifacts, errors, paths
+from src import artifacts, encoder, errors, paths
 from src.ensemble.blending import combine
 from src.ensemble.members import load_members
 from src.paths import ROOT
 from src.submit import batch, kaggle, pack, submission
 from src.submit import predictor as predictor_module
 from src.submit.predictor import Predictor, stack
+from tests.helpers import random_clips
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +227,21 @@ def test_the_notebook_for_kaggle_writes_the_submission(trained, packed, tmp_path
     submission.check(
         tmp_path / "working" / "submission.csv", attached / "competition" / "sample_submission.csv"
     )
+
+
+def test_a_local_tower_of_timm_is_packed_too(trained, tmp_path):
+    tower = random_clips.write_timm_tower("test_vit", tmp_path / "tower")
+    clip = f"local-dir:{trained / 'clip'}"
+    for file in (paths.MEMBERS_A, paths.MEMBERS_B, paths.BLEND):
+        (tmp_path / "pack" / "output" / file).parent.mkdir(parents=True, exist_ok=True)
+        content = {"members": ["model_a", "small"]}
+        artifacts.save_json(tmp_path / "pack" / "output" / file, content)
+
+    pack._pack_clips(tmp_path / "pack", {"model_a": clip, "small": tower}, {"model_b": clip})
+    named = artifacts.load_json(tmp_path / "pack" / "output" / paths.MEMBERS_A)["clip"]
+    assert named == {"model_a": "local-dir:clip/0", "small": "timm:local-dir:clip/1"}
+    copied = encoder.load(f"timm:local-dir:{tmp_path / 'pack' / 'clip' / '1'}", device="cpu")
+    assert copied.fingerprint == encoder.load(tower, device="cpu").fingerprint
 
 
 def test_a_pack_needs_an_empty_folder_and_a_local_clip(trained, tmp_path, capsys):

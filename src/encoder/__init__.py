@@ -9,21 +9,26 @@ from src.encoder.embedding import (
     text_embeddings,
     trimmed,
 )
-from src.encoder.folders import LOCAL, local_folder
+from src.encoder.folders import LOCAL, TIMM, is_local, local_folder
 from src.encoder.loading import load, sized
+from src.encoder.shared_text import embed_sentences, reads_sentences
 
 __all__ = [
     "LOCAL",
+    "TIMM",
     "Encoder",
     "autocast",
     "choose_device",
     "describe",
     "embed_images",
+    "embed_sentences",
     "embed_texts",
     "image_embeddings",
+    "is_local",
     "load",
     "local_folder",
     "multiplies_bf16",
+    "reads_sentences",
     "require_text",
     "sized",
     "text_embeddings",

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from src.artifacts import fingerprint
+from src.batches import to_device
 from src.data.images import ImagePreprocess
-from src.encoder.batches import to_device
 
 Tokenizer = Callable[[list[str]], torch.Tensor]  # texts -> (n, context) int64
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from src.artifacts import cached_embeddings, fingerprint
+from src.batches import prepared, read_together, to_device
 from src.data.images import Pixels, Rows
-from src.encoder.batches import prepared, read_together, to_device
 from src.encoder.clip import Encoder, Tokenizer, autocast
 
 

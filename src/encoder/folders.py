@@ -10,19 +10,27 @@ from src.encoder.towers import FAMILIES
 from src.paths import display_path, resolve
 
 LOCAL = "local-dir:"
+TIMM = "timm:"  # before a name or a local-dir: a tower of timm, without text
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers in preprocessor_config.json
 
 
+def is_local(clip: str) -> bool:
+    """Whether a CLIP's name is that of a folder: `local-dir:path` or `timm:local-dir:path`."""
+    return clip.removeprefix(TIMM).startswith(LOCAL)
+
+
 def local_folder(clip: str) -> Path:
-    """The folder of a `local-dir:` CLIP.
+    """The folder of a local CLIP. What a tower of timm needs in it, timm itself checks.
 
     Raises FileNotFoundError when it, its config or its weights are missing, ValueError naming a
     config that is no JSON object, or weights that are none.
     """
-    folder = resolve(clip.removeprefix(LOCAL))
+    folder = resolve(clip.removeprefix(TIMM).removeprefix(LOCAL))
     if not folder.is_dir():
         raise FileNotFoundError(f"clip: there is no folder {display_path(folder)} (from {clip!r})")
+    if clip.startswith(TIMM):
+        return folder
 
     if family_of(folder) is None:
         config = folder / "open_clip_config.json"

@@ -2,7 +2,10 @@
 
 import copyreg
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
@@ -14,17 +17,17 @@ from src.data.images import ImagePreprocess
 from src.encoder.clip import ClipModel, Encoder, Tokenizer, choose_device
 from src.encoder.folders import (
     LOCAL,
+    TIMM,
     check_is_state_dict,
     family_of,
     folder_fingerprint,
     hugging_face_preprocess,
+    is_local,
     local_folder,
     weight_files,
 )
 from src.encoder.towers import load_hugging_face, load_timm
-from src.paths import resolve
 
-TIMM = "timm:"
 SIZE = re.compile(r"@([1-9]\d*)$")  # behind a name: another input size, e.g. ViT-L-14/openai@336
 
 
@@ -39,9 +42,7 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
     weights that are none, RuntimeError when a name cannot be loaded.
     """
     plain, size = sized(clip)
-    folder = local_folder(plain) if plain.startswith(LOCAL) else None
-    if plain.startswith(TIMM + LOCAL):
-        folder = resolve(plain.removeprefix(TIMM + LOCAL))
+    folder = local_folder(plain) if is_local(plain) else None
     target = choose_device(device)
     try:
         loaded, tokenizer, settings = _load(plain, size, folder)
@@ -91,12 +92,7 @@ def _load(
 
     if folder is not None and family_of(folder) is not None:
         settings = hugging_face_preprocess(folder)
-        model, tokenizer = load_hugging_face(folder)
-
-        # its position embeddings are not interpolated here
-        side = model.visual.image_size
-        if (size or settings["size"]) != side:
-            raise ValueError(f"a folder of transformers runs at its own {side} pixels alone")
+        model, tokenizer = load_hugging_face(folder, size or settings["size"])
         return model, tokenizer, settings
     return _load_open_clip(plain, size, folder)
 
@@ -106,39 +102,45 @@ def _load_open_clip(
 ) -> tuple[nn.Module, Tokenizer, dict]:
     import open_clip
 
-    name, pretrained = _split_name(plain, folder)
-    file = None if folder is None else _pickled_weights(folder, size)
-    model = open_clip.create_model(
-        name,
-        pretrained=pretrained,
-        load_weights=file is None,
-        pretrained_text=False,
-        force_image_size=size,
-        **({} if folder is None else _text_tower(folder)),
-    )
-    if file is not None:
-        open_clip.load_checkpoint(model, str(file), weights_only=True)
+    text_tower = {} if folder is None else _text_tower(folder)
+    with _as_open_clip_reads(folder) as readable_folder:
+        name, pretrained = _split_name(plain, readable_folder)
+        model = open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            load_weights=True,
+            pretrained_text=False,
+            force_image_size=size,
+            **text_tower,
+        )
     settings = open_clip.get_model_preprocess_cfg(model)
+    name, _ = _split_name(plain, folder)
     return model, open_clip.get_tokenizer(name), settings
 
 
-def _pickled_weights(folder: Path, size: int | None) -> Path | None:
-    """The .pt file to load by hand, which open_clip does not look for in a folder; else None.
+@contextmanager
+def _as_open_clip_reads(folder: Path | None) -> Iterator[Path | None]:
+    """The folder; or, where its weights are a .pt, which open_clip does not look for, a folder of
+    links to its files in which the weights are a .pth.
 
     Raises ValueError where the pickled weights that will be loaded are a training checkpoint.
     """
-    files = weight_files(folder)
-    if any(file.suffix == ".safetensors" for file in files):
-        return None
+    files = [] if folder is None else weight_files(folder)
+    if folder is None or any(file.suffix == ".safetensors" for file in files):
+        yield folder
+        return
+
     for file in files:
         check_is_state_dict(file)
+    if any(file.suffix != ".pt" for file in files):
+        yield folder
+        return
 
-    others = [file for file in files if file.suffix != ".pt"]
-    if others:
-        return None
-    if size is not None:
-        raise ValueError(f"rename {files[0].name} to .pth: at another size open_clip must load it")
-    return files[0]
+    with TemporaryDirectory() as links:
+        for file in folder.iterdir():
+            (Path(links) / file.name).symlink_to(file.absolute())
+        (Path(links) / "model.pth").symlink_to(files[0].absolute())
+        yield Path(links)
 
 
 def _split_name(clip: str, folder: Path | None) -> tuple[str, str | None]:

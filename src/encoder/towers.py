@@ -22,14 +22,21 @@ ForeignModule = Any
 
 
 class HuggingFaceVision(nn.Module):
-    """The vision tower of a CLIPModel or SiglipModel, from pixels to embeddings (n, D)."""
+    """The vision tower of a CLIPModel or SiglipModel, from pixels to embeddings (n, D).
 
-    def __init__(self, model: ForeignModule):
+    Images of another `size` in pixels than the model's own have its position embeddings
+    interpolated. ValueError where the size is no multiple of a patch's.
+    """
+
+    def __init__(self, model: ForeignModule, size: int):
         super().__init__()
         self.vision_model: ForeignModule = model.vision_model
+        patch = model.config.vision_config.patch_size
+        if size % patch:
+            raise ValueError(f"{size} pixels are no multiple of the {patch} of a patch")
         self.visual_projection = getattr(model, "visual_projection", nn.Identity())
         self.is_clip = hasattr(model, "visual_projection")
-        self.image_size = model.config.vision_config.image_size
+        self.image_size = size
         self.checkpointing = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -43,7 +50,7 @@ class HuggingFaceVision(nn.Module):
 
     def stem(self, x: torch.Tensor) -> torch.Tensor:
         """Pixels to tokens."""
-        x = self.vision_model.embeddings(x)
+        x = self.vision_model.embeddings(x, interpolate_pos_encoding=True)
         return self.vision_model.pre_layrnorm(x) if self.is_clip else x
 
     def blocks(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
@@ -77,9 +84,9 @@ class _Unmasked:
 class HuggingFaceClip(nn.Module):
     """A CLIPModel or SiglipModel of transformers."""
 
-    def __init__(self, model: ForeignModule):
+    def __init__(self, model: ForeignModule, size: int):
         super().__init__()
-        self.visual = HuggingFaceVision(model)
+        self.visual = HuggingFaceVision(model, size)
         self.text_model: ForeignModule = model.text_model
         self.text_projection = getattr(model, "text_projection", nn.Identity())
 
@@ -110,8 +117,8 @@ class HuggingFaceTokens:
         return tokens.input_ids
 
 
-def load_hugging_face(folder: Path) -> tuple[HuggingFaceClip, HuggingFaceTokens]:
-    """The model and the tokenizer of a Hugging Face CLIP or SigLIP folder.
+def load_hugging_face(folder: Path, size: int) -> tuple[HuggingFaceClip, HuggingFaceTokens]:
+    """The model, for images of `size` pixels, and the tokenizer of a Hugging Face folder.
 
     Raises what transformers raises, and ValueError for weights that do not fit the config.
     """
@@ -132,7 +139,7 @@ def load_hugging_face(folder: Path) -> tuple[HuggingFaceClip, HuggingFaceTokens]
             f"its weights lack {len(missing)} tensors of its config, e.g. {missing[0]}"
         )
     context = model.config.text_config.max_position_embeddings
-    return HuggingFaceClip(model), HuggingFaceTokens(folder, context)
+    return HuggingFaceClip(model, size), HuggingFaceTokens(folder, context)
 
 
 # --- timm ---

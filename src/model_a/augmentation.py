@@ -3,28 +3,13 @@
 They work on the batch, on the device that trains.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torchvision.transforms import v2
 
+from src.model_a.recipe import ImageChanges
+
 # images that share one draw of angle and crop: a batch has many draws, a draw costs one kernel
 CHUNK = 8
-
-
-@dataclass(frozen=True)
-class ImageChanges:
-    """Which changes are made: rotation by up to 10 degrees, a flip in half of the cases, a crop of
-    70 to 100 % of the area.
-    """
-
-    rotation: bool
-    flip: bool
-    crop: bool
-
-    def __bool__(self) -> bool:
-        return self.rotation or self.flip or self.crop
-
 
 ALL = ImageChanges(rotation=True, flip=True, crop=True)
 NONE = ImageChanges(rotation=False, flip=False, crop=False)

@@ -15,8 +15,8 @@ import torch
 from sklearn.model_selection import GroupShuffleSplit
 from torch.nn import functional as F
 
+from src.batches import prepared, read_together
 from src.encoder import Encoder, autocast
-from src.encoder.batches import prepared, read_together
 from src.metrics import avg_cos, l2_normalize
 from src.model_a import head as heads
 from src.model_a.fitted import FittedModel, interpolate, restore, snapshot
@@ -301,5 +301,5 @@ def predict_pixels(
         x = encoder.normalize(pixels[start : start + batch_size])
         with autocast(encoder.device):
             activations = fitted.tower.frozen(x)
-        parts.append(F.normalize(fitted.forward(activations), dim=-1).cpu())
-    return torch.cat(parts).numpy()
+        parts.append(F.normalize(fitted.forward(activations), dim=-1))
+    return read_together(parts).numpy()

@@ -1,18 +1,18 @@
 """From an image embedding to a sentence embedding: the linear probe, and heads that start as it."""
 
-from typing import NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
 from torch import nn
 
 from src.metrics import avg_cos
+from src.model_a.recipe import HEADS, HeadOptions
 
 N_OUT = 384
 # for unit rows: from next to none to almost the mean
 RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
-HEADS = ("linear", "paper", "wide")
 HIDDEN = 1024  # of the wide head; at least 2 * N_OUT, so that its start can be the probe
 
 
@@ -64,14 +64,6 @@ class Wide(nn.Module):
 
     def forward(self, embedding: torch.Tensor) -> torch.Tensor:
         return self.fc2(torch.relu(self.norm1(self.fc1(embedding))))
-
-
-class HeadOptions(TypedDict, total=False):
-    """The options of `Head`, as they are passed on."""
-
-    activation: str
-    mix: float
-    learn_mix: bool
 
 
 # --- the linear probe ---

@@ -5,19 +5,20 @@ The defaults stand in the parameter cell of notebook 02, and nowhere else.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict
 
-from src.model_a.augmentation import ImageChanges
-from src.model_a.head import ACTIVATIONS, HEADS, HeadOptions
-
+HEADS = ("linear", "paper", "wide")
+ACTIVATIONS = ("none", "relu", "gelu", "tanh")
 TOWERS = ("trained", "frozen")
 LOSSES = ("cosine", "contrastive", "huber")
 STARTS = ("probe", "random")
+# of a set's kept activations; above this the frozen blocks run again in every epoch
+ACTIVATION_BYTES = 4 << 30
 
 CHOICES = {
     "head": HEADS,
     "tower": TOWERS,
-    "activation": tuple(ACTIVATIONS),
+    "activation": ACTIVATIONS,
     "head_init": STARTS,
     "loss": LOSSES,
 }
@@ -59,6 +60,28 @@ def out_of_range(
 
     allowed = f"at least {low}" if high is None else f"within {low}..{high}"
     return [f"{name} must be {allowed}, got {value}"]
+
+
+@dataclass(frozen=True)
+class ImageChanges:
+    """Which changes are made: rotation by up to 10 degrees, a flip in half of the cases, a crop of
+    70 to 100 % of the area.
+    """
+
+    rotation: bool
+    flip: bool
+    crop: bool
+
+    def __bool__(self) -> bool:
+        return self.rotation or self.flip or self.crop
+
+
+class HeadOptions(TypedDict, total=False):
+    """The options of `Head`, as they are passed on."""
+
+    activation: str
+    mix: float
+    learn_mix: bool
 
 
 @dataclass(frozen=True)

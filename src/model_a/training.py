@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from src.artifacts import atomic, readable
+from src.batches import prepared, to_device
 from src.encoder import Encoder, autocast
-from src.encoder.batches import prepared, to_device
-from src.model_a.augmentation import NONE, ImageChanges, augment
+from src.model_a.augmentation import NONE, augment
 from src.model_a.fitted import FittedModel, load_weights, restore, snapshot, weights
-from src.model_a.recipe import Recipe
+from src.model_a.recipe import ImageChanges, Recipe
 from src.model_a.tower import Tower
 from src.model_a.training_set import TrainingSet
 

@@ -14,12 +14,10 @@ from src.artifacts import atomic, fingerprint, indices_of_ids, load_json, reserv
 from src.data import images, prompts
 from src.encoder import Encoder, autocast, image_embeddings, text_embeddings
 from src.model_a.head import N_OUT
-from src.model_a.recipe import Recipe
+from src.model_a.recipe import ACTIVATION_BYTES, Recipe
 from src.model_a.tower import Tower, make_tower, plain_tower
 from src.paths import CACHE
 
-# above this the frozen blocks run again in every epoch
-ACTIVATION_BYTES = 4 << 30
 # a removed row stands in for its keeper from this similarity on; rows that filter 1 removed
 # may be less alike
 STAND_IN_SIMILARITY = 0.85

@@ -6,8 +6,6 @@ Each is made from the pixels that the tower sees anyway, so the stages and new i
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from torchvision.transforms.v2 import functional as transforms
 
 CENTER = "center"
 PLAIN = (CENTER,)  # the image as it is, and nothing else
@@ -31,6 +29,9 @@ def cut_out(pixels: np.ndarray, down: float, right: float) -> np.ndarray:
 
     `down` and `right` say where it lies, from 0 (top, left) to 1 (bottom, right).
     """
+    import torch
+    from torchvision.transforms.v2 import functional as transforms
+
     full = pixels.shape[1]
     side = round(SIDE * full)
     top = round(down * (full - side))

@@ -40,14 +40,37 @@ def column_encoders(
     device: str = "auto",
     encoded: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Encode]:
-    """What encodes the datastore's columns; `encoded` holds values that are there already, by
-    prompt.
+    """What encodes the datastore's columns, values first; `encoded` holds values that are there
+    already, by prompt.
+
+    A CLIP whose text tower is the sentence encoder itself takes its keys from the values.
     """
-    encode_value = partial(prompts.encode, model=sentence_model, device=device, known=encoded)
-    return {
-        datastore.VALUES: encode_value,
-        **{clip.tag: partial(encoder.embed_texts, clip) for clip in clips},
-    }
+    encode_value = LastCall(
+        partial(prompts.encode, model=sentence_model, device=device, known=encoded)
+    )
+    sentences = prompts.sentence_model(sentence_model, device)
+    encoders: dict[str, Encode] = {datastore.VALUES: encode_value}
+    for clip in clips:
+        if encoder.reads_sentences(clip, sentences):
+            encoders[clip.tag] = partial(encoder.embed_sentences, clip, sentences=encode_value)
+        else:
+            encoders[clip.tag] = partial(encoder.embed_texts, clip)
+    return encoders
+
+
+class LastCall:
+    """`encode`, which gives its last result again when it is asked for the same prompts."""
+
+    def __init__(self, encode: Encode):
+        self.encode = encode
+        self.prompts: list[str] | None = None
+        self.rows: np.ndarray | None = None
+
+    def __call__(self, prompts: list[str]) -> np.ndarray:
+        if self.rows is None or prompts != self.prompts:
+            self.rows = self.encode(prompts)
+            self.prompts = prompts
+        return self.rows
 
 
 def add_precomputed(

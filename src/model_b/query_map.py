@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import Ridge
-from sklearn.model_selection import GroupShuffleSplit
 
 from src import knn
 from src.metrics import avg_cos, l2_normalize
@@ -58,6 +56,8 @@ def learn(
     """
     matrix = offset = penalty = None
     if linear:
+        from sklearn.linear_model import Ridge
+
         penalty = _best_penalty(images, texts, group, seed, penalties)
         ridge = Ridge(penalty).fit(images.astype(np.float64), texts.astype(np.float64))
         matrix = ridge.coef_.T.astype(np.float32)
@@ -78,6 +78,9 @@ def _best_penalty(
     seed: int,
     penalties: Sequence[float],
 ) -> float:
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GroupShuffleSplit
+
     # whole groups, or near-duplicates of the held-out rows would choose too small a penalty
     split = GroupShuffleSplit(1, test_size=0.1, random_state=seed).split(images, groups=group)
     fit_rows, held_out = next(split)

@@ -349,7 +349,7 @@ def _size_problems(name: str, value: object) -> list[str]:
 def input_paths(values: dict[str, object]) -> dict[str, Path]:
     """Parameter -> the user's file or folder it names.
 
-    That is each of FILES, and a `local-dir:` CLIP (without its @size).
+    That is each of FILES, and a local CLIP (without its @size).
     """
     by_name: dict[str, Path] = {}
     for name, value in values.items():
@@ -388,8 +388,9 @@ def _path_of(name: str, entry: object) -> Path | None:
     if not isinstance(entry, str):
         return None
 
-    if entry.startswith("local-dir:"):
-        return resolve(re.sub(r"@\d+$", "", entry.removeprefix("local-dir:")))
+    folder = entry.removeprefix("timm:")
+    if folder.startswith("local-dir:"):
+        return resolve(re.sub(r"@\d+$", "", folder.removeprefix("local-dir:")))
     return resolve(entry) if name in FILES else None
 
 

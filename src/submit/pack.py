@@ -40,9 +40,7 @@ def write(output: Path, folder: Path) -> Path:
         raise UserError(f"pack: {display_path(folder)} is not empty")
     clips_a, clips_b = clip_names(output)
     from_hub = {
-        clip
-        for clip in (*clips_a.values(), *clips_b.values())
-        if not clip.startswith(encoder.LOCAL)
+        clip for clip in (*clips_a.values(), *clips_b.values()) if not encoder.is_local(clip)
     }
     if from_hub:
         raise UserError(
@@ -85,8 +83,9 @@ def _pack_clips(folder: Path, clips_a: dict[str, str], clips_b: dict[str, str]) 
         if plain not in copies:
             copies[plain] = f"clip/{len(copies)}"
             shutil.copytree(encoder.local_folder(plain), folder / copies[plain])
+        kind = encoder.TIMM if plain.startswith(encoder.TIMM) else ""
         suffix = f"@{size}" if size else ""
-        packed_names[clip] = f"{encoder.LOCAL}{copies[plain]}{suffix}"
+        packed_names[clip] = f"{kind}{encoder.LOCAL}{copies[plain]}{suffix}"
 
     # the packed files name the copies; those of the output itself are not touched
     output = folder / "output"

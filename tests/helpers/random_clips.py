@@ -13,7 +13,7 @@ from tests.helpers.toy_training import MEAN, STD, TEXT
 SHORT_VIT = {"layers": 3, "width": 64, "head_width": 32, "image_size": 64}
 # what makes a family's tower small: other entries of its vision config
 SMALLER = {
-    "MobileCLIP-S1": {"image_size": 64},
+    "MobileCLIP-S1": {"timm_model_name": "fastvit_t8", "image_size": 64},
     "MobileCLIP2-S0": {"image_size": 64},
     "coca_ViT-B-32": SHORT_VIT | {"attn_pooler_heads": 2},
     "EVA02-B-16": {"timm_model_name": "eva02_tiny_patch14_224"},
@@ -25,8 +25,15 @@ SMALLER = {
 }
 
 
+# towers of timm that know their input size run at another one: (side / patch)^2 tokens
+RUN_AT = {"EVA02-B-16": 56, "PE-Core-T-16-384": 64}
+
+
 def write_random_clip(name: str, folder: Path) -> str:
-    """open_clip's model `name` with a tiny text tower, and its tower as SMALLER makes it."""
+    """open_clip's model `name` with a tiny text tower, and its tower as SMALLER makes it.
+
+    The name to load it by, with an input size where RUN_AT has one.
+    """
     config = open_clip.get_model_config(name)
     vision = config["vision_cfg"] | SMALLER.get(name, {})
     coca = {"embed_cls": True, "output_tokens": True} if "multimodal_cfg" in config else {}
@@ -44,7 +51,8 @@ def write_random_clip(name: str, folder: Path) -> str:
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     save_file(tensors, folder / "open_clip_model.safetensors")
-    return f"local-dir:{folder}"
+    size = f"@{RUN_AT[name]}" if name in RUN_AT else ""
+    return f"local-dir:{folder}{size}"
 
 
 def write_timm_tower(name: str, folder: Path, **options: object) -> str:

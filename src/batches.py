@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,13 +17,26 @@ def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`x` on the device; to a GPU from pinned memory, so that the copy does not hold up the CPU."""
     if device.type != "cuda" or x.device.type == "cuda":
         return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)
+    host = x if x.is_pinned() else x.pin_memory()
+    return host.to(device, non_blocking=True)
+
+
+def pinned(batch: Any) -> Any:
+    """The batch with every tensor on the CPU in pinned memory: a tensor, or a dict or dataclass."""
+    if isinstance(batch, torch.Tensor):
+        return batch.pin_memory() if batch.device.type == "cpu" else batch
+    if isinstance(batch, dict):
+        return {name: pinned(value) for name, value in batch.items()}
+    if is_dataclass(batch) and not isinstance(batch, type):
+        changed = {part.name: pinned(getattr(batch, part.name)) for part in fields(batch)}
+        return replace(batch, **changed)
+    return batch
 
 
 def prepared(
     prepare: Callable[[Item], Batch], items: Iterable[Item], device: torch.device
 ) -> Iterator[Batch]:
-    """`prepare(item)` for each item, in order; for a GPU one ahead, in a thread.
+    """`prepare(item)` for each item, in order; for a GPU one ahead and pinned, in a thread.
 
     On a CPU both would only compete for the same cores.
     """
@@ -31,10 +45,13 @@ def prepared(
             yield prepare(item)
         return
 
+    def prepare_pinned(item: Item) -> Batch:
+        return pinned(prepare(item))
+
     with ThreadPoolExecutor(1) as pool:
         waiting = None
         for item in items:
-            following = pool.submit(prepare, item)
+            following = pool.submit(prepare_pinned, item)
             if waiting is not None:
                 yield waiting.result()
             waiting = following
