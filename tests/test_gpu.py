@@ -11,7 +11,7 @@ from src.dedup import filters, similarity
 from src.knn import gpu
 from src.metrics import cosines, l2_normalize
 from src.model_a import fit, folds
-from src.model_b import text_pool
+from src.model_b import text_pool, weighting
 from src.submit.predictor import Predictor
 from tests.helpers import toy_training, trained_output
 from tests.helpers.recipes import small_recipe
@@ -273,3 +273,21 @@ def test_new_images_get_the_same_embeddings_and_prompts_on_a_gpu(tmp_path):
     assert close.min() > 0.99 and all(
         first[0] in names for first, names in zip(on_gpu.prompts, on_cpu.prompts, strict=True)
     )
+
+
+def test_k_and_weights_tuned_there_are_those_of_the_cpu():
+    rng = np.random.default_rng(5)
+    values = l2_normalize(rng.standard_normal((900, 384), dtype=np.float32))
+    similarity = -np.sort(-rng.uniform(0.1, 0.9, (300, 60)), axis=1).astype(np.float32)
+    index = np.stack([rng.permutation(900)[:60] for _ in range(300)])
+    truth = l2_normalize(values[index[:, :5]].mean(axis=1))
+    every = [weighting.Weighting(dim=d) for d in (2, 8, 48)] + [weighting.Weighting(tau=0.05)]
+    grids = {"k_grid": [5, 20, 60], "weightings": every}
+    fold = np.arange(300) % 3
+    on_cpu, on_gpu = (
+        weighting.tune(similarity, index, values.__getitem__, truth, fold, **grids, device=device)
+        for device in ("cpu", "cuda")
+    )
+    np.testing.assert_allclose(on_gpu.grid["avg_cos"], on_cpu.grid["avg_cos"], atol=1e-5)
+    assert (on_gpu.k, on_gpu.weighting) == (on_cpu.k, on_cpu.weighting)
+    np.testing.assert_allclose(on_gpu.prediction, on_cpu.prediction, atol=1e-5)

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from src import artifacts, paths
 from src.metrics import avg_cos, l2_normalize
-from src.model_b import datastore, explain
+from src.model_b import datastore, explain, weighting
 from src.model_b.isolation import text_conflicts, visible_rows
 from src.model_b.model import ModelB, WeightedRoute, files, fit_model, load, merge_routes
 from src.model_b.routes import Library, Route, fit_route, search_out_of_fold
@@ -31,6 +32,12 @@ def lists(q, k, seed=1):
     draw = np.random.default_rng(seed)
     similarity = -np.sort(-draw.uniform(0.1, 0.9, (q, k)), axis=1).astype(np.float32)
     return similarity, np.stack([draw.permutation(len(VALUES))[:k] for _ in range(q)])
+
+
+def small_blocks(monkeypatch):
+    """Let the toy lists take many blocks, and a block many parts."""
+    monkeypatch.setitem(weighting.BLOCK_NEIGHBORS, "cpu", 40)
+    monkeypatch.setitem(weighting.PART_BYTES, "cpu", 400)
 
 
 # --- equations 4 and 5 ---
@@ -138,24 +145,26 @@ def test_coef_does_not_matter_after_unit_length():
 
 
 @pytest.mark.parametrize(
-    "weighting",
+    "given",
     [OUTSIDE, Weighting(kind="cosine"), Weighting(inside=True), Weighting(tau=0.1)],
     ids=str,
 )
 @pytest.mark.parametrize("k", [1, 5, 8])
-def test_blocked_fusion_equals_naive(weighting, k):
+def test_blocked_fusion_equals_naive(given, k, monkeypatch):
+    small_blocks(monkeypatch)
     similarity, index = lists(11, 8)
-    weight = weighting(similarity[:, :k])
+    weight = given(similarity[:, :k])
     naive = l2_normalize(sum(weight[:, [j]] * VALUES[index[:, j]] for j in range(k)))
     np.testing.assert_allclose(
-        fuse_neighbors(similarity, index, take, weighting, k=k, rows=3), naive, atol=1e-6
+        fuse_neighbors(similarity, index, take, given, k=k), naive, atol=1e-6
     )
 
 
 # --- tuning ---
 
 
-def test_the_grid_scores_what_fusing_scores_and_a_fold_does_not_choose_for_itself():
+def test_the_grid_scores_what_fusing_scores_and_a_fold_does_not_choose_for_itself(monkeypatch):
+    small_blocks(monkeypatch)
     similarity, index = lists(300, 8)
     fold = np.arange(300) % 3
     truth = np.where(
@@ -174,6 +183,47 @@ def test_the_grid_scores_what_fusing_scores_and_a_fold_does_not_choose_for_itsel
     own = fuse_neighbors(similarity, index, take, Weighting(dim=0), k=8)
     np.testing.assert_allclose(tuned.prediction[fold == 0], own[fold == 0], atol=1e-6)
     assert choices_at_edge(tuned, [8, 1, 4], weightings)[0] == f"K = {tuned.k}"
+
+
+def test_the_grid_s_scores_are_those_of_the_formula_in_float64(monkeypatch):
+    small_blocks(monkeypatch)
+    similarity, index = lists(60, 8)
+    truth = VALUES[index[:, 2]]
+    every = [Weighting(dim=2), Weighting(dim=48), Weighting(inside=True), Weighting(tau=0.05)]
+    fold = np.arange(60) % 3
+    tuned = tune(similarity, index, take, truth, fold, k_grid=[2, 5, 8], weightings=every)
+
+    expected = []
+    for k in (2, 5, 8):
+        for one in every:
+            weight = one(similarity[:, :k])
+            fused = np.einsum("qk,qkd->qd", weight, VALUES[index[:, :k]].astype(np.float64))
+            fused /= np.linalg.norm(fused, axis=1, keepdims=True)
+            expected.append((fused * truth).sum(axis=1).mean())
+    np.testing.assert_allclose(tuned.grid["avg_cos"], expected, atol=2e-6)
+
+
+def test_tuning_for_a_gpu_computes_there_alone(monkeypatch):
+    """torch's fake tensors have shapes and devices, no data: an operation across devices fails."""
+    from torch._subclasses import FakeTensorMode
+
+    read = []
+
+    def on_host(tensor):
+        assert tensor.device.type == "cpu"
+        read.append(tuple(tensor.shape))
+        return np.full(tuple(tensor.shape), 0.5, np.float32)
+
+    monkeypatch.setattr(torch.Tensor, "numpy", on_host)
+    monkeypatch.setitem(weighting.BLOCK_NEIGHBORS, "cuda", 160)
+    similarity, index = lists(60, 8)
+    truth = VALUES[index[:, 0]]
+    fold = np.arange(60) % 3
+    grids = {"k_grid": [3, 8], "weightings": [OUTSIDE, Weighting(tau=0.1)]}
+    with FakeTensorMode():
+        tuned = tune(similarity, index, take, truth, fold, **grids, device="cuda")
+    assert read[:3] == [(20, 2, 2)] * 3
+    assert tuned.prediction.shape == (60, 6)
 
 
 def test_a_grid_of_one_predicts_every_row_the_same_way():

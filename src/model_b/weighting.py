@@ -1,15 +1,23 @@
 """Distance to weight to prediction (equations 4 and 5), and the choice of K and the weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from src.metrics import l2_normalize
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 KINDS = ("euclidean", "cosine")
+
+# by device: neighbors whose values are looked up together, and bytes of values used at a time
+BLOCK_NEIGHBORS = {"cpu": 2**17, "cuda": 2**21}
+PART_BYTES = {"cpu": 4 * 2**20, "cuda": 2**30}
 
 ValueLookup = Callable[[np.ndarray], np.ndarray]  # rows of the run, any shape -> values (..., d)
 
@@ -21,10 +29,13 @@ def distance(similarity: np.ndarray, kind: str = "euclidean") -> np.ndarray:
     """Distance of unit vectors from their cosine: sqrt(max(2 - 2 s, 0)), or 1 - s; float64,
     `similarity`'s shape.
     """
-    if kind not in KINDS:
-        raise ValueError(f"distance {kind!r} is not one of {KINDS}")
-    cosine_distance = np.maximum(1 - similarity.astype(np.float64), 0)
-    return np.sqrt(2 * cosine_distance) if kind == "euclidean" else cosine_distance
+    return _distance(_tensor(similarity), kind).numpy()
+
+
+def _distance(similarity: "Tensor", kind: str) -> "Tensor":
+    _check_kind(kind)
+    cosine_distance = (1 - similarity.double()).clamp(min=0)
+    return (2 * cosine_distance).sqrt() if kind == "euclidean" else cosine_distance
 
 
 def weights(
@@ -37,18 +48,37 @@ def weights(
     does not: d = 0 weighs infinitely, and `fuse` takes the limit. ValueError when delta or coef is
     not positive, or a distance negative or NaN.
     """
+    invalid = ~(distance >= 0)
+    if invalid.any():
+        raise ValueError(f"{invalid.sum()} of {distance.size} distances are negative or NaN")
+    return _weights(_tensor(distance), dim, delta, coef, inside=inside).numpy()
+
+
+def _weights(
+    distance: "Tensor", dim: float, delta: float, coef: float, *, inside: bool
+) -> "Tensor":
+    _check_constants(dim, delta, coef)
+    distance = distance.double()
+    return coef / distance ** (dim + delta) if inside else coef / (distance**dim + delta)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"distance {kind!r} is not one of {KINDS}")
+
+
+def _check_constants(dim: float, delta: float, coef: float) -> None:
     if not (delta > 0 and coef > 0 and dim >= 0):
         raise ValueError(
             f"dim = {dim}, delta = {delta}, coef = {coef}: "
             "delta and coef must be positive, dim at least 0"
         )
-    invalid = ~(distance >= 0)
-    if invalid.any():
-        raise ValueError(f"{invalid.sum()} of {distance.size} distances are negative or NaN")
 
-    # at d = 0 a weight may be infinite, which `fuse` takes as the limit
-    with np.errstate(divide="ignore", over="ignore"):
-        return coef / distance ** (dim + delta) if inside else coef / (distance**dim + delta)
+
+def _tensor(x: np.ndarray) -> "Tensor":
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(x))
 
 
 @dataclass(frozen=True)
@@ -62,19 +92,27 @@ class Weighting:
     inside: bool = False  # delta inside the exponent
     tau: float | None = None  # temperature; the other constants then have no effect
 
+    def __post_init__(self):
+        _check_kind(self.kind)
+        _check_constants(self.dim, self.delta, self.coef)
+        if self.tau is not None and not self.tau > 0:
+            raise ValueError(f"tau = {self.tau} must be positive")
+
     def __call__(self, similarity: np.ndarray) -> np.ndarray:
         """(q, k) float64 weights of lists that stand best first; softmax up to a factor of each
         row.
         """
+        return self.of(_tensor(similarity)).numpy()
+
+    def of(self, similarity: "Tensor") -> "Tensor":
+        """As the call, on the device of `similarity`."""
         if self.tau is None:
-            d = distance(similarity, self.kind)
-            return weights(d, self.dim, self.delta, self.coef, inside=self.inside)
-        if not self.tau > 0:
-            raise ValueError(f"tau = {self.tau} must be positive")
+            d = _distance(similarity, self.kind)
+            return _weights(d, self.dim, self.delta, self.coef, inside=self.inside)
 
         # less the row's highest similarity, so that no power overflows
-        similarity = similarity.astype(np.float64)
-        return np.exp((similarity - similarity[:, :1]) / self.tau)
+        similarity = similarity.double()
+        return ((similarity - similarity[:, :1]) / self.tau).exp()
 
     def __str__(self) -> str:
         return f"dim {self.dim:g}" if self.tau is None else f"tau {self.tau:g}"
@@ -98,23 +136,27 @@ def fuse(weight: np.ndarray, values: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"weights of shape {weight.shape} do not fit values of shape {values.shape}"
         )
-    weight = finite_weights(weight).astype(np.float32)
-    weighted_sum = (weight[:, None] @ values)[:, 0]
-    return l2_normalize(weighted_sum / weight.shape[1])
+    weighted_sum = _weighted_sum(_tensor(weight), _tensor(values))
+    return l2_normalize(weighted_sum.numpy() / weight.shape[1])
 
 
-def finite_weights(weight: np.ndarray) -> np.ndarray:
+def _weighted_sum(weight: "Tensor", values: "Tensor") -> "Tensor":
+    """(q, d) float32: the sum over k of weights (q, k) times values (q, k, d)."""
+    return (_finite_weights(weight).float()[:, None] @ values.float())[:, 0]
+
+
+def _finite_weights(weight: "Tensor") -> "Tensor":
     """Weights (q, k) with each row's largest at 1; a row with infinite ones keeps these alone."""
-    infinite = np.isinf(weight)
-    any_infinite = infinite.any(axis=1, keepdims=True)
-    finite = np.where(infinite, 0, weight)
-    largest = np.where(any_infinite, 1, finite.max(axis=1, keepdims=True))
-    return np.where(any_infinite, infinite, finite / largest)
+    infinite = weight.isinf()
+    any_infinite = infinite.any(dim=1, keepdim=True)
+    finite = weight.masked_fill(infinite, 0)
+    largest = finite.amax(dim=1, keepdim=True).masked_fill(any_infinite, 1)
+    return (finite / largest).where(~any_infinite, infinite.to(weight.dtype))
 
 
 def weight_shares(weight: np.ndarray, total: float) -> np.ndarray:
     """Weights (q, k) scaled so that each row sums to `total`."""
-    weight = finite_weights(weight)
+    weight = _finite_weights(_tensor(weight)).numpy()
     return total * weight / weight.sum(axis=1, keepdims=True)
 
 
@@ -125,18 +167,58 @@ def fuse_neighbors(
     weighting: Weighting,
     *,
     k: int,
-    rows: int = 256,
+    device: str = "cpu",
 ) -> np.ndarray:
-    """Prediction (q, d) float32 unit rows from the first `k` neighbors; values are read for `rows`
-    queries at a time.
-    """
+    """Prediction (q, d) float32 unit rows from the first `k` neighbors, computed on the device."""
     _check_lists(similarity, index, k)
     predictions = []
-    for start in range(0, max(1, len(index)), rows):
-        block = slice(start, start + rows)
-        weight = weighting(similarity[block, :k])
-        predictions.append(fuse(weight, lookup(index[block, :k])))
-    return np.concatenate(predictions)
+    for block in neighbor_blocks(similarity[:, :k], index[:, :k], lookup, device):
+        weight = weighting.of(block.similarity)
+        for part, values in block.parts():
+            predictions.append(_weighted_sum(weight[part], values).cpu().numpy())
+    return l2_normalize(np.concatenate(predictions) / k)
+
+
+@dataclass(frozen=True)
+class NeighborBlock:
+    """Some queries' lists on the device, and the different rows of values that they name."""
+
+    queries: slice
+    similarity: "Tensor"  # (q, k)
+    place: "Tensor"  # (q, k) int64: rows of `table`
+    table: "Tensor"  # (u, d) float32
+
+    def parts(self) -> "Iterator[tuple[slice, Tensor]]":
+        """A few queries of the block at a time, with their values (p, k, d).
+
+        On a CPU few enough for its cache: values that pass through memory take twice as long.
+        """
+        k = self.place.shape[1]
+        width = self.table.shape[1]
+        n_bytes = PART_BYTES["cuda" if self.table.is_cuda else "cpu"]
+        step = max(1, n_bytes // (4 * k * width))
+        for start in range(0, max(1, len(self.place)), step):
+            part = slice(start, start + step)
+            place = self.place[part]
+            values = self.table.index_select(0, place.reshape(-1))
+            yield part, values.view(len(place), k, width)
+
+
+def neighbor_blocks(
+    similarity: np.ndarray, index: np.ndarray, lookup: ValueLookup, device: str
+) -> Iterator[NeighborBlock]:
+    """The lists (q, k) in blocks on the device; values are looked up once for each block's rows."""
+    k = index.shape[1]
+    step = max(1, BLOCK_NEIGHBORS["cuda" if device.startswith("cuda") else "cpu"] // k)
+    for start in range(0, max(1, len(index)), step):
+        queries = slice(start, start + step)
+        rows, place = np.unique(index[queries], return_inverse=True)
+        yield NeighborBlock(
+            queries,
+            similarity=_tensor(similarity[queries]).to(device),
+            place=_tensor(place.reshape(-1, k)).to(device),
+            table=_tensor(lookup(rows)).to(device),
+        )
 
 
 def merge_weighted(
@@ -176,6 +258,8 @@ def _check_lists(similarity: np.ndarray, index: np.ndarray, k: int) -> None:
         raise ValueError(
             f"similarity has shape {similarity.shape}, index {index.shape}; both must be (q, K)"
         )
+    if np.isnan(similarity).any():
+        raise ValueError(f"{np.isnan(similarity).sum()} of {similarity.size} similarities are NaN")
     if not 1 <= k <= index.shape[1]:
         raise ValueError(f"k = {k} is not within 1..{index.shape[1]}, the neighbors searched")
 
@@ -204,12 +288,13 @@ def tune(
     *,
     k_grid: Sequence[int],
     weightings: Sequence[Weighting],
+    device: str = "cpu",
 ) -> TunedWeights:
     """Score every (k, weighting) from one search, and predict each fold with the pair that is best
     on the other folds.
 
     `truth` (q, d) unit rows and `fold` (q,) int64 belong to the queries. At least two folds are
-    needed.
+    needed. Everything is computed on the device.
     """
     folds = np.unique(fold)
     if len(folds) < 2:
@@ -222,12 +307,12 @@ def tune(
 
     # one search and one table of cosines serve every choice
     pairs = list(product(k_grid, weightings))
-    score = _grid_cosines(similarity, index, lookup, truth, k_grid, weightings)
+    score = _grid_cosines(similarity, index, lookup, truth, k_grid, weightings, device)
     mean_score = score.mean(axis=0)
 
     def predict(rows: np.ndarray, pair: tuple[int, Weighting]) -> np.ndarray:
         k, weighting = pair
-        return fuse_neighbors(similarity[rows], index[rows], lookup, weighting, k=k)
+        return fuse_neighbors(similarity[rows], index[rows], lookup, weighting, k=k, device=device)
 
     # each fold is predicted with the pair that is best on the others
     prediction = np.empty_like(truth)
@@ -268,8 +353,7 @@ def _grid_cosines(
     truth: np.ndarray,
     k_grid: Sequence[int],
     weightings: Sequence[Weighting],
-    *,
-    rows: int = 256,
+    device: str,
 ) -> np.ndarray:
     """(q, len(k_grid) * len(weightings)) float64 cosines of predictions with `truth`, k the slower
     axis.
@@ -277,21 +361,26 @@ def _grid_cosines(
     `k_grid` ascends, so the sum for one k continues that for the k before it: each neighbor is
     added once.
     """
-    score = np.empty((len(index), len(k_grid), len(weightings)))
-    largest_k = k_grid[-1]
-    for start in range(0, len(index), rows):
-        block = slice(start, start + rows)
-        values = lookup(index[block, :largest_k])
-        by_weighting = [finite_weights(w(similarity[block, :largest_k])) for w in weightings]
-        weight = np.stack(by_weighting, axis=1).astype(np.float32)
+    import torch
 
-        fused = np.zeros((len(values), len(weightings), values.shape[2]), np.float32)
-        previous_k = 0
-        for column, k in enumerate(k_grid):
-            fused += weight[:, :, previous_k:k] @ values[:, previous_k:k]
-            along_truth = np.einsum("qjd,qd->qj", fused, truth[block])
-            score[block, column] = along_truth / np.linalg.norm(fused, axis=2)
-            previous_k = k
+    score = np.empty((len(index), len(k_grid), len(weightings)))
+    bounds = list(pairwise([0, *k_grid]))
+    largest_k = k_grid[-1]
+    for block in neighbor_blocks(similarity[:, :largest_k], index[:, :largest_k], lookup, device):
+        by_weighting = [_finite_weights(weighting.of(block.similarity)) for weighting in weightings]
+        weight = torch.stack(by_weighting, dim=1).float()
+        expected = _tensor(truth[block.queries]).to(device)
+
+        scores = []
+        for part, values in block.parts():
+            fused = torch.zeros(len(values), len(weightings), values.shape[2], device=device)
+            by_k = []
+            for previous_k, k in bounds:
+                fused += weight[part, :, previous_k:k] @ values[:, previous_k:k]
+                along_truth = (fused @ expected[part, :, None])[..., 0]
+                by_k.append(along_truth / fused.norm(dim=2))
+            scores.append(torch.stack(by_k, dim=1))
+        score[block.queries] = torch.cat(scores).cpu().numpy()
     return score.reshape(len(index), -1)
 
 
