@@ -1,16 +1,15 @@
 """Independent tasks, one after another or on Dask workers, with the same results in order."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
 LOCAL_WORKERS = 2  # on a machine without a GPU
+AHEAD = 4  # tasks of each worker that are under way or wait for it
 
 
 @contextmanager
@@ -47,6 +46,8 @@ def _local() -> "Iterator[LocalCluster]":
 
 
 def _start_local() -> "LocalCluster":
+    import torch
+
     if torch.cuda.is_available():
         from dask_cuda import LocalCUDACluster
 
@@ -63,19 +64,38 @@ def run(
     shared: dict[str, object],
     cluster: str | None = None,
 ) -> list:
-    """`function(**task, **shared)` for each task, in order. `shared` is sent to each worker once.
+    """As `results`, all of them at once."""
+    return list(results(function, tasks, shared=shared, cluster=cluster))
 
-    A task that fails stops the rest and raises its own error here.
+
+def results(
+    function: Callable,
+    tasks: Iterable[dict],
+    *,
+    shared: dict[str, object],
+    cluster: str | None = None,
+) -> Generator[Any, None, None]:
+    """`function(**task, **shared)` of each task, in order, as they are there.
+
+    `shared` is sent to each worker once. No more than AHEAD tasks a worker are under way: neither
+    tasks nor results pile up. A task that fails stops the rest and raises its own error here.
     """
     if cluster is None:
-        return [function(**task, **shared) for task in tasks]
+        for task in tasks:
+            yield function(**task, **shared)
+        return
 
     with connect(cluster) as client:
         # every worker holds what is shared, and a task that moves to another finds it there
         sent = client.scatter(shared, broadcast=True)
-        futures = [client.submit(_call, function, task, sent, pure=False) for task in tasks]
-        progress = tqdm(futures, desc=f"{len(client.nthreads())} workers", unit="task")
-        return [future.result() for future in progress]
+        limit = AHEAD * len(client.nthreads())
+        waiting: deque = deque()
+        for task in tasks:
+            waiting.append(client.submit(_call, function, task, sent, pure=False))
+            if len(waiting) == limit:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _call(function: Callable, task: dict, shared: dict) -> object:

@@ -53,6 +53,15 @@ def test_rows_keys_and_values_stay_together(tmp_path, dtype):
         )
 
 
+def test_rows_are_those_of_the_prompts_in_the_order_asked(tmp_path):
+    store, _ = filled(tmp_path)
+    rows = datastore.rows_of_prompts(store, ["cat", "fox", "cat", "boat"])
+    assert rows.tolist() == [6, 0, 6, 2] and rows.dtype == np.int64
+    assert datastore.rows_of_prompts(store, []).shape == (0,)
+    with pytest.raises(KeyError, match="2 prompts are not in the datastore, e.g. 'dog'"):
+        datastore.rows_of_prompts(store, ["fox", "dog", "cow"])
+
+
 def test_what_is_there_is_not_encoded_again(tmp_path):
     filled(tmp_path, WORDS[:4])
     store, encoders = filled(tmp_path)

@@ -5,9 +5,9 @@ import io
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from errno import ENOSPC
 from itertools import chain, islice
@@ -20,6 +20,7 @@ import polars as pl
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from src import dask_workers
 from src.artifacts import (
     BEGINNING,
     fingerprint,
@@ -63,6 +64,7 @@ T = TypeVar("T")
 CHUNK = 2048  # images between two saves: what a kill can cost
 FLUSH = 256  # images between two requests to the disk, so that the last save waits for few
 TASK = 8  # images that a thread decodes before it reports
+WORKER_TASK = 64  # images that a Dask worker decodes before it sends them
 REASON_LENGTH = 200  # characters of a decoder's message that are kept
 VERSION = 4  # of the pixels and digests: raise it when decoding changes what comes out
 INDEX = {
@@ -427,14 +429,19 @@ def _resized_by_torch(pixels: "torch.Tensor", geometry: ImagePreprocess) -> np.n
 
 
 def cache(
-    frame: pl.DataFrame, folder: Path, *, geometry: ImagePreprocess, name: str
+    frame: pl.DataFrame,
+    folder: Path,
+    *,
+    geometry: ImagePreprocess,
+    name: str,
+    cluster: str | None = None,
 ) -> tuple[Pixels, pl.DataFrame]:
     """The images of `frame` (id, image), decoded into `folder`, each once.
 
     Returns the readable ones, in order, and the rows set aside with their `reason`. There is one
     cache per geometry, whatever the set: an image is known by its file's name, size and time, else
-    by its content. Decoding runs on all cores under a progress bar called `name`; stopped, it
-    continues where it was.
+    by its content. Decoding runs on all cores, or on the workers of a `cluster`, which must see the
+    images, under a progress bar called `name`; stopped, it continues where it was.
     """
     settings = f"{geometry.size}_{geometry.interpolation}_{geometry.resize_mode}"
     decoded = DecodedImages(folder / f"pixels_{settings}_v{VERSION}", geometry)
@@ -442,7 +449,7 @@ def cache(
     # only what the index does not have yet is decoded, and each file once
     wanted = frame.select("id", "image", stamp=_stamps(frame["image"]))
     new = wanted.join(decoded.index, on=["image", "stamp"], how="anti")
-    decoded.add(new.unique(["image", "stamp"], maintain_order=True), name)
+    decoded.add(new.unique(["image", "stamp"], maintain_order=True), name, cluster)
 
     rows = wanted.join(decoded.index, on=["image", "stamp"], how="left", maintain_order="left")
     unreadable = rows.filter(pl.col("reason").is_not_null())
@@ -519,28 +526,23 @@ class DecodedImages:
             return pixels[slots[0] : slots[-1] + 1]
         return Rows(pixels, slots)
 
-    def add(self, new: pl.DataFrame, name: str) -> None:
+    def add(self, new: pl.DataFrame, name: str, cluster: str | None = None) -> None:
         """Decode `new` (image, stamp) in parallel; a chunk is saved while the next is decoded."""
         if new.is_empty():
             return
-        import torch
 
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        # one image a thread, and one thread more that waits for the disk while the others decode
-        decoders = ThreadPoolExecutor(
-            os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
-        )
         mode = "r+" if self.file.exists() else "w+"
         with (
             io.FileIO(self.file, mode) as file,
             tqdm(total=len(new), desc=f"decoding {name}", unit="image") as bar,
             ThreadPoolExecutor(1) as saver,
-            decoders,
+            self._attempts(new["image"], cluster) as attempts,
         ):
             # of each chunk the index as it is then: the next chunk already adds to it
             saving: Future | None = None
             for chunk in new.iter_slices(CHUNK):
-                flushes = self._add_chunk(chunk, file, decoders, saver, bar)
+                flushes = self._add_chunk(chunk, file, attempts, saver, bar)
                 if saving is not None:
                     saving.result()
                 saving = saver.submit(self._save, file, self.index, flushes)
@@ -549,21 +551,44 @@ class DecodedImages:
                 saving.result()
             file.truncate(self.n_slots * self.n_bytes)  # what a killed run left behind
 
+    @contextmanager
+    def _attempts(self, images: pl.Series, cluster: str | None) -> Iterator[Iterator[Attempt]]:
+        """What comes of each image, in order, decoded on this machine's cores or by workers."""
+        import torch
+
+        if cluster is not None:
+            tasks = [{"images": part} for part in _batched(images, WORKER_TASK)]
+            shared: dict[str, object] = {"geometry": self.geometry, "known": frozenset()}
+            parts = dask_workers.results(attempt_all, tasks, shared=shared, cluster=cluster)
+            with closing(parts):
+                yield chain.from_iterable(parts)
+            return
+
+        # one image a thread, and one thread more that waits for the disk while the others decode
+        with ThreadPoolExecutor(
+            os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
+        ) as decoders:
+            yield (
+                attempt
+                for chunk in _batched(images, CHUNK)
+                for part in decoders.map(self._attempt_all, _batched(chunk, TASK))
+                for attempt in part
+            )
+
     def _add_chunk(
         self,
         chunk: pl.DataFrame,
         file: io.FileIO,
-        decoders: ThreadPoolExecutor,
+        attempts: Iterator[Attempt],
         saver: ThreadPoolExecutor,
         bar: tqdm,
     ) -> list[Future]:
         """Decode and write the images of `chunk` and index them; the requests to the disk made."""
         reserve(self.file, len(chunk) * self.n_bytes, offset=self.n_slots * self.n_bytes)
-        tasks = decoders.map(self._attempt_all, _batched(chunk["image"], TASK))
 
         entries = []
         flushes = []
-        for attempt in chain.from_iterable(tasks):
+        for attempt in islice(attempts, len(chunk)):
             entries.append(self._put(file, attempt))
             bar.update()
             if len(entries) % FLUSH == 0:
@@ -600,23 +625,32 @@ class DecodedImages:
         save_table(self.index_file, index)
 
     def _attempt_all(self, images: list[str]) -> list[Attempt]:
-        return [self._attempt(image) for image in images]
+        return attempt_all(images, self.geometry, self.known)
 
-    def _attempt(self, image: str) -> Attempt:
-        # a third of SHA-256's time; not installed on a hosted image, where nothing is cached
-        from blake3 import blake3
 
-        content = ""
-        # decoders raise what they like on broken input, and none of it may stop a run
-        try:
-            encoded = locators.read(image)
-            content = blake3(encoded).hexdigest()
-            if content in self.known:
-                return Attempt(content)
-            pixels = np.ascontiguousarray(from_bytes(encoded, self.geometry))
-            return Attempt(content, pixels)
-        except Exception as error:
-            return Attempt(content, reason=unreadable(error))
+def attempt_all(
+    images: list[str], geometry: ImagePreprocess, known: Container[str]
+) -> list[Attempt]:
+    """Read and decode images; those whose content is `known` are only read."""
+    return [attempt(image, geometry, known) for image in images]
+
+
+def attempt(image: str, geometry: ImagePreprocess, known: Container[str]) -> Attempt:
+    """Read and decode one image, unless its content is `known`."""
+    # a third of SHA-256's time; not installed on a hosted image, where nothing is cached
+    from blake3 import blake3
+
+    content = ""
+    # decoders raise what they like on broken input, and none of it may stop a run
+    try:
+        encoded = locators.read(image)
+        content = blake3(encoded).hexdigest()
+        if content in known:
+            return Attempt(content)
+        pixels = np.ascontiguousarray(from_bytes(encoded, geometry))
+        return Attempt(content, pixels)
+    except Exception as error:
+        return Attempt(content, reason=unreadable(error))
 
 
 def unreadable(error: Exception) -> str:

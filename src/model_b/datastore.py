@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from src import knn
+from src import dask_workers, knn
 from src.artifacts import atomic, load_array, load_json, load_table, save_json, save_table
 from src.metrics import l2_normalize
 from src.paths import display_path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DTYPES = ("float16", "float32")
 INDEX = "store.json"  # lists the shards in order; written last, so an unfinished shard is not in it
 VALUES = "values"
+SHARD_ROWS = 50_000
 
 Encode = Callable[[list[str]], np.ndarray]  # prompts -> (n, d) float32 unit rows
 ShardFiles = tuple[Path, Path]  # keys and values of a precomputed shard
@@ -99,30 +100,45 @@ def add(
     prompts: Sequence[str],
     encoders: dict[str, Encode],
     *,
-    shard_rows: int = 50_000,
+    shard_rows: int = SHARD_ROWS,
+    cluster: str | None = None,
 ) -> Datastore:
     """The datastore with all of `prompts` in it and every column of `encoders` complete.
 
     `encoders` are by column: "values", and CLIPs by name. Only what is missing is encoded,
-    `shard_rows` prompts at a time: an interrupted run continues after the last whole shard.
+    `shard_rows` prompts at a time: an interrupted run continues after the last whole shard. With a
+    `cluster` shards are tasks of its workers, which must see the datastore's folder.
     """
     for name, encode in encoders.items():
-        _complete_column(datastore, name, encode)
+        _complete_column(datastore, name, encode, cluster)
 
     stored = datastore.prompts()["prompt"].drop_nulls()
     wanted = pl.Series("prompt", prompts, dtype=pl.String).unique(maintain_order=True)
     missing = wanted.filter(~wanted.is_in(stored.implode())).to_list()
 
     starts = range(0, len(missing), shard_rows)
-    for start in tqdm(starts, desc="datastore", unit="shard", disable=len(starts) < 2):
+    tasks = []
+    for number, start in enumerate(starts, len(datastore.shards)):
         part = missing[start : start + shard_rows]
-        shard = {"name": f"{len(datastore.shards):05d}", "rows": len(part)}
+        tasks.append({"shard": {"name": f"{number:05d}", "rows": len(part)}, "prompts": part})
 
-        save_table(datastore._prompt_file(shard), pl.DataFrame({"prompt": part}))
-        for name, encode in encoders.items():
-            _write_column(datastore, shard, name, encode(part))
+    shared = {"datastore": datastore, "encoders": encoders}
+    written = dask_workers.results(_write_shard, tasks, shared=shared, cluster=cluster)
+    for shard in tqdm(
+        written, total=len(tasks), desc="datastore", unit="shard", disable=len(tasks) < 2
+    ):
         datastore = _append(datastore, shard)
     return datastore
+
+
+def _write_shard(
+    shard: dict, prompts: list[str], datastore: Datastore, encoders: dict[str, Encode]
+) -> dict:
+    """Encode and write a shard's prompts and columns; the shard, which no index lists yet."""
+    save_table(datastore._prompt_file(shard), pl.DataFrame({"prompt": prompts}))
+    for name, encode in encoders.items():
+        _write_column(datastore, shard, name, encode(prompts))
+    return shard
 
 
 def add_precomputed(datastore: Datastore, pairs: Sequence[ShardFiles], *, clip: str) -> Datastore:
@@ -186,19 +202,29 @@ def _precomputed_table(shard: str, source: str, rows: int, offset: int) -> pl.Da
     )
 
 
-def _complete_column(datastore: Datastore, name: str, encode: Encode) -> None:
+def _complete_column(datastore: Datastore, name: str, encode: Encode, cluster: str | None) -> None:
     """Encode a column in the shards that lack it, as for a CLIP that is new to the datastore."""
+    tasks = []
     for shard in datastore.shards:
         if datastore._column_file(shard, name).exists():
             continue
 
-        texts = load_table(datastore._prompt_file(shard))["prompt"]
-        if texts.null_count():
+        if load_table(datastore._prompt_file(shard))["prompt"].null_count():
             raise ValueError(
                 f"shard {shard['name']} of {display_path(datastore.folder)} came without its text: "
                 f"{name} cannot be encoded"
             )
-        _write_column(datastore, shard, name, encode(texts.to_list()))
+        tasks.append({"shard": shard})
+
+    if tasks:
+        shared = {"datastore": datastore, "name": name, "encode": encode}
+        dask_workers.run(_encode_column, tasks, shared=shared, cluster=cluster)
+
+
+def _encode_column(shard: dict, datastore: Datastore, name: str, encode: Encode) -> None:
+    """Encode and write one column of a shard that is there."""
+    prompts = load_table(datastore._prompt_file(shard))["prompt"].to_list()
+    _write_column(datastore, shard, name, encode(prompts))
 
 
 def _write_column(datastore: Datastore, shard: dict, name: str, x: np.ndarray) -> None:
@@ -223,8 +249,14 @@ def rows_of_prompts(datastore: Datastore, prompts: Sequence[str]) -> np.ndarray:
     """(n,) int64: the datastore's row that holds each prompt. KeyError for a prompt that is not
     there.
     """
-    row_of = {prompt: row for row, prompt in enumerate(datastore.prompts()["prompt"])}
-    return np.fromiter((row_of[prompt] for prompt in prompts), np.int64, len(prompts))
+    stored = datastore.prompts().with_row_index("row").unique("prompt", keep="last")
+    wanted = pl.DataFrame({"prompt": prompts}, schema={"prompt": pl.String})
+    found = wanted.join(stored, on="prompt", how="left", maintain_order="left")
+
+    missing = found.filter(pl.col("row").is_null())["prompt"]
+    if len(missing):
+        raise KeyError(f"{len(missing)} prompts are not in the datastore, e.g. {missing[0]!r}")
+    return found["row"].to_numpy().astype(np.int64)
 
 
 def take(shards: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
