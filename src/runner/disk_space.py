@@ -1,19 +1,15 @@
 """How many bytes a run will write, estimated before it begins."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
 
 from src import paths
 from src.data import prompts, text_only
+from src.model_a.recipe import ACTIVATION_BYTES
 from src.paths import Stage, resolve
-
-if TYPE_CHECKING:
-    from src.encoder import Encoder
+from src.runner.clip_facts import ClipFacts, TowerSize
 
 # of a prompt in a text file: how many there are is not counted, only estimated
 CHARACTERS = 100
@@ -23,29 +19,18 @@ VARIANTS = 4  # of Table 1 that the first CLIP is trained for; a further CLIP is
 TABLES = 8  # targets, and a prediction of each row by the members
 
 
-@dataclass(frozen=True)
-class TowerSize:
-    """What one CLIP's tower takes in a fine-tune."""
-
-    trained_parameters: int
-    activation_bytes: dict[int, int]  # by cut: the frozen activations of one image
-
-
 def space_needed(
     per_stage: Mapping[str, dict],
     output: Path,
     *,
     rows: int,
-    clips: "Mapping[str, Encoder | None]",
+    clips: Mapping[str, ClipFacts | None],
     towers: Mapping[str, TowerSize],
 ) -> dict[str, int]:
     """Bytes that the stages will write, by kind, less what `output` holds already.
 
     `rows` counts training and test images. An estimate, on the low side.
     """
-    # imports what training needs: only once the models are loaded anyway
-    from src.model_a.training_set import ACTIVATION_BYTES
-
     needed = {"pixels": 0, "activations": 0, "weights": 0, "embeddings": 0, "store": 0}
     training = per_stage.get(Stage.MODEL_A)
     searching = per_stage.get(Stage.MODEL_B)
@@ -54,9 +39,8 @@ def space_needed(
     for name, clip in clips.items():
         if clip is None:
             continue
-        width = _embedding_width(clip)
-        needed["pixels"] += rows * 3 * clip.geometry.size**2
-        needed["embeddings"] += rows * 4 * width
+        needed["pixels"] += rows * 3 * clip.size**2
+        needed["embeddings"] += rows * 4 * clip.width
 
         tower = towers.get(name)
         if tower is not None and training is not None:
@@ -68,7 +52,7 @@ def space_needed(
             needed["weights"] += 4 * tower.trained_parameters * copies
 
         if searching and name in (searching["clip"], *searching["extra_clips"]):
-            columns = width + (prompts.WIDTH if name == searching["clip"] else 0)
+            columns = clip.width + (prompts.WIDTH if name == searching["clip"] else 0)
             n_bytes = 2 if searching["store_dtype"] == "float16" else 4
             n_captions = rows * len(searching["captions"])
             n_prompts = rows + n_captions + _count_prompts(searching["text_only"])
@@ -88,13 +72,6 @@ def _bytes_held(output: Path) -> int:
         if file.is_file()
     ]
     return sum(file.stat().st_size for file in files)
-
-
-def _embedding_width(clip: "Encoder") -> int:
-    from src import encoder
-
-    size = clip.geometry.size
-    return encoder.embed_images(clip, np.zeros((1, size, size, 3), np.uint8)).shape[1]
 
 
 def _count_prompts(text: str | list | None) -> int:

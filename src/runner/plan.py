@@ -178,11 +178,12 @@ def stages_to_run_first(stages: list[str], output: Path) -> list[str]:
 def check(plan: Plan, *, to_be_written: Path | None = None) -> None:
     """Raise UserError listing all that would stop the run, before its first stage begins.
 
-    The demo's folder may be yet `to_be_written`.
+    The demo's folder may be yet `to_be_written`: then no model is loaded but those elsewhere.
     """
     # all problems together, so that they can be mended together
     start = time.perf_counter()
-    print("checking   sources, weights, settings and disk space", flush=True)
+    what = "settings and inputs" if to_be_written else "sources, weights, settings and disk space"
+    print(f"checking   {what}", flush=True)
     problems = obstacles(plan, to_be_written=to_be_written) + plan.pipeline.check(plan.wanted)
 
     if problems:

@@ -1,8 +1,8 @@
 """What can be known before a long run begins: sources, columns, weights, settings, disk space.
 
-`python -m src.runner.preflight < per_stage.json` is a process of its own, since it loads models:
+`python -m src.runner.preflight < per_stage.json` is a process of its own, since it may load models:
 the runner stays light, and no GPU memory stays held. What takes seconds to import is imported in
-the check that needs it.
+the check that needs it, and a CLIP that an earlier check has loaded is not loaded again.
 """
 
 import json
@@ -33,7 +33,14 @@ from src.model_a.recipe import (
 from src.model_b import datastore
 from src.paths import Stage, display_path, resolve
 from src.runner import disk_space
-from src.runner.disk_space import TowerSize
+from src.runner.clip_facts import (
+    ClipFacts,
+    TowerSize,
+    key_of_clip,
+    key_of_recipe,
+    load_facts,
+    save_facts,
+)
 from src.runner.params import FILES, input_paths
 
 if TYPE_CHECKING:
@@ -73,7 +80,9 @@ class Inspection:
     problems: list[str] = field(default_factory=list)
     pairs: pl.DataFrame | None = None
     test_ids: dict[str, list[str]] = field(default_factory=dict)  # by folder
-    clips: dict[str, "Encoder | None"] = field(default_factory=dict)  # None: it does not load
+    known: dict[str, ClipFacts] = field(default_factory=dict)  # by earlier checks, and this one
+    loaded: dict[str, "Encoder"] = field(default_factory=dict)  # by this one
+    clips: dict[str, ClipFacts | None] = field(default_factory=dict)  # None: it does not load
     towers: dict[str, TowerSize] = field(default_factory=dict)  # by CLIP
     sentence_models: set[str] = field(default_factory=set)  # that have been looked at
 
@@ -110,7 +119,8 @@ def problems(per_stage: Mapping[str, dict]) -> list[str]:
 
     Inputs that do not exist are passed over: `params.missing_inputs` lists them.
     """
-    inspection = Inspection()
+    output = resolve(next(iter(per_stage.values()))["output_dir"])
+    inspection = Inspection(known=load_facts(output))
     present = {stage: _without_missing(values) for stage, values in per_stage.items()}
     for stage, check in CHECKS.items():
         if stage in present:
@@ -136,6 +146,7 @@ def problems(per_stage: Mapping[str, dict]) -> list[str]:
 
     with inspection.reporting("output_dir"):
         _check_output(inspection, present)
+        save_facts(output, inspection.known)
     return list(dict.fromkeys(inspection.problems))
 
 
@@ -189,6 +200,7 @@ def _check_dedup(inspection: Inspection, values: dict) -> None:
     with inspection.reporting("keep"):
         filters.walk_order(pl.Series(["a prompt"]), values["keep"])
     _check_models(inspection, values)
+    _check_cluster(inspection, values)
 
 
 def _check_train(inspection: Inspection, values: dict) -> None:
@@ -228,14 +240,29 @@ def _check_model_a(inspection: Inspection, values: dict) -> None:
         first = inspection.clips[values["clip"]]
         if first is not None:
             with inspection.reporting("baseline_blocks"):
-                _run_tower(inspection, first, baseline_recipe(values))
+                _check_tower(inspection, values, values["clip"], baseline_recipe(values))
         for name in [values["clip"], *values["extra_clips"]]:
-            clip = inspection.clips[name]
-            if clip is not None:
-                _run_tower(inspection, clip, recipe)
+            if inspection.clips[name] is not None:
+                _check_tower(inspection, values, name, recipe)
 
 
-def _run_tower(inspection: Inspection, clip: "Encoder", recipe: Recipe) -> None:
+def _check_tower(inspection: Inspection, values: dict, name: str, recipe: Recipe) -> None:
+    """The tower can be trained by the recipe, as shown now or by an earlier check."""
+    facts = inspection.clips[name]
+    assert facts is not None
+    key = key_of_recipe(recipe)
+    if key not in facts.towers:
+        facts.towers[key] = _run_tower(_loaded(inspection, name, values["device"]), recipe)
+
+    # the frozen activations of each cut are cached; the recipe that comes last is Model A's own
+    tower = facts.towers[key]
+    earlier = inspection.towers.get(name)
+    activation_bytes = dict(earlier.activation_bytes) if earlier else {}
+    activation_bytes |= tower.activation_bytes
+    inspection.towers[name] = TowerSize(tower.trained_parameters, activation_bytes)
+
+
+def _run_tower(clip: "Encoder", recipe: Recipe) -> TowerSize:
     """Cut the tower as training will and run an image of noise through it.
 
     On a GPU that is a step with a whole batch, which shows whether the memory suffices.
@@ -263,24 +290,20 @@ def _run_tower(inspection: Inspection, clip: "Encoder", recipe: Recipe) -> None:
             f"({str(error).split('. ')[0]})"
         ) from None
 
-    # the frozen activations of each cut are cached; the recipe that comes last is Model A's own
-    earlier = inspection.towers.get(clip.name)
-    activation_bytes = dict(earlier.activation_bytes) if earlier else {}
+    activation_bytes = {}
     if tower.splits and tower.trains:
         activation_bytes[tower.cut] = frozen[0].numel() * (2 if on_gpu else 4)
     trained = sum(p.numel() for p in tower.parameters() if p.requires_grad)
-    inspection.towers[clip.name] = TowerSize(trained, activation_bytes)
+    return TowerSize(trained, activation_bytes)
 
 
 def _check_model_b(inspection: Inspection, values: dict) -> None:
-    from src import encoder
-
     _check_models(inspection, values)
     for name in [values["clip"], *values["extra_clips"]]:
-        clip = inspection.clips.get(name)
-        if clip is not None:
+        facts = inspection.clips.get(name)
+        if facts is not None and not facts.has_text:
             with inspection.reporting("clip"):
-                encoder.require_text(clip)
+                _refuse_without_text(_loaded(inspection, name, values["device"]))
     _check_cluster(inspection, values)
     from src import knn
 
@@ -314,6 +337,12 @@ def _check_captions(files: list[str]) -> None:
             outside.caption_prompts([name], ids)
 
 
+def _refuse_without_text(clip: "Encoder") -> None:
+    from src import encoder
+
+    encoder.require_text(clip)
+
+
 def _check_routes(given: list[dict], clips: list[str]) -> None:
     """Raise ValueError for a route that notebook 03 cannot take."""
     from src.model_b import routes
@@ -332,14 +361,11 @@ def _check_routes(given: list[dict], clips: list[str]) -> None:
 
 
 def _check_weighting(values: dict) -> None:
-    """Weigh one neighbor at distance 1 by every exponent of `dim_grid`."""
+    """Raise ValueError for constants of equation 4 that cannot be used."""
     from src.model_b.weighting import Weighting
 
     for dim in values["dim_grid"]:
-        weighting = Weighting(
-            dim, values["delta"], values["coef"], values["distance"], values["delta_inside"]
-        )
-        weighting(np.ones((1, 1), np.float32))
+        Weighting(dim, values["delta"], values["coef"], values["distance"], values["delta_inside"])
 
 
 def _check_ensemble(inspection: Inspection, values: dict) -> None:
@@ -352,6 +378,8 @@ def _check_members(inspection: Inspection, values: dict, what: str) -> None:
 
     Their training rows are known only once notebook 01 has filtered.
     """
+    if not values["extra_members"]:
+        return
     from src.ensemble import outside
 
     with inspection.reporting("extra_members"):
@@ -415,11 +443,11 @@ def _check_test(inspection: Inspection, values: dict) -> None:
 
 def _check_models(inspection: Inspection, values: dict) -> None:
     """The device is there; every CLIP that exists and the sentence encoder load and fit."""
-    from src import encoder
+    if values["device"] not in ("auto", "cpu"):  # these can always be had
+        from src import encoder
 
-    device = "cpu"
-    with inspection.reporting("device"):
-        device = encoder.choose_device(values["device"]).type
+        with inspection.reporting("device"):
+            encoder.choose_device(values["device"])
 
     clips = [values["clip"], *values.get("extra_clips", [])] if "clip" in values else []
     for name in clips:
@@ -428,13 +456,41 @@ def _check_models(inspection: Inspection, values: dict) -> None:
         inspection.clips[name] = None
         if not _is_missing("clip", name):
             with inspection.reporting(f"clip {name!r}"):
-                inspection.clips[name] = encoder.load(name, device=device)
+                inspection.clips[name] = _facts(inspection, name, values["device"])
 
     model = values.get("sentence_model")
     if model is not None and model not in inspection.sentence_models:
         inspection.sentence_models.add(model)
         with inspection.reporting("sentence_model"):
             _check_sentence_model(model)
+
+
+def _facts(inspection: Inspection, name: str, device: str) -> ClipFacts:
+    """The facts of a CLIP by an earlier check; else it is loaded."""
+    known = inspection.known
+    key = key_of_clip(name, device)
+    if key not in known:
+        from src import encoder
+
+        clip = _loaded(inspection, name, device)
+        size = clip.geometry.size
+        black = np.zeros((1, size, size, 3), np.uint8)
+        width = encoder.embed_images(clip, black).shape[1]
+        known[key] = ClipFacts(size, width, clip.has_text)
+    return known[key]
+
+
+def _loaded(inspection: Inspection, name: str, device: str) -> "Encoder":
+    """The CLIP itself, on the device; on the CPU where the device is not to be had."""
+    from src import encoder
+
+    if name not in inspection.loaded:
+        try:
+            usable = encoder.choose_device(device).type
+        except ValueError:  # reported as a fault of its own
+            usable = "cpu"
+        inspection.loaded[name] = encoder.load(name, device=usable)
+    return inspection.loaded[name]
 
 
 def _check_sentence_model(model: str) -> None:
