@@ -94,7 +94,7 @@ def test_status_says_what_is_stale_and_what_failed_and_runs_nothing(toy, capfd):
         lines["01_dedup"] == "up to date"
         and "ValueError: n is negative: -1" in lines["03_cuml_knn_model_b"]
     )
-    assert "has not run" in lines["05_submit"]
+    assert "has not finished here" in lines["05_submit"]
 
 
 def test_only_modules_that_a_notebook_uses_make_it_stale():
@@ -159,7 +159,7 @@ def test_log_has_a_line_for_each_step_with_the_memory_in_use(toy):
     log = next((toy / "out" / "logs").glob("*.log")).read_text()
     assert re.search(r"01_dedup cell 2: ok in \d+\.\d s, \d\.\d\d GB in use", log), log
     assert (
-        "01_dedup begins: it has not run" in log
+        "01_dedup begins: it has not finished here" in log
         and "03_cuml_knn_model_b failed: cell 3: ValueError" in log
     )
 
