@@ -132,7 +132,7 @@ def bad_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "found.csv": "run predict with --out found.parquet",
         "found.npy": "run predict with --out found.parquet",
         "text.parquet": "is not a Parquet file",
-        "pairs.parquet": "without ['embedding']: it is no result of predict",
+        "pairs.parquet": "without ['embedding']: it is not a result of predict",
         "clip.parquet": "its vectors are 512 long, not 384: of another model",
         "empty.parquet": "holds no rows",
     }
