@@ -32,6 +32,7 @@ def read_user_table(file: Path, columns: Sequence[str] = ()) -> pl.DataFrame:
     if suffix_of(file) not in TABLES:
         raise ValueError(f"{display_path(file)}: a table must be one of {', '.join(TABLES)}")
 
+    # a column without a name cannot be asked for
     there = [name for name in column_names(file) if name]
     missing = [name for name in columns if name not in there]
     if missing:

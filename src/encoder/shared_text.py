@@ -31,22 +31,26 @@ def reads_sentences(encoder: Encoder, sentence_model: "SentenceTransformer") -> 
     text: Any = getattr(encoder.model, "text", None)
     pooler = type(getattr(text, "pooler", None)).__name__
     layer = getattr(text, "proj", None)
+    # open_clip's mean over tokens, then one linear layer without a constant
     if pooler != "MeanPooler" or not isinstance(layer, nn.Linear) or layer.bias is not None:
         return False
 
     modules: list[Any] = list(sentence_model)
     kinds = [type(module).__name__ for module in modules]
+    # the sentence encoder: a mean over tokens too, and nothing else behind it
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         return False
     pooling = modules[1]
     if pooling.pooling_mode not in ("mean", ("mean",)) or sentence_model.default_prompt_name:
         return False
+    # equal by type is not enough: the weights may have been fine-tuned
     if not _same_weights(text.transformer, modules[0].model):
         return False
 
     def sentences(prompts: list[str]) -> np.ndarray:
         return sentence_model.encode(prompts, normalize_embeddings=True)
 
+    # capitals, commas and words of several tokens, where tokenizers differ first
     probes = list(PROBES)
     agreement = embed_sentences(encoder, probes, sentences) * embed_texts(encoder, probes)
     return bool((agreement.sum(axis=1) > ALIKE).all())
@@ -74,6 +78,7 @@ def embed_sentences(
     """
     prompts = list(prompts)
     alike = _read_alike(encoder, prompts)
+    # (n, d), which the CLIP's last layer takes as it takes its own mean
     rows = torch.from_numpy(np.asarray(sentences(prompts), np.float32))
     model: Any = encoder.model
     embeddings = F.normalize(model.text.proj(rows.to(encoder.device)), dim=-1).cpu().numpy()
@@ -96,6 +101,7 @@ def _read_alike(encoder: Encoder, prompts: list[str]) -> np.ndarray:
     long = [i for i, text in enumerate(prompts) if len(text) > shortest]
     if long:
         padding = model.text.config.pad_token_id
+        # padding in the last place shows that the text ended before it
         tokens = tokenizer([prompts[i] for i in long])
         alike[long] &= (tokens[:, -1] == padding).numpy()
     return alike

@@ -36,6 +36,7 @@ def cut_out(pixels: np.ndarray, down: float, right: float) -> np.ndarray:
     side = round(SIDE * full)
     top = round(down * (full - side))
     left = round(right * (full - side))
+    # (n, side, side, 3), then channels first, as the resize wants them
     part = np.ascontiguousarray(pixels[:, top : top + side, left : left + side])
     images = torch.from_numpy(part).permute(0, 3, 1, 2)
     resized = transforms.resize(images, [full, full], antialias=True)

@@ -148,6 +148,7 @@ def _finite_weights(weight: "Tensor") -> "Tensor":
     infinite = weight.isinf()
     any_infinite = infinite.any(dim=1, keepdim=True)
     finite = weight.masked_fill(infinite, 0)
+    # the largest weight becomes 1, so float32 holds every row
     largest = finite.amax(dim=1, keepdim=True).masked_fill(any_infinite, 1)
     return (finite / largest).where(~any_infinite, infinite.to(weight.dtype))
 
@@ -171,6 +172,7 @@ def fuse_neighbors(
     _check_lists(similarity, index, k)
     predictions = []
     for block in neighbor_blocks(similarity[:, :k], index[:, :k], lookup, device):
+        # weights in float64 on the device, values a part at a time
         weight = weighting.of(block.similarity)
         for part, values in block.parts():
             predictions.append(_weighted_sum(weight[part], values).cpu().numpy())
@@ -210,6 +212,7 @@ def neighbor_blocks(
     step = max(1, BLOCK_NEIGHBORS["cuda" if device.startswith("cuda") else "cpu"] // k)
     for start in range(0, max(1, len(index)), step):
         queries = slice(start, start + step)
+        # queries share neighbors: a value is looked up and copied once a block
         rows, place = np.unique(index[queries], return_inverse=True)
         yield NeighborBlock(
             queries,
@@ -320,6 +323,7 @@ def tune(
         prediction[fold == f] = predict(fold == f, pair)
         chosen_pairs.append(pair)
 
+    # new images have no fold: they get the pair that is best over all rows
     best = pairs[int(mean_score.argmax())]
     all_alike = all(pair == best for pair in chosen_pairs)
     return TunedWeights(

@@ -42,6 +42,7 @@ class ClipFacts:
 def load_facts(output: Path) -> dict[str, ClipFacts]:
     """The facts of earlier checks, by what they depend on; none where the file is not as saved."""
     known: dict[str, ClipFacts] = {}
+    # facts that cannot be read are found again by the next check
     with suppress(OSError, ValueError, TypeError, LookupError):
         for key, content in load_json(output / FILE).items():
             towers = {name: _tower(size) for name, size in content.pop("towers").items()}
@@ -64,6 +65,7 @@ def _tower(content: dict) -> TowerSize:
 
 def key_of_clip(clip: str, device: str) -> str:
     """What the facts of a CLIP depend on: its name and files, the libraries, device and driver."""
+    # a CLIP of a folder is known by its files, one of a hub by its name alone
     folder = next(iter(input_paths({"clip": clip}).values()), None)
     driver = GPU_DRIVER.read_text() if GPU_DRIVER.exists() else ""
     versions = [version(name) for name in LIBRARIES]

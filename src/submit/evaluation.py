@@ -79,6 +79,7 @@ class Evaluation:
         if self.score is None or gap is None:
             return UNKNOWN
 
+        # the wording follows from the numbers, so it is right on any data
         within = abs(gap) <= tolerance
         side = "within" if within else "outside"
         inside = "inside" if oof["low"] <= self.score.mean <= oof["high"] else "outside"
@@ -96,6 +97,7 @@ class Evaluation:
         """The score of `by_one_fold`, mean over the folds, beside the out-of-fold score."""
         if self.truth is None or self.score is None:
             return UNKNOWN
+        # the mean of the folds' scores, not the score of their mean
         scored = np.mean([cosines(self.truth, one) for one in predictions], axis=0)
         score = bootstrap(scored, seed=self.seed)
         return (
@@ -119,6 +121,7 @@ class Evaluation:
         if self.cosines is None:
             return UNKNOWN
         correlation = np.corrcoef(confidence, self.cosines)[0, 1]
+        # of an odd number of images the middle one counts as confident
         most_confident_first = self.cosines[np.argsort(-confidence, kind="stable")]
         half = -(-len(confidence) // 2)
         return (
@@ -139,6 +142,7 @@ class Evaluation:
         if self.cosines is None or self.prompts is None:
             return None
 
+        # best first, so the worst stand at the end
         order = np.argsort(-self.cosines)
         rows = np.concatenate([order[:EXTREMES], order[-EXTREMES:]]).tolist()
         titles = [f"{self.cosines[row]:.3f}: {self.prompts[row]}" for row in rows]
@@ -212,6 +216,7 @@ def beside_out_of_fold(output: Path, test_scores: pl.DataFrame | None) -> pl.Dat
     """`test_scores` with the out-of-fold score of each model and the gap between the two."""
     if test_scores is None:
         return None
+    # Table 1 and the ladder of further members, under one column name
     tables = [artifacts.load_table(output / file) for file in (paths.TABLE1, paths.LADDER_TABLE)]
     oof = pl.concat([table.select("model", out_of_fold="avg_cos") for table in tables])
     joined = test_scores.join(oof, on="model", how="left", maintain_order="left")
@@ -221,6 +226,7 @@ def beside_out_of_fold(output: Path, test_scores: pl.DataFrame | None) -> pl.Dat
 def gallery_rows(confidence: np.ndarray, count: int) -> np.ndarray:
     """(count,) int64: rows from the most to the least confident, evenly spread over all."""
     order = np.argsort(-confidence, kind="stable")
+    # ranks, evenly spaced and with both ends
     steps = np.linspace(0, len(order) - 1, min(count, len(order)))
     return order[steps.round().astype(int)]
 
@@ -232,6 +238,7 @@ def gallery_table(
     with their similarity.
     """
     nearest = artifacts.load_table(output / paths.NEIGHBORS)
+    # each query has its list already sorted by weight
     nearest = nearest.filter(pl.col("rank") < 3).sort("rank")
     grouped = nearest.group_by("query").agg("similarity", "prompt")
     # a line for each of the three nearest prompts, with its similarity

@@ -33,6 +33,7 @@ def open_vectors(file: Path) -> np.ndarray:
     """
     array_file = vectors_file(file)
     stamp_file = _stamp_file(file)
+    # the stamp holds what the result was when its vectors were written
     fresh = array_file.exists() and stamp_file.exists()
     if not fresh or artifacts.load_json(stamp_file) != _stamp(file):
         batches = pq.ParquetFile(file).iter_batches(columns=["embedding"])
@@ -68,6 +69,7 @@ def write_vectors(file: Path, columns: Iterable[pl.Series]) -> None:
     if count == 0:
         raise UserError(f"{display_path(file)} holds no rows")
 
+    # without a stamp a half-written array is never taken for whole
     _stamp_file(file).unlink(missing_ok=True)
     with artifacts.atomic(vectors_file(file)) as temporary:
         array = artifacts.reserved(temporary, np.float32, (count, WIDTH))
@@ -83,6 +85,7 @@ def write_vectors(file: Path, columns: Iterable[pl.Series]) -> None:
 
 def _check_unit_rows(x: np.ndarray, start: int, file: Path) -> None:
     length = np.sqrt(np.einsum("nd,nd->n", x, x))
+    # written so that a length of NaN counts as wrong
     wrong = np.flatnonzero(~(np.abs(length - 1) <= TOLERANCE))
     if len(wrong):
         row = start + int(wrong[0])
