@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From images and prompts to a checked submission, in one command.
 #
-#   machine  any Linux or macOS with Python 3.11 or newer; a CUDA GPU is used when there is one
+#   machine  Linux with Python 3.11 or newer; a CUDA GPU is used when there is one
 #   time     about 10 minutes on two CPU cores for the default, the embedded demo; plus installation
 #   disk     about 9 GB for the environment, 1.5 GB for input/demo and output/
 #

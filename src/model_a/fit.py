@@ -43,7 +43,7 @@ def fit(
 ) -> FittedModel:
     """Train on `rows` (indices into `data`): the start, AdamW, then the best point on the way.
 
-    A tenth of `rows` in whole groups is held out to choose the epoch and the factor. With a
+    A tenth of the groups of `rows` is held out to choose the epoch and the factor. With a
     `checkpoint` folder, a training that was stopped continues. Raises FloatingPointError when the
     loss is not finite, torch.OutOfMemoryError with advice.
     """
@@ -87,7 +87,7 @@ class FinalPlan:
 
 
 def inner_split(group: np.ndarray, rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """`rows` in two: those to learn from, and a tenth in whole groups that decides."""
+    """`rows` in two: those to learn from, and a tenth of their groups that decides."""
     splitter = GroupShuffleSplit(1, test_size=HELD_OUT, random_state=seed)
     fit_rows, held_out = next(splitter.split(rows, groups=group[rows]))
     return rows[fit_rows], rows[held_out]
