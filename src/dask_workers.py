@@ -5,6 +5,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
@@ -64,8 +66,10 @@ def run(
     shared: dict[str, object],
     cluster: str | None = None,
 ) -> list:
-    """As `results`, all of them at once."""
-    return list(results(function, tasks, shared=shared, cluster=cluster))
+    """As `results`, all of them at once; those of a cluster's workers under a progress bar."""
+    finished = results(function, tasks, shared=shared, cluster=cluster)
+    in_order = tqdm(finished, total=len(tasks), desc=f"{cluster} workers", disable=cluster is None)
+    return list(in_order)
 
 
 def results(
