@@ -1,7 +1,8 @@
 """What the checks need to know of a CLIP, and the CLIPs that were found to load.
 
 To load one takes seconds, most of it imports. What was found is kept in the output's cache and
-holds until the CLIP's files, its parameters, the libraries or the machine's GPU change.
+holds until the CLIP's files, its parameters, the code that loads and cuts it, the libraries or the
+machine's GPU change.
 """
 
 import json
@@ -15,6 +16,7 @@ from src.artifacts import fingerprint, load_json, save_json
 from src.runner.params import input_paths
 
 FILE = f"{paths.CACHE}/checked_clips.json"
+CODE = (paths.ROOT / "src/encoder", paths.ROOT / "src/model_a")  # loads CLIPs and cuts towers
 LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers")
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -64,12 +66,13 @@ def _tower(content: dict) -> TowerSize:
 
 
 def key_of_clip(clip: str, device: str) -> str:
-    """What the facts of a CLIP depend on: its name and files, the libraries, device and driver."""
+    """What the facts of a CLIP depend on: name and files, our code, libraries, device, driver."""
     # a CLIP of a folder is known by its files, one of a hub by its name alone
     folder = next(iter(input_paths({"clip": clip}).values()), None)
     driver = GPU_DRIVER.read_text() if GPU_DRIVER.exists() else ""
     versions = [version(name) for name in LIBRARIES]
-    return fingerprint(clip, folder, versions, device, driver)
+    code = [file.read_text() for package in CODE for file in sorted(package.glob("*.py"))]
+    return fingerprint(clip, folder, code, versions, device, driver)
 
 
 def key_of_recipe(recipe: object) -> str:

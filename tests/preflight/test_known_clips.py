@@ -7,7 +7,7 @@ import sys
 
 from src import encoder
 from src.paths import ROOT
-from src.runner import preflight
+from src.runner import clip_facts, preflight
 
 
 def test_a_clip_that_was_checked_is_loaded_again_only_when_it_changed(
@@ -35,10 +35,14 @@ def test_a_clip_that_was_checked_is_loaded_again_only_when_it_changed(
     assert len(loaded) == 3
     per_stage["02_train_model_a"]["trainable_blocks"] = 3
 
+    # other code may load or cut it otherwise
+    monkeypatch.setattr(clip_facts, "CODE", (ROOT / "src/demo",))
+    assert preflight.problems(per_stage) == [] and len(loaded) == 4
+
     weights = tmp_path / "clip" / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "could not be loaded" in preflight.problems(per_stage)[0]
-    assert len(loaded) == 4
+    assert len(loaded) == 5
 
 
 LIGHT = """
