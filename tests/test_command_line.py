@@ -43,6 +43,14 @@ def test_wrong_parameters_are_refused_before_anything_runs(toy, capsys, change, 
     assert not (toy / "out").exists()
 
 
+def test_a_demo_larger_than_its_grammar_is_refused():
+    """It would look for scenes that differ for ever."""
+    given = params.load_params("params/demo.yaml", ["demo.train_scenes=18000"])
+    message = "need a pool of 19,723 scenes; the grammar has 16,000 that differ enough"
+    with pytest.raises(errors.UserError, match=message):
+        params.stage_params(given, "params/demo.yaml")
+
+
 def test_all_wrong_parameters_are_listed_at_once(toy, capsys):
     assert run(toy, "--set", "01_dedup.n=x", "--set", "05_submit.rate=y") == 2
     error = capsys.readouterr().err

@@ -26,6 +26,9 @@ LARGEST_SHARE = 0.1  # of the kept rows; a family with more is split inside itse
 SPLITS = (0.72, 0.74, 0.76, 0.78, 0.8, 0.82, 0.84)  # cosines to split it at, never above NEAR
 ROWS_PER_FAMILY = 1.53
 LARGEST_FAMILY = 100
+# the grammar has 12,264 pairs of first subject and setting, one for each family: a larger pool
+# would look for a free one ever longer, and at 18,700 rows for ever
+LARGEST_POOL = 16_000
 ROUNDING = 0.005  # bounds what bf16 changes of a cosine
 
 
@@ -46,8 +49,12 @@ def repeats(families: int) -> np.ndarray:
 def pool(seed: int, rows: int) -> list[Scene]:
     """About `rows` scenes, shuffled: families of near-duplicates, their sizes by `repeats`.
 
-    No two families share their first subject and setting, or their pair of subjects.
+    No two families share their first subject and setting, or their pair of subjects. ValueError for
+    more rows than LARGEST_POOL.
     """
+    if rows > LARGEST_POOL:
+        raise ValueError(f"a pool has at most {LARGEST_POOL:,} scenes, {rows:,} are needed")
+
     rng = np.random.default_rng([seed, *b"pool"])
     taken: set = set()
     scenes = []

@@ -326,10 +326,26 @@ def _demo_problems(demo: dict | None) -> list[str]:
         elif name in demo and name != "folder":
             problems += _size_problems(name, demo[name])
 
+    if not problems:
+        problems += _pool_problems(demo["train_scenes"], demo["test_scenes"])
+
     folder = demo.get("folder", "input/demo")
     if not isinstance(folder, str) or not folder or os.path.isfile(resolve(folder)):
         problems.append(f"demo.folder must be a folder to write, got {folder!r}")
     return problems
+
+
+def _pool_problems(train: int, test: int) -> list[str]:
+    """What is wrong with the numbers of scenes together: no more differ than the grammar has."""
+    from src.demo.population import LARGEST_POOL, pool_rows
+
+    rows = pool_rows(train, test)
+    if rows <= LARGEST_POOL:
+        return []
+    return [
+        f"demo.train_scenes = {train:,} and demo.test_scenes = {test:,} need a pool of {rows:,} "
+        f"scenes; the grammar has {LARGEST_POOL:,} that differ enough"
+    ]
 
 
 def _size_problems(name: str, value: object) -> list[str]:
