@@ -11,7 +11,7 @@ import numpy as np
 from src.dask_workers import connect
 from src.knn.cpu import block_rows
 from src.knn.neighbors import Neighbors, add_block, order_ties
-from src.knn.rows import BlockSettings
+from src.knn.rows import SearchRequest
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -41,24 +41,22 @@ class Task(NamedTuple):
 
 
 def search_on_workers(
-    shards: Sequence[np.ndarray],
-    queries: np.ndarray,
-    k: int,
-    rows: np.ndarray | None,
-    settings: BlockSettings,
+    request: SearchRequest,
     *,
     search: Callable[..., Neighbors],
     engine: str,
     cluster: "str | Client",
 ) -> Neighbors:
-    """As `search`, which workers call, with checked arguments; a lost worker's task is run again.
+    """As `search`, which the workers call; a lost worker's task is run again.
 
     What is no memory map travels inside its task, not by `scatter`: scattered data dies with the
     worker that holds it.
     """
     from distributed import as_completed
 
-    store_rows = settings.store_rows or block_rows(queries.shape[1])
+    shards = request.shards
+    settings = request.settings
+    store_rows = settings.store_rows or block_rows(request.queries.shape[1])
 
     # a client that was given stays open
     workers: AbstractContextManager[Client] = (
@@ -66,18 +64,18 @@ def search_on_workers(
     )
     with workers as client, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph")
-        shared_queries = client.submit(_identity, queries, pure=False)
+        shared_queries = client.submit(_identity, request.queries, pure=False)
         task_rows = _task_rows(shards, len(client.nthreads()), store_rows)
 
         # a task knows its own rows alone: `first_of` has where in the store they begin
         first_of = {}
-        for task in _tasks(shards, rows, task_rows):
+        for task in _tasks(shards, request.rows, task_rows):
             future = client.submit(
                 _search_piece,
                 search,
                 task.rows,
                 shared_queries,
-                k,
+                request.k,
                 task.mask,
                 engine=engine,
                 **asdict(settings),
@@ -87,7 +85,7 @@ def search_on_workers(
 
         best: Neighbors | None = None
         for future, (similarity, index) in as_completed(first_of, with_results=True):
-            best = add_block(best, (similarity, index + first_of[future]), k)
+            best = add_block(best, (similarity, index + first_of[future]), request.k)
 
     assert best is not None  # k >= 1 rows are visible, so there was a task
     return order_ties(*best)  # tasks end in any order

@@ -1,11 +1,9 @@
 """The search on a CPU: faiss, block by block."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from src.knn.neighbors import Neighbors, add_block, best_first, order_ties
-from src.knn.rows import BlockSettings, centered, pieces, unit_rows
+from src.knn.rows import SearchRequest, centered, pieces, unit_rows
 
 BLOCK_BYTES = 512 * 2**20  # of one block of the store in float32
 FEW_QUERIES = 4  # so few are one product, bound by memory; faiss would use one core for each
@@ -16,27 +14,26 @@ def block_rows(width: int) -> int:
     return max(1, BLOCK_BYTES // (4 * width))
 
 
-def search_on_cpu(
-    shards: Sequence[np.ndarray],
-    queries: np.ndarray,
-    k: int,
-    rows: np.ndarray | None,
-    settings: BlockSettings,
-) -> Neighbors:
-    """As `search`, whose arguments are checked; `queries` are unit rows."""
+def search_on_cpu(request: SearchRequest) -> Neighbors:
+    """As `search`."""
+    queries = request.queries
+    settings = request.settings
+    store_rows = settings.store_rows or block_rows(queries.shape[1])
+
     best: Neighbors | None = None
-    for piece in pieces(shards, rows, settings.store_rows or block_rows(queries.shape[1])):
+    for piece in pieces(request.shards, request.rows, store_rows):
         store_index = piece.indices()
         x = piece.read()
         if not settings.checked:
             x = unit_rows(x, "store", store_index)
         x = centered(x, settings.center)
-        similarity, row = _search_block(x, queries, min(k, len(x)), settings.query_rows)
+        k = min(request.k, len(x))
+        similarity, row = _search_block(x, queries, k, settings.query_rows)
         piece.release()
 
         # the lists of one block are in order already but for ties, also those that clipping makes
         np.clip(similarity, -1, 1, out=similarity)
-        best = add_block(best, order_ties(similarity, store_index[row]), k)
+        best = add_block(best, order_ties(similarity, store_index[row]), request.k)
 
     assert best is not None  # k >= 1 rows are visible, so there was a block
     return best

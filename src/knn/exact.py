@@ -10,7 +10,7 @@ from src.knn.cpu import search_on_cpu
 from src.knn.engines import resolve_engine
 from src.knn.gpu import check_engine, search_on_gpu
 from src.knn.neighbors import Neighbors
-from src.knn.rows import BlockSettings, unit_rows
+from src.knn.rows import BlockSettings, SearchRequest, unit_rows
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -47,19 +47,17 @@ def search(
     """
     shards = [store] if isinstance(store, np.ndarray) else list(store)
     _check(shards, queries, k, rows, store_rows, query_rows)
-    queries = unit_rows(queries, "queries")
-
     settings = BlockSettings(center, store_rows, query_rows, checked)
+    request = SearchRequest(shards, unit_rows(queries, "queries"), k, rows, settings)
+
     if cluster is not None:
-        return search_on_workers(
-            shards, queries, k, rows, settings, search=search, engine=engine, cluster=cluster
-        )
+        return search_on_workers(request, search=search, engine=engine, cluster=cluster)
 
     name, _ = resolve_engine(engine)
     if name == "faiss":
-        return search_on_cpu(shards, queries, k, rows, settings)
+        return search_on_cpu(request)
     check_engine(name)
-    return search_on_gpu(name, shards, queries, k, rows, settings)
+    return search_on_gpu(name, request)
 
 
 def _check(

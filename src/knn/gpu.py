@@ -20,7 +20,7 @@ from src.knn.neighbors import (
     highest_first,
     order_ties,
 )
-from src.knn.rows import BlockSettings, Piece, centered, pieces, unit_rows
+from src.knn.rows import BlockSettings, Piece, SearchRequest, centered, pieces, unit_rows
 
 if TYPE_CHECKING:
     import cupy
@@ -35,36 +35,32 @@ Search = Callable[[np.ndarray, int], Neighbors]  # queries, k -> similarity, row
 Block = list[Piece]
 
 
-def search_on_gpu(
-    engine: str,
-    shards: Sequence[np.ndarray],
-    queries: np.ndarray,
-    k: int,
-    rows: np.ndarray | None,
-    settings: BlockSettings,
-) -> Neighbors:
-    """As `search`, whose arguments are checked; `engine` is "cuml" or "cuvs"."""
+def search_on_gpu(engine: str, request: SearchRequest) -> Neighbors:
+    """As `search`; `engine` is "cuml" or "cuvs"."""
     import cupy
 
-    if not len(queries):
-        return np.empty((0, k), np.float32), np.empty((0, k), np.int64)
+    if not len(request.queries):
+        empty = (0, request.k)
+        return np.empty(empty, np.float32), np.empty(empty, np.int64)
 
     build = {"cuml": _cuml_index, "cuvs": _cuvs_index}[engine]
-    width = queries.shape[1]
+    settings = request.settings
+    width = request.queries.shape[1]
     store_rows = settings.store_rows
     if store_rows is None:
-        store_rows = _rows_that_fit(width, max(x.dtype.itemsize for x in shards))
-    queries = cupy.asarray(queries)
+        store_rows = _rows_that_fit(width, max(x.dtype.itemsize for x in request.shards))
+    queries = cupy.asarray(request.queries)
     center = None if settings.center is None else cupy.asarray(settings.center)
 
     best: Neighbors | None = None
-    for x, store_index in _blocks_on_device(_blocks(shards, rows, store_rows), width):
+    blocks = _blocks(request.shards, request.rows, store_rows)
+    for x, store_index in _blocks_on_device(blocks, width):
         if not settings.checked:
             x = unit_rows(x, "store", store_index)
         x = centered(x, center)
-        search = build(x, min(k, len(x)))
-        similarity, row = _search_queries(search, queries, min(k, len(x)), settings.query_rows)
-        best = add_block(best, (similarity, cupy.asarray(store_index)[row]), k)
+        k = min(request.k, len(x))
+        similarity, row = _search_queries(build(x, k), queries, k, settings.query_rows)
+        best = add_block(best, (similarity, cupy.asarray(store_index)[row]), request.k)
 
     assert best is not None  # k >= 1 rows are visible, so there was a block
     similarity, index = best
@@ -98,7 +94,8 @@ def check_engine(engine: str) -> None:
     queries = x[:64]
     # blocks so small that lists are merged
     settings = BlockSettings(center=None, store_rows=100, query_rows=50)
-    similarity, index = search_on_gpu(engine, [x], queries, 10, None, settings)
+    request = SearchRequest([x], queries, k=10, rows=None, settings=settings)
+    similarity, index = search_on_gpu(engine, request)
 
     exact = queries @ x.T
     best = -np.sort(-exact, axis=1)[:, :10]

@@ -21,6 +21,17 @@ class BlockSettings:
 
 
 @dataclass(frozen=True)
+class SearchRequest:
+    """What `search` was asked for: its arguments after the checks, `queries` as unit rows."""
+
+    shards: Sequence[np.ndarray]
+    queries: np.ndarray  # (q, d)
+    k: int
+    rows: np.ndarray | None  # (n,) bool
+    settings: BlockSettings
+
+
+@dataclass(frozen=True)
 class Piece:
     """`rows` rows of a shard from `start` on, or the `chosen` ones of them.
 

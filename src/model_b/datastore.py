@@ -292,7 +292,7 @@ class ColumnView:
         self,
         queries: np.ndarray,
         k: int,
-        engine: str = "auto",
+        engine: str,
         *,
         visible: np.ndarray | None = None,
         cluster: "str | Client | None" = None,
