@@ -106,9 +106,17 @@ def test_a_final_fit_joins_the_mean_on_test_images_alone(variant, tmp_path, monk
 
 def test_without_a_gain_in_the_folds_the_final_fit_is_the_probe_on_all_rows(variant, tmp_path):
     plan = FinalPlan(epochs=0, factor=0.0, penalty=1.0)
-    task = {"rows": np.arange(60), "recipe": variant.recipe, "plan": plan, "seed": 0}
-    base = tmp_path / "final"
-    record = folds.train_final(variant.encoder, variant.data, variant.test, base=base, **task)
+    record = folds.train_fold(
+        variant.encoder,
+        variant.data,
+        variant.test,
+        rows=np.arange(60),
+        scored=np.empty(0, dtype=np.int64),
+        recipe=variant.recipe,
+        seed=0,
+        base=tmp_path / "final",
+        plan=plan,
+    )
     assert record["history"] == []
 
     # the paper's head at its start predicts what a LayerNorm leaves of the ridge's prediction

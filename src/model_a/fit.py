@@ -29,6 +29,7 @@ from src.model_a.views import PLAIN, changes_of, unchanged
 HELD_OUT = 0.1  # of a fold's training rows, whole groups: the inner validation split
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the way from the probe to the best epoch
 CHECKPOINT_STEPS = 200  # batches between checkpoints inside an epoch
+BATCH_SIZE = 128  # images predicted at a time
 
 
 def fit(
@@ -241,7 +242,7 @@ def predict(
     rows: np.ndarray,
     *,
     views: Sequence[str] = PLAIN,
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
     """(len(rows), 384) float32 unit rows, in order: the mean over `views` of each image."""
     parts = []
@@ -285,7 +286,6 @@ def predict_pixels(
     pixels: np.ndarray,
     *,
     views: Sequence[str] = PLAIN,
-    batch_size: int = 128,
 ) -> np.ndarray:
     """(n, s, s, 3) uint8 of the encoder's geometry -> (n, 384) float32 unit rows, in order.
 
@@ -297,8 +297,8 @@ def predict_pixels(
 
     fitted.head.eval()
     parts = []
-    for start in range(0, len(pixels), batch_size):
-        x = encoder.normalize(pixels[start : start + batch_size])
+    for start in range(0, len(pixels), BATCH_SIZE):
+        x = encoder.normalize(pixels[start : start + BATCH_SIZE])
         with autocast(encoder.device):
             activations = fitted.tower.frozen(x)
         parts.append(F.normalize(fitted.forward(activations), dim=-1))

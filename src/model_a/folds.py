@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ def train_fold(
     recipe: Recipe,
     seed: int,
     base: Path,
+    plan: FinalPlan | None = None,
     views: Sequence[str] = PLAIN,
     label: str = "",
 ) -> dict:
@@ -46,58 +48,25 @@ def train_fold(
 
     A fold that was trained before from the same rows, images, targets, CLIP and recipe is not
     trained again; one that was stopped continues. Other `views` or other images to predict cost
-    the prediction alone. Returns history, factor, factors, rows_trained, seconds and score.
+    the prediction alone. With a `plan`, what the folds found, it is a final fit: no row is held out
+    of `rows`. Returns history, factor, factors, rows_trained, seconds and score.
     Predictions lie at `<base>_oof` and `<base>_test`, the trained weights at `<base>.safetensors`,
     what else `load_fold` needs in `<base>.json`.
     """
 
     def train(checkpoint: Path) -> FittedModel:
-        return fit(
+        function: Callable[..., FittedModel] = fit
+        if plan is not None:
+            function = partial(fit_final, plan=plan)
+        return function(
             encoder, data, rows, recipe=recipe, seed=seed, checkpoint=checkpoint, label=label
         )
 
-    key = _fit_key(encoder, data, rows, recipe, seed)
+    key = _fit_key(encoder, data, rows, recipe, seed, plan)
     record, fitted = _trained(train, encoder, data, rows, recipe, base=base, key=key)
     predicted = _predicted(fitted, encoder, data, test, scored, views, base=base, key=key)
     seconds = record["seconds"] + predicted["seconds"]
     return {**record, "seconds": seconds, "score": predicted["score"]}
-
-
-def train_final(
-    encoder: Encoder,
-    data: TrainingSet,
-    test: TrainingSet,
-    *,
-    rows: np.ndarray,
-    recipe: Recipe,
-    plan: FinalPlan,
-    seed: int,
-    base: Path,
-    views: Sequence[str] = PLAIN,
-    label: str = "",
-) -> dict:
-    """`train_fold` on all `rows`, of which none is left to score: it predicts the test set alone.
-
-    `plan` is what the folds found. Returns history, factor, rows_trained and seconds.
-    """
-
-    def train(checkpoint: Path) -> FittedModel:
-        return fit_final(
-            encoder,
-            data,
-            rows,
-            recipe=recipe,
-            plan=plan,
-            seed=seed,
-            checkpoint=checkpoint,
-            label=label,
-        )
-
-    key = _fit_key(encoder, data, rows, recipe, seed, asdict(plan))
-    record, fitted = _trained(train, encoder, data, rows, recipe, base=base, key=key)
-    none = np.empty(0, dtype=np.int64)
-    predicted = _predicted(fitted, encoder, data, test, none, views, base=base, key=key)
-    return {**record, "seconds": record["seconds"] + predicted["seconds"]}
 
 
 def _fit_key(
@@ -106,9 +75,10 @@ def _fit_key(
     rows: np.ndarray,
     recipe: Recipe,
     seed: int,
-    *further: object,
+    plan: FinalPlan | None,
 ) -> str:
     """Changes with everything that the trained weights depend on."""
+    further = [] if plan is None else [asdict(plan)]
     return fingerprint(
         asdict(recipe),
         seed,

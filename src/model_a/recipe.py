@@ -22,23 +22,17 @@ CHOICES = {
     "head_init": STARTS,
     "loss": LOSSES,
 }
-LIMITS = {  # lowest and highest value of a parameter; None: no end
-    "epochs": (0, None),
-    "batch_size": (1, None),
-    "accumulate": (1, None),
-    "patience": (1, None),
+# lowest and highest value of a parameter; None: no end
+LIMITS: dict[str, tuple[float, float | None]] = {
+    **dict.fromkeys(("epochs", "lr_vision", "lr_fc", "lr_fc2"), (0, None)),
+    **dict.fromkeys(("weight_decay", "clip_norm", "loss_mix"), (0, None)),
+    **dict.fromkeys(("batch_size", "accumulate", "patience"), (1, None)),
     "lora_rank": (0, 1024),
     "lora_blocks": (-1, None),
     "layer_decay": (1e-3, 1),
     "warmup": (0, 1),
     "ema": (0, 0.99999),
     "mix": (0, 1),
-    "lr_vision": (0, None),
-    "lr_fc": (0, None),
-    "lr_fc2": (0, None),
-    "weight_decay": (0, None),
-    "clip_norm": (0, None),
-    "loss_mix": (0, None),
 }
 BASELINE_LIMITS = {"baseline_epochs": LIMITS["epochs"], "baseline_lr": LIMITS["lr_vision"]}
 ABLATION_LIMITS = {"ablation_epochs": LIMITS["epochs"]}
@@ -154,6 +148,17 @@ class Recipe:
         """What `head.build` and `head.start` take beside the kind of head."""
         return {"activation": self.activation, "mix": self.mix, "learn_mix": self.learn_mix}
 
+    def without_augmentation(self) -> "Recipe":
+        """The same recipe on images and targets as they are."""
+        return replace(
+            self,
+            augment_rotation=False,
+            augment_flip=False,
+            augment_crop=False,
+            augment_synonyms=False,
+            augment_shuffle=False,
+        )
+
     @classmethod
     def from_parameters(cls, values: Mapping[str, Any]) -> "Recipe":
         """The recipe of Model A from the notebook's parameters; other names are ignored."""
@@ -166,7 +171,7 @@ def baseline_recipe(values: Mapping[str, Any]) -> Recipe:
     One linear layer, one learning rate for tower and layer, and none of Model A's additions.
     """
     return replace(
-        Recipe.from_parameters(values),
+        Recipe.from_parameters(values).without_augmentation(),
         head="linear",
         epochs=values["baseline_epochs"],
         trainable_blocks=values["baseline_blocks"],
@@ -179,11 +184,6 @@ def baseline_recipe(values: Mapping[str, Any]) -> Recipe:
         loss="cosine",
         sample_duplicates=False,
         weight_by_clip_score=False,
-        augment_rotation=False,
-        augment_flip=False,
-        augment_crop=False,
-        augment_synonyms=False,
-        augment_shuffle=False,
     )
 
 

@@ -95,15 +95,7 @@ def ablate_augmentations(
     if not epochs:
         return {}
 
-    plain = replace(
-        variant.recipe,
-        epochs=epochs,
-        augment_rotation=False,
-        augment_flip=False,
-        augment_crop=False,
-        augment_synonyms=False,
-        augment_shuffle=False,
-    )
+    plain = replace(variant.recipe.without_augmentation(), epochs=epochs)
     own = variant.data.targets[0]
     trials = {
         "none": (plain, own[None]),

@@ -16,7 +16,7 @@ from src.dask_workers import run
 from src.encoder import Encoder
 from src.model_a.averaging import SEED_STEP, SINGLE, Averaging
 from src.model_a.fit import FinalPlan
-from src.model_a.folds import collect_oof, collect_test, train_final, train_fold
+from src.model_a.folds import collect_oof, collect_test, train_fold
 from src.model_a.recipe import Recipe
 from src.model_a.training_set import TrainingSet, prediction_set, training_set
 
@@ -137,7 +137,7 @@ def train_on_all(
 ) -> list[dict]:
     """The final fits of the variant, if it has any, as the `records` of its folds tell.
 
-    What `train_final` says of each.
+    What `train_fold` says of each; no row is left to score.
     """
     bases = variant.averaging.final_bases(out, variant.name)
     if not bases:
@@ -145,6 +145,7 @@ def train_on_all(
 
     task = {
         "rows": np.flatnonzero(variant.visible),
+        "scored": np.empty(0, dtype=np.int64),
         "recipe": variant.recipe,
         "plan": FinalPlan.from_records(records),
         "seed": seed,
@@ -152,7 +153,7 @@ def train_on_all(
         "label": f"{variant.name}, all rows",
     }
     tasks = [_of_seed(task, n) | {"base": base} for n, base in enumerate(bases)]
-    return run(train_final, tasks, shared=_shared(variant), cluster=cluster)
+    return run(train_fold, tasks, shared=_shared(variant), cluster=cluster)
 
 
 def _shared(variant: Variant) -> dict:
