@@ -20,7 +20,7 @@ from src.errors import UserError
 from src.metrics import l2_normalize
 from src.model_a.averaging import recorded_averaging
 from src.paths import as_text, display_path
-from src.submit import submission
+from src.submit import command_line, submission
 from src.submit.decoding import BatchDecoder, DecodedImage
 from src.submit.folder import ImageFolder, read_folder
 from src.submit.parts import Parts, escape_formulas
@@ -235,24 +235,15 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help="a sample_submission.csv: --out becomes a checked submission in its order",
     )
     option(
-        "--output",
-        default="output",
-        metavar="FOLDER",
-        help="a trained output folder (default: %(default)s)",
-    )
-    option(
         "--batch-size",
         type=int,
         default=64,
         metavar="N",
         help="images per batch (default: %(default)s)",
     )
-    option(
-        "--engine",
-        default="auto",
-        help="of the nearest prompts: auto, cuml, faiss (default: %(default)s)",
-    )
-    option("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    command_line.add_output(parser)
+    command_line.add_engine(parser)
+    command_line.add_device(parser)
 
     options = parser.parse_args(argv)
     formats = (".csv",) if options.sample else FORMATS
@@ -269,14 +260,10 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point: 0 done, 2 refused, 130 interrupted (the same command goes on)."""
     options = arguments(argv)
     try:
-        _predict(options)
-    except (UserError, FileNotFoundError, ValueError) as problem:
-        print(problem, file=sys.stderr)
-        return 2
+        return command_line.exit_status(_predict, options)
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from here", file=sys.stderr)
         return 130
-    return 0
 
 
 def _predict(options: argparse.Namespace) -> None:

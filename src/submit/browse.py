@@ -27,9 +27,9 @@ from starlette.routing import Route
 
 from src.errors import UserError
 from src.paths import display_path
-from src.submit import pages
+from src.submit import command_line, pages
 from src.submit.index import Index
-from src.submit.search import printable
+from src.submit.search import one_line
 
 Number = TypeVar("Number", int, float)
 
@@ -126,7 +126,7 @@ class Browser:
     def problem(self, message: str, view: View | None = None) -> str:
         """A page that says what is wrong."""
         view = view or View()
-        return self._render(view, problem=printable(message, 1000), note="", cards=[], pages=1)
+        return self._render(view, problem=one_line(message), note="", cards=[], pages=1)
 
     def _render(self, view: View, *, pages: int, **facts: object) -> str:
         following = replace(view, page=view.page + 1).address if view.page < pages else None
@@ -279,33 +279,30 @@ def main(argv: list[str] | None = None) -> int:
         description="A result of predict as a page on this machine: search by text, thumbnails, "
         "nearest prompts, confidence, more like this.",
     )
-    parser.add_argument("file", metavar="FILE.parquet", help="a result of ./run_all.sh predict")
-    parser.add_argument("--images", metavar="FOLDER", help="where the images are, if moved")
+    command_line.add_result(parser)
     parser.add_argument(
         "--port", type=int, default=8765, metavar="N", help="0 for any (default: %(default)s)"
     )
-    parser.add_argument(
-        "--engine", default="auto", help="auto, cuml or faiss (default: %(default)s)"
-    )
+    command_line.add_engine(parser)
     options = parser.parse_args(argv)
     if not 0 <= options.port <= 65535:
         parser.error(f"--port must be within 0..65535, got {options.port}")
 
-    # what can go wrong goes wrong before the address is announced
     try:
-        bound_socket(options.port).close()  # refused before the vectors are opened
-        index = Index(options.file, images=options.images, engine=options.engine)
-        if index.images is None:
-            print("the folder of the images is not there: name it with --images to see them")
-        print(f"{display_path(Path(options.file).absolute())}: {len(index):,} images", flush=True)
-        index.search("a first query", 1)  # loads the sentence encoder and the search
-        serve(index, options.port, partial(print, flush=True))
-    except (UserError, FileNotFoundError, ValueError) as problem:
-        print(printable(str(problem), 1000), file=sys.stderr)
-        return 2
+        return command_line.exit_status(_browse, options, tell=one_line)
     except KeyboardInterrupt:
-        pass
-    return 0
+        return 0
+
+
+def _browse(options: argparse.Namespace) -> None:
+    # what can go wrong goes wrong before the address is announced
+    bound_socket(options.port).close()  # refused before the vectors are opened
+    index = Index(options.file, images=options.images, engine=options.engine)
+    if index.images is None:
+        print("the folder of the images is not there: name it with --images to see them")
+    print(f"{display_path(Path(options.file).absolute())}: {len(index):,} images", flush=True)
+    index.search("a first query", 1)  # loads the sentence encoder and the search
+    serve(index, options.port, partial(print, flush=True))
 
 
 if __name__ == "__main__":

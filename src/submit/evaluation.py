@@ -15,7 +15,7 @@ from src.ensemble.members import member_names
 from src.metrics import cosines
 from src.model_a.averaging import recorded_averaging
 from src.model_a.folds import collect_test
-from src.statistics import bootstrap
+from src.statistics import Interval, bootstrap
 from src.submit import truth
 
 UNKNOWN = "no test_truth given: only the competition knows the score"
@@ -28,6 +28,11 @@ class Evaluation:
     Without a file nothing is known: a sentence says so, and scores, tables and figures are None.
     """
 
+    prompts: list[str] | None = None
+    truth: np.ndarray | None = None  # (n, 384)
+    cosines: np.ndarray | None = None  # (n,)
+    score: Interval | None = None
+
     def __init__(
         self,
         file: str | None,
@@ -39,10 +44,6 @@ class Evaluation:
         seed: int,
     ):
         self.seed = seed
-        self.prompts = None
-        self.truth = None
-        self.cosines = None
-        self.score = None
         if file is None:
             return
 

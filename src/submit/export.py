@@ -18,6 +18,7 @@ from src import artifacts, knn
 from src.data.sample_submission import WIDTH
 from src.errors import UserError
 from src.paths import as_text, display_path
+from src.submit import command_line
 from src.submit.index import Index
 from src.submit.map import METHODS, coordinates
 
@@ -116,11 +117,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="./run_all.sh export", description="A result of predict for other programs."
     )
+    command_line.add_result(parser)
     option = parser.add_argument
-    option("file", metavar="FILE.parquet", help="a result of ./run_all.sh predict")
     option("--to", choices=FORMATS, default="parquet", help="default: %(default)s")
     option("--out", metavar="FILE", required=True, help="what to write (a folder for lance)")
-    option("--images", metavar="FOLDER", help="where the images are, if they were moved")
     option(
         "--neighbors",
         type=int,
@@ -134,25 +134,23 @@ def main(argv: list[str] | None = None) -> int:
         default="auto",
         help="what x and y are: auto is UMAP on a GPU or where umap-learn is installed, else PCA",
     )
-    option("--engine", default="auto", help="auto, cuml or faiss (default: %(default)s)")
+    command_line.add_engine(parser)
     options = parser.parse_args(argv)
     if options.neighbors < 0:
         parser.error(f"--neighbors must be at least 0, got {options.neighbors}")
+    return command_line.exit_status(_export, options)
 
+
+def _export(options: argparse.Namespace) -> None:
     out = Path(options.out).absolute()
-    try:
-        check_target(out, options.to)
-        index = Index(options.file, images=options.images, engine=options.engine)
-        if options.to == "faiss":
-            write_faiss(index, out)
-        else:
-            write = write_parquet if options.to == "parquet" else write_lance
-            write(table(index, neighbors=options.neighbors, method=options.map), out)
-    except (UserError, FileNotFoundError, ValueError) as problem:
-        print(problem, file=sys.stderr)
-        return 2
+    check_target(out, options.to)
+    index = Index(options.file, images=options.images, engine=options.engine)
+    if options.to == "faiss":
+        write_faiss(index, out)
+    else:
+        write = write_parquet if options.to == "parquet" else write_lance
+        write(table(index, neighbors=options.neighbors, method=options.map), out)
     print(f"{display_path(out)}: {len(index):,} images")
-    return 0
 
 
 if __name__ == "__main__":

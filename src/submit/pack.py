@@ -14,7 +14,7 @@ from src.ensemble.confidence import load_weights
 from src.errors import UserError
 from src.model_b import model
 from src.paths import display_path, resolve
-from src.submit import kaggle
+from src.submit import command_line, kaggle
 from src.submit.predictor import Predictor, clip_names, fold_bases, used_members
 
 FILES = (
@@ -136,12 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Put models, datastore and code into a folder, for a machine without internet.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the pack: an empty or a new folder")
-    parser.add_argument(
-        "--output",
-        default="output",
-        metavar="FOLDER",
-        help="a trained output folder (default: %(default)s)",
-    )
+    command_line.add_output(parser)
     parser.add_argument(
         "--kaggle-user",
         default=kaggle.USER,
@@ -154,20 +149,17 @@ def main(argv: list[str] | None = None) -> int:
         metavar="NAME",
         help="the data set's name there (default: %(default)s)",
     )
-    options = parser.parse_args(argv)
+    return command_line.exit_status(_pack, parser.parse_args(argv))
 
-    try:
-        kaggle.check_names(options.kaggle_user, options.kaggle_name)
-        folder = write(resolve(options.output), Path(options.folder).absolute())
-        commands = kaggle.write(folder, user=options.kaggle_user, name=options.kaggle_name)
-    except (UserError, FileNotFoundError, ValueError) as problem:
-        print(problem, file=sys.stderr)
-        return 2
+
+def _pack(options: argparse.Namespace) -> None:
+    kaggle.check_names(options.kaggle_user, options.kaggle_name)
+    folder = write(resolve(options.output), Path(options.folder).absolute())
+    commands = kaggle.write(folder, user=options.kaggle_user, name=options.kaggle_name)
     print(f"packed into {display_path(folder)}; to upload it to Kaggle:")
     print(*(f"    {command}" for command in commands), sep="\n")
     if options.kaggle_user == kaggle.USER:
         print(f"    first put your user name in place of {kaggle.USER} in the two metadata files")
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import polars as pl
 from src import artifacts
 from src.errors import UserError
 from src.paths import display_path
+from src.submit import command_line
 from src.submit.index import Duplicates, Index
 
 ID_WIDTH = 40  # characters of an id in the table
@@ -51,6 +52,11 @@ def printable(text: str | None, width: int) -> str:
         return ""
     clean = "".join(" " if unicodedata.category(c)[0] == "C" else c for c in text[: 4 * width])
     return clean if len(clean) <= width else clean[: width - 1] + "…"
+
+
+def one_line(message: str) -> str:
+    """A message that may name what a stranger's file holds."""
+    return printable(message, 1000)
 
 
 def print_results(results: pl.DataFrame) -> None:
@@ -94,8 +100,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         description="The images of a result of predict that are nearest to a text, to an image or "
         "to one of themselves; or the near-duplicates among them.",
     )
+    command_line.add_result(parser)
     option = parser.add_argument
-    option("file", metavar="FILE.parquet", help="a result of ./run_all.sh predict")
     option("text", nargs="?", metavar="TEXT", help="what the image should show")
     option("--near", metavar="ID", help="instead of a text: an id of the file")
     option("--image", metavar="FILE", help="instead of a text: an image, read by --output's models")
@@ -109,15 +115,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     option("--min-confidence", type=float, metavar="C", help="leave out less confident images")
     option("--html", metavar="PAGE", help="also write a page with thumbnails")
     option("--out", metavar="TABLE", help="also write the results, .csv or .parquet")
-    option("--images", metavar="FOLDER", help="where the images are, if they were moved")
-    option(
-        "--output",
-        default="output",
-        metavar="FOLDER",
-        help="for --image: a trained output folder (default: %(default)s)",
-    )
-    option("--engine", default="auto", help="auto, cuml or faiss (default: %(default)s)")
-    option("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    command_line.add_output(parser, "for --image: ")
+    command_line.add_engine(parser)
+    command_line.add_device(parser)
 
     options = parser.parse_args(argv)
     queries = (options.text, options.near, options.image, options.duplicates)
@@ -134,13 +134,10 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point: 0 done, 2 refused."""
     options = arguments(argv)
     try:
-        _search(options)
-    except (UserError, FileNotFoundError, ValueError) as problem:
-        print(printable(str(problem), 1000), file=sys.stderr)
-        return 2
+        return command_line.exit_status(_search, options, tell=one_line)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
 
 
 def _search(options: argparse.Namespace) -> None:
