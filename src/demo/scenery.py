@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from src.demo.canvas import Canvas, Color, gradient
+from src.demo.canvas import Box, Canvas, Color, gradient
 
 Painter = Callable[[Canvas], None]
 
@@ -39,10 +39,17 @@ def _desert(canvas: Canvas) -> None:
 
 def _beach(canvas: Canvas) -> None:
     canvas.rectangle(0, 0.42, 1, 0.64, (34, 150, 190))
-    for y in canvas.rng.uniform(0.44, 0.62, 12):
-        x = canvas.rng.uniform(0, 0.9)
-        canvas.rectangle(x, y, x + 0.1, y + 0.006, (190, 235, 245))
+    _waves(canvas, 12, (0, 0.44, 0.9, 0.62), (0.1, 0.006), (190, 235, 245))
     canvas.ridge(0.66, 0.02, (244, 222, 164))
+
+
+def _waves(canvas: Canvas, n: int, box: Box, size: tuple[float, float], fill: Color) -> None:
+    """`n` flat stripes of one `size`, whose left ends lie inside `box`."""
+    x0, y0, x1, y1 = box
+    width, height = size
+    for y in canvas.rng.uniform(y0, y1, n):
+        x = canvas.rng.uniform(x0, x1)
+        canvas.rectangle(x, y, x + width, y + height, fill)
 
 
 def _city(canvas: Canvas) -> None:
@@ -136,9 +143,7 @@ def _lake(canvas: Canvas) -> None:
     canvas.ridge(0.42, 0.1, (86, 120, 130))
     canvas.ridge(0.5, 0.04, (60, 110, 70))
     canvas.rectangle(0, 0.54, 1, 0.8, (92, 160, 196))
-    for y in canvas.rng.uniform(0.56, 0.78, 14):
-        x = canvas.rng.uniform(0, 0.85)
-        canvas.rectangle(x, y, x + 0.12, y + 0.005, (170, 214, 232))
+    _waves(canvas, 14, (0, 0.56, 0.85, 0.78), (0.12, 0.005), (170, 214, 232))
     canvas.ridge(0.8, 0.02, (110, 140, 70))
 
 
