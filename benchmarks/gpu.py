@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from timing import in_turns, machine, table
+from timing import compare, machine, measure_parser
 
 from dedup import LINK, THRESHOLD, clustered, product
 from knn import K, rows
@@ -31,8 +31,7 @@ from src.model_b import text_pool
 
 def measured(title: str, functions: dict[str, Callable], repeats: int, base: str) -> None:
     print(f"\n{title}", flush=True)
-    in_turns(functions, 1)  # libraries loaded, kernels chosen, memory taken
-    table(in_turns(functions, repeats), base)
+    compare(functions, repeats, base)
 
 
 def search(arguments: argparse.Namespace) -> None:
@@ -111,10 +110,7 @@ def text(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     measures = {"search": search, "filter": filter2, "text": text}
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("measure", choices=measures)
+    parser = measure_parser(__doc__, measures)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if not torch.cuda.is_available():

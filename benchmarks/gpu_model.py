@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-from timing import in_turns, machine, table
+from timing import compare, machine, measure_parser
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -130,9 +130,7 @@ def train(arguments: argparse.Namespace) -> None:
             "training loop": an_epoch(new_trainer(encoder, data, recipe)),
         }
         print(f"\n{title}, batches of {batch_size}", flush=True)
-        in_turns(functions, 1)  # kernels chosen, memory taken
-        seconds = in_turns(functions, arguments.repeats)
-        table(seconds, "bare step")
+        seconds = compare(functions, arguments.repeats, "bare step")
         for name, times in seconds.items():
             print(f"{name:>24} {arguments.batches / min(times):9.2f} steps a second")
         del functions, data
@@ -173,19 +171,14 @@ def encode(arguments: argparse.Namespace) -> None:
             "ours": ours,
         }
         print(f"\n{count:,} {what}", flush=True)
-        in_turns(functions, 1)
-        seconds = in_turns(functions, arguments.repeats)
-        table(seconds, "bare forward")
+        seconds = compare(functions, arguments.repeats, "bare forward")
         for name, times in seconds.items():
             print(f"{name:>24} {count / min(times):9.0f} {what} a second")
 
 
 def main() -> None:
     measures = {"train": train, "encode": encode}
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("measure", choices=measures)
+    parser = measure_parser(__doc__, measures)
     parser.add_argument("--batches", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="a small ViT, on any machine")

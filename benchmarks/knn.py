@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import in_turns, machine, peak_mib, table
+from timing import in_turns, machine, measure_parser, peak_mib, table
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -40,7 +40,7 @@ def rows(n: int, dim: int, seed: int) -> np.ndarray:
     return x
 
 
-def product(store: np.ndarray, queries: np.ndarray) -> None:
+def bare_product(store: np.ndarray, queries: np.ndarray) -> None:
     """The bare float32 product by NumPy, block by block into one buffer, nothing looked at."""
     buffer = np.empty((min(1500, len(queries)), len(store)), np.float32)
     for start in range(0, len(queries), len(buffer)):
@@ -75,11 +75,11 @@ def header(what: str) -> None:
     print(f"{machine()}; {knn.describe('faiss')}; {what}\n", flush=True)
 
 
-def against_the_product(arguments: argparse.Namespace) -> None:
+def product(arguments: argparse.Namespace) -> None:
     store, queries = rows(60_000, 1024, 0), rows(6000, 1024, 1)
     header(f"60,000 x 1,024 store, 6,000 queries, K = {K}, {arguments.clock} clock")
     functions = {
-        "product": lambda: product(store, queries),
+        "product": lambda: bare_product(store, queries),
         "knn.search": lambda: ours(store, queries),
     }
     table(in_turns(functions, arguments.repeats, CLOCKS[arguments.clock]), "product")
@@ -97,7 +97,7 @@ def peers(arguments: argparse.Namespace) -> None:
     built = time.perf_counter() - start
     index.set_ef(200)
     functions = {
-        "product": lambda: product(store, queries),
+        "product": lambda: bare_product(store, queries),
         "knn.search": lambda: ours(store, queries),
         "torch matmul + topk": lambda: by_torch(store, queries),
         "scikit-learn euclidean": lambda: by_scikit_learn(store, queries, "euclidean"),
@@ -204,18 +204,9 @@ def workers(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    measures = {
-        "product": against_the_product,
-        "peers": peers,
-        "growth": growth,
-        "disk": disk,
-        "stream": stream,
-    }
-    measures["workers"] = workers
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("measure", choices=measures)
+    functions = (product, peers, growth, disk, stream, workers)
+    measures = {function.__name__: function for function in functions}
+    parser = measure_parser(__doc__, measures)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument(

@@ -20,6 +20,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
+from timing import measure_parser
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src import artifacts, demo, encoder, paths, plots, statistics
@@ -311,10 +312,7 @@ def main() -> None:
         "conflicts": conflict_rules,
         "second": second_clip,
     }
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("measure", choices=measures)
+    parser = measure_parser(__doc__, measures)
     parser.add_argument("--output", type=Path, default=Path("output"))
     parser.add_argument("--cache", type=Path, default=Path("output/cache/benchmark"))
     parser.add_argument("--text", default="input/demo/text")

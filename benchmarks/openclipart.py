@@ -35,6 +35,7 @@ from src.dedup import folds, similarity
 from src.demo import write_clip
 from src.metrics import cosines, l2_normalize
 from src.model_a.head import ridge
+from tests.helpers.fold_rules import nearest_five, one_threshold_for_all
 
 DRAWINGS = Path("/usr/share/openclipart")
 FOLDER = paths.resolve("input/openclipart")
@@ -216,25 +217,10 @@ def show_like_with_like(output: Path) -> None:
 # --- the rule for folds against the one before it ---
 
 
-def groups_by_one_threshold_for_all(scan: similarity.PairScan, max_share: float) -> np.ndarray:
-    """The rule used before: the threshold rises for every row, and removed rows count."""
-    itself = np.arange(scan.forest.n)
-    for level in scan.forest.levels:
-        label = scan.forest.components(level, (itself, scan.keeper))
-        if np.bincount(label).max() <= max_share * len(label):
-            break
-    print(f"the rule before: all rows grouped at {level:.2f}")
-    return label
-
-
 def predict(images: np.ndarray, targets: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """The mean of a ridge and of the five nearest images' targets, both at unit length."""
+    """The sum of a ridge's and of the five nearest images' prediction, both at unit length."""
     weight, bias = ridge(images, targets, PENALTY)
-    similarities = queries @ images.T
-    nearest = np.argpartition(-similarities, 5, axis=1)[:, :5]
-    weights = np.take_along_axis(similarities, nearest, axis=1)[..., None] ** 4
-    by_neighbors = (targets[nearest] * weights).sum(axis=1)
-    return l2_normalize(queries @ weight + bias) + l2_normalize(by_neighbors)
+    return l2_normalize(queries @ weight + bias) + nearest_five(queries, images, targets)
 
 
 def compare_rules(output: Path) -> None:
@@ -255,7 +241,8 @@ def compare_rules(output: Path) -> None:
 
     eligible = pairs["filter1"].to_numpy()
     scan = similarity.scan_pairs(targets, 0.85, link=0.7, eligible=eligible)
-    before = groups_by_one_threshold_for_all(scan, 0.1)
+    before, threshold = one_threshold_for_all(scan, 0.1)
+    print(f"the rule before: all rows grouped at {threshold:.2f}")
     rules = {
         "one threshold for all": (before, folds.folds(before, 3)),
         "split inside itself": (pairs["group"].to_numpy(), pairs["fold"].to_numpy()),

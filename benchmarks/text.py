@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import in_turns, machine, table
+from timing import compare, machine
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -101,9 +101,7 @@ def main() -> None:
     }
     for title, functions in measures.items():
         print(f"\n{title}", flush=True)
-        in_turns(functions, 1)  # libraries loaded, threads started
-        seconds = in_turns(functions, arguments.repeats)
-        table(seconds, "bare forward")
+        seconds = compare(functions, arguments.repeats, "bare forward")
         for name, times in seconds.items():
             print(f"{name:>24} {len(texts) / statistics.median(times):9.0f} prompts a second")
 

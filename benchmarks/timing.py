@@ -1,11 +1,13 @@
-"""What the benchmarks share: competitors timed in turns, their table of ratios, the machine's name, peak memory.
+"""What the benchmarks share: competitors timed in turns and their table of ratios, the command line,
+the machine's name, peak memory.
 
 Ratios are of times taken in one run, in turns, so that a busy machine weighs on both sides alike.
 """
 
+import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -37,6 +39,23 @@ def table(seconds: dict[str, list[float]], base: str) -> None:
             f"{min(ratios):9.3f} - {max(ratios):6.3f} {min(times) / min(seconds[base]):14.3f}",
             flush=True,
         )
+
+
+def compare(functions: dict[str, Callable], repeats: int, base: str) -> dict[str, list[float]]:
+    """`in_turns` after one turn that loads libraries and takes memory, and its table; the seconds."""
+    in_turns(functions, 1)
+    seconds = in_turns(functions, repeats)
+    table(seconds, base)
+    return seconds
+
+
+def measure_parser(description: str | None, measures: Iterable[str]) -> argparse.ArgumentParser:
+    """A command line that begins with which of a script's `measures` to take."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("measure", choices=measures)
+    return parser
 
 
 def machine() -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import in_turns, machine, peak_mib, table
+from timing import in_turns, machine, measure_parser, peak_mib, table
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -147,10 +147,7 @@ def cost(bench: Bench, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     measures = {"loop": loop, "predict": predict, "rows": cost}
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("measure", choices=measures)
+    parser = measure_parser(__doc__, measures)
     parser.add_argument("--towers", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--output", type=Path, default=Path("output"))
     parser.add_argument("--clip", default="local-dir:input/demo/clip")

@@ -8,6 +8,7 @@ from sklearn.model_selection import GroupKFold
 from src import statistics
 from src.dedup import folds, similarity
 from src.metrics import cosines, l2_normalize
+from tests.helpers.fold_rules import nearest_five, one_threshold_for_all
 
 
 def rows_at(*degrees: float) -> np.ndarray:
@@ -137,24 +138,6 @@ def themed(rng: np.random.Generator, n_themes: int, common: np.ndarray) -> np.nd
     return (np.sqrt(0.775) * centers + np.sqrt(0.225) * l2_normalize(own)).astype(np.float32)
 
 
-def nearest_five(queries: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A simple regression by neighbors: the weighted mean of the five nearest rows' values."""
-    similarities = queries @ keys.T
-    nearest = np.argpartition(-similarities, 5, axis=1)[:, :5]
-    weights = np.take_along_axis(similarities, nearest, axis=1) ** 4
-    return l2_normalize((values[nearest] * weights[..., None]).sum(axis=1))
-
-
-def groups_by_one_threshold_for_all(scan: similarity.PairScan, max_share: float) -> np.ndarray:
-    """The rule used before: the threshold rises for every row, and removed rows count."""
-    itself = np.arange(scan.forest.n)
-    for level in scan.forest.levels:
-        label = scan.forest.components(level, (itself, scan.keeper))
-        if np.bincount(label).max() <= max_share * len(label):
-            break
-    return label
-
-
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_out_of_fold_agrees_with_held_out_themes_where_one_prompt_has_a_thousand_copies(seed):
     rng = np.random.default_rng(seed)
@@ -188,7 +171,7 @@ def test_out_of_fold_agrees_with_held_out_themes_where_one_prompt_has_a_thousand
             statistics.bootstrap(outside, groups=theme),
         )
 
-    before = groups_by_one_threshold_for_all(scan, 0.1)
+    before, _ = one_threshold_for_all(scan, 0.1)
     out_of_fold, held = scores(folds.folds(before, 3), before)
     assert out_of_fold.low > held.high + 0.3, f"{out_of_fold} out-of-fold, {held} held out"
 
