@@ -264,43 +264,37 @@ def plant(monkeypatch, function: str, right: str, wrong: str) -> None:
     monkeypatch.setattr(gpu, function, namespace[function])
 
 
+CUML_SLIPS = [
+    ("n_neighbors=k)\n        return", "k=k)\n        return"),
+    ('metric="cosine"', 'metric="cosinus"'),
+    ('metric="cosine"', 'metric="euclidean"'),
+    ("n_neighbors=k, algorithm", "neighbors=k, algorithm"),
+    ("1 - distance", "distance"),
+    (", row\n", ", row + 1\n"),
+    ("model.fit(x)", "model.fit(np.asarray(x))"),
+    ("model.kneighbors(queries", "model.kneighbors(np.asarray(queries)"),
+]
+CUVS_SLIPS = [
+    ('metric="inner_product"', 'metric="inner"'),
+    ('metric="inner_product"', 'metric="sqeuclidean"'),
+    ("half_rows = x.astype(np.float16)", "half_rows = x"),
+    ("half_queries = queries.astype(np.float16)", "half_queries = queries"),
+    ("half_queries, count)", "half_queries, n_neighbors=count)"),
+    ("rows: np.ndarray = half_rows", "rows: None = None"),  # freed before the search
+    ("cupy.asarray(row)", "cupy.asarray(row) + 1"),
+    ("score, row = brute", "row, score = brute"),
+]
+
+
 @pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("n_neighbors=k)\n        return", "k=k)\n        return"),
-        ('metric="cosine"', 'metric="cosinus"'),
-        ('metric="cosine"', 'metric="euclidean"'),
-        ("n_neighbors=k, algorithm", "neighbors=k, algorithm"),
-        ("1 - distance", "distance"),
-        (", row\n", ", row + 1\n"),
-        ("model.fit(x)", "model.fit(np.asarray(x))"),
-        ("model.kneighbors(queries", "model.kneighbors(np.asarray(queries)"),
-    ],
+    ("engine", "slip"),
+    [*(("cuml", slip) for slip in CUML_SLIPS), *(("cuvs", slip) for slip in CUVS_SLIPS)],
 )
-def test_a_planted_error_in_the_cuml_engine_is_found(device, monkeypatch, right, wrong):
+def test_a_planted_error_in_an_engine_is_found(device, monkeypatch, engine, slip):
     """What this contract is worth: each of these slips must be refused."""
-    plant(monkeypatch, "_cuml_index", right, wrong)
+    plant(monkeypatch, f"_{engine}_index", *slip)
     with pytest.raises(REFUSED):
-        knn.search(STORE, QUERIES, 9, "cuml")
-
-
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ('metric="inner_product"', 'metric="inner"'),
-        ('metric="inner_product"', 'metric="sqeuclidean"'),
-        ("half_rows = x.astype(np.float16)", "half_rows = x"),
-        ("half_queries = queries.astype(np.float16)", "half_queries = queries"),
-        ("half_queries, count)", "half_queries, n_neighbors=count)"),
-        ("rows: np.ndarray = half_rows", "rows: None = None"),  # freed before the search
-        ("cupy.asarray(row)", "cupy.asarray(row) + 1"),
-        ("score, row = brute", "row, score = brute"),
-    ],
-)
-def test_a_planted_error_in_the_cuvs_engine_is_found(device, monkeypatch, right, wrong):
-    plant(monkeypatch, "_cuvs_index", right, wrong)
-    with pytest.raises(REFUSED):
-        knn.search(STORE, QUERIES, 9, "cuvs")
+        knn.search(STORE, QUERIES, 9, engine)
 
 
 @pytest.mark.parametrize("engine", ["cuml", "cuvs"])

@@ -202,21 +202,6 @@ def test_images_inside_parquet(tmp_path):
         locators.read(locators.in_table(tmp_path / "plain.parquet", "png", 9))
 
 
-@pytest.mark.parametrize(
-    ("prompt", "clean"),
-    [
-        ("a fox --ar 16:9 --v 4", "a fox"),
-        ("https://s.mj.run/abc a fox, oil --no text, frame --q 2", "a fox, oil"),
-        ("<https://x.y/z.png> a fox —ar 9:16 --niji", "a fox"),
-        ("a well-known fox -- and an owl", "a well-known fox -- and an owl"),
-        ("a fox --style raw --stylize 1000 --tile", "a fox"),
-        ("--v 5", ""),
-    ],
-)
-def test_midjourneys_flags_and_urls_leave_the_prompt(prompt, clean):
-    assert layouts.without_flags(prompt) == clean
-
-
 def test_journeydb(tmp_path):
     save_image(tmp_path / "imgs" / "000" / "a.jpg", "red")
     save_image(tmp_path / "imgs" / "000" / "b.jpg", "blue")

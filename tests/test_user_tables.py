@@ -86,18 +86,20 @@ def test_json_lines_gzip_and_parquet(tmp_path):
         assert fold.tolist() == [0, 1], name
 
 
-def test_a_row_that_cannot_be_used_is_counted_and_shown(tmp_path):
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            'a,a fox\nb,"a sign\nc,an owl\n',
+            "truth.csv: 1 of 3 rows cannot be used, e.g. row 2: a quote is never closed",
+        ),
+        ("a,a fox\nb,\n", "truth.csv: 1 of 2 rows lack their imgId or prompt, e.g. .*'b'"),
+    ],
+    ids=["open quote", "no prompt"],
+)
+def test_a_truth_with_a_row_that_cannot_be_used_is_refused(tmp_path, rows, message):
     file = tmp_path / "truth.csv"
-    file.write_text('imgId,prompt\na,a fox\nb,"a sign\nc,an owl\n')
-    message = "truth.csv: 1 of 3 rows cannot be used, e.g. row 2: a quote is never closed"
-    with pytest.raises(ValueError, match=message):
-        sources.read_truth(file)
-
-
-def test_a_truth_without_a_prompt_is_refused(tmp_path):
-    file = tmp_path / "truth.csv"
-    file.write_text("imgId,prompt\na,a fox\nb,\n")
-    message = "truth.csv: 1 of 2 rows lack their imgId or prompt, e.g. .*'b'"
+    file.write_text("imgId,prompt\n" + rows)
     with pytest.raises(ValueError, match=message):
         sources.read_truth(file)
 

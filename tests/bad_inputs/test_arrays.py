@@ -16,7 +16,7 @@ from src import artifacts
 from src.data import sample_submission, sources
 from src.model_b import datastore
 from src.submit import submission
-from tests.helpers.bad_files import Hostile, parquet, shorten
+from tests.helpers.bad_files import Hostile, Spoil, cut, in_place, parquet, removed
 
 IDS = ["ant", "bee", "cat"]
 X = np.random.default_rng(0).standard_normal((3, 384)).astype(np.float32)
@@ -124,46 +124,64 @@ def test_ids_that_do_not_fit_their_rows_are_refused(tmp_path, ids, expected):
         artifacts.load_embeddings(tmp_path / "x")
 
 
-def csv_file(change: Callable[[list[str]], object]) -> Callable[[Path], object]:
+CSV = "submission.csv"
+PARQUET = "submission.parquet"
+NPY = "submission.npy"
+
+
+def csv_file(change: Callable[[list[str]], list[str]]) -> Spoil:
+    """Other rows, the header first, in the place of those that the file holds."""
+
     def spoil(folder: Path) -> None:
-        file = folder / "submission.csv"
-        rows = file.read_text().splitlines()
-        file.write_text("\n".join(change(rows) or rows) + "\n")
+        rows = change((folder / CSV).read_text().splitlines())
+        (folder / CSV).write_text("\n".join(rows) + "\n")
 
     return spoil
 
 
-def in_place(name: str, content: bytes) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_bytes(content)
+def csv_value(value: str) -> Spoil:
+    """Another value in one row."""
+
+    def change(rows: list[str]) -> list[str]:
+        cell, _ = rows[9].split(",")
+        return [*rows[:9], f"{cell},{value}", *rows[10:]]
+
+    return csv_file(change)
+
+
+def parquet_file(**columns: object) -> Spoil:
+    return in_place(PARQUET, parquet(**columns))
+
+
+def npy_file(x: np.ndarray) -> Spoil:
+    return in_place(NPY, npy(x))
 
 
 def vectors(x: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1])
 
 
-SUBMISSIONS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "csv_gone": (lambda f: (f / "submission.csv").unlink(), "submission.csv does not exist"),
-    "csv_of_0_bytes": (in_place("submission.csv", b""), "the header is ''"),
-    "csv_header_only": (in_place("submission.csv", b"imgId_eId,val\n"), "3 ids missing"),
-    "csv_binary": (in_place("submission.csv", bytes(range(256)) * 9), "the header is"),
-    "csv_with_bytes_that_are_no_utf8": (
-        in_place("submission.csv", b"imgId_eId,val\n\xff\xfe_0,1\n"),
-        "submission.csv",
-    ),
-    "csv_of_three_columns": (
-        csv_file(lambda rows: [rows[0], *(row + ",9" for row in rows[1:])]),
-        "submission.csv",
-    ),
+NOT_FINITE = "1 values are not finite"
+OUT_OF_ORDER = "out of order from line 2"
+OTHER_COLUMNS = "submission.parquet: columns are"
+TOO_SHORT = "must be .n, 384."
+SUBMISSIONS: dict[str, tuple[Spoil, str]] = {
+    "csv_gone": (removed(CSV), "submission.csv does not exist"),
+    "csv_of_0_bytes": (in_place(CSV, b""), "the header is ''"),
+    "csv_header_only": (in_place(CSV, b"imgId_eId,val\n"), "3 ids missing"),
+    "csv_binary": (in_place(CSV, bytes(range(256)) * 9), "the header is"),
+    "csv_with_bytes_that_are_no_utf8": (in_place(CSV, b"imgId_eId,val\n\xff\xfe_0,1\n"), CSV),
+    "csv_of_three_columns": (csv_file(lambda rows: [rows[0], *(r + ",9" for r in rows[1:])]), CSV),
     "csv_cut": (
         csv_file(lambda rows: rows[:500]),
         "1 ids missing, e.g. ..cat'.*1 vectors are not 384 long",
     ),
     "csv_row_missing": (
-        csv_file(lambda rows: rows.pop(5) and None),
+        csv_file(lambda rows: rows[:5] + rows[6:]),
         "1 vectors are not 384 long, e.g. ..ant: 383'",
     ),
     "csv_row_twice": (
-        csv_file(lambda rows: rows.insert(5, rows[5])),
+        csv_file(lambda rows: rows[:6] + rows[5:]),
         "1 vectors are not 384 long, e.g. ..ant: 385'",
     ),
     "csv_id_twice": (csv_file(lambda rows: rows + rows[1:385]), "1 ids doubled, e.g. ..ant'"),
@@ -171,79 +189,40 @@ SUBMISSIONS: dict[str, tuple[Callable[[Path], object], str]] = {
         csv_file(lambda rows: rows + [r.replace("ant_", "dog_") for r in rows[1:385]]),
         "1 ids extra, e.g. ..dog'",
     ),
-    "csv_value_nan": (
-        csv_file(lambda rows: [*rows[:9], rows[9].split(",")[0] + ",NaN", *rows[10:]]),
-        "1 values are not finite",
-    ),
-    "csv_value_infinite": (
-        csv_file(lambda rows: [*rows[:9], rows[9].split(",")[0] + ",1e99", *rows[10:]]),
-        "1 values are not finite",
-    ),
-    "csv_value_missing": (
-        csv_file(lambda rows: [*rows[:9], rows[9].split(",")[0] + ",", *rows[10:]]),
-        "1 values are not finite",
-    ),
-    "csv_value_a_formula": (
-        csv_file(lambda rows: [*rows[:9], rows[9].split(",")[0] + ",=1+1", *rows[10:]]),
-        "1 values are not finite",
-    ),
+    "csv_value_nan": (csv_value("NaN"), NOT_FINITE),
+    "csv_value_infinite": (csv_value("1e99"), NOT_FINITE),
+    "csv_value_missing": (csv_value(""), NOT_FINITE),
+    "csv_value_a_formula": (csv_value("=1+1"), NOT_FINITE),
     "csv_by_semicolons": (
         csv_file(lambda rows: [row.replace(",", ";") for row in rows]),
         "the header is 'imgId_eId;val'",
     ),
     "csv_names_padded": (
         csv_file(lambda rows: [re.sub(r"_(\d),", r"_00\1,", row) for row in rows]),
-        "out of order from line 2",
+        OUT_OF_ORDER,
     ),
-    "csv_order_turned": (
-        csv_file(lambda rows: [rows[0], *rows[:0:-1]]),
-        "out of order from line 2",
-    ),
-    "csv_other_values": (
-        csv_file(lambda rows: [*rows[:9], rows[9].split(",")[0] + ",0.5", *rows[10:]]),
-        "1 vectors differ",
-    ),
-    "parquet_gone": (
-        lambda f: (f / "submission.parquet").unlink(),
-        "submission.parquet does not exist",
-    ),
-    "parquet_broken": (
-        in_place("submission.parquet", b"PAR1"),
-        "submission.parquet cannot be read",
-    ),
-    "parquet_without_vectors": (
-        in_place("submission.parquet", parquet(id=IDS)),
-        "submission.parquet: columns are",
-    ),
+    "csv_order_turned": (csv_file(lambda rows: [rows[0], *rows[:0:-1]]), OUT_OF_ORDER),
+    "csv_other_values": (csv_value("0.5"), "1 vectors differ"),
+    "parquet_gone": (removed(PARQUET), "submission.parquet does not exist"),
+    "parquet_broken": (in_place(PARQUET, b"PAR1"), "submission.parquet cannot be read"),
+    "parquet_without_vectors": (parquet_file(id=IDS), OTHER_COLUMNS),
     "parquet_with_ids_that_are_numbers": (
-        in_place("submission.parquet", parquet(id=[1, 2, 3], embedding=vectors(X))),
-        "submission.parquet: columns are",
+        parquet_file(id=[1, 2, 3], embedding=vectors(X)),
+        OTHER_COLUMNS,
     ),
-    "parquet_with_lists": (
-        in_place("submission.parquet", parquet(id=IDS, embedding=X.tolist())),
-        "submission.parquet: columns are",
-    ),
-    "parquet_383_long": (
-        in_place("submission.parquet", parquet(id=IDS, embedding=vectors(X[:, 1:]))),
-        "must be .n, 384.",
-    ),
+    "parquet_with_lists": (parquet_file(id=IDS, embedding=X.tolist()), OTHER_COLUMNS),
+    "parquet_383_long": (parquet_file(id=IDS, embedding=vectors(X[:, 1:])), TOO_SHORT),
     "parquet_with_an_id_twice": (
-        in_place("submission.parquet", parquet(id=["ant", "bee", "bee"], embedding=vectors(X))),
+        parquet_file(id=["ant", "bee", "bee"], embedding=vectors(X)),
         "submission",
     ),
-    "npy_gone": (lambda f: (f / "submission.npy").unlink(), "submission.npy does not exist"),
-    "npy_cut": (lambda f: shorten(f / "submission.npy", 0.5), "submission.npy cannot be read"),
-    "npy_383_long": (
-        in_place("submission.npy", npy(np.ascontiguousarray(X[:, 1:]))),
-        "must be .n, 384.",
-    ),
-    "npy_double": (in_place("submission.npy", npy(X.astype(np.float64))), "2-D float32"),
-    "npy_with_nan": (in_place("submission.npy", npy(with_value(np.nan))), "NaN or infinity"),
-    "npy_rows_exchanged": (in_place("submission.npy", npy(X[::-1])), "2 vectors differ"),
-    "npy_ids_gone": (
-        lambda f: (f / "submission.ids.parquet").unlink(),
-        "submission.ids.parquet does not exist",
-    ),
+    "npy_gone": (removed(NPY), "submission.npy does not exist"),
+    "npy_cut": (cut(NPY, 0.5), "submission.npy cannot be read"),
+    "npy_383_long": (npy_file(np.ascontiguousarray(X[:, 1:])), TOO_SHORT),
+    "npy_double": (npy_file(X.astype(np.float64)), "2-D float32"),
+    "npy_with_nan": (npy_file(with_value(np.nan)), "NaN or infinity"),
+    "npy_rows_exchanged": (npy_file(X[::-1]), "2 vectors differ"),
+    "npy_ids_gone": (removed("submission.ids.parquet"), "submission.ids.parquet does not exist"),
 }
 
 

@@ -380,6 +380,12 @@ def test_two_columns_that_name_different_images_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("prompt", "clean"),
     [
+        ("a fox --ar 16:9 --v 4", "a fox"),
+        ("https://s.mj.run/abc a fox, oil --no text, frame --q 2", "a fox, oil"),
+        ("<https://x.y/z.png> a fox —ar 9:16 --niji", "a fox"),
+        ("a well-known fox -- and an owl", "a well-known fox -- and an owl"),
+        ("a fox --style raw --stylize 1000 --tile", "a fox"),
+        ("--v 5", ""),
         ("half cat--half dog", "half cat--half dog"),
         (
             "a warrior—tall and grim—stands alone --ar 3:2",
@@ -399,5 +405,5 @@ def test_two_columns_that_name_different_images_are_refused(tmp_path):
         ("a fox --w 1920 --h 1080 --test --creative", "a fox"),
     ],
 )
-def test_midjourneys_parameters_leave_at_the_end_alone(prompt, clean):
+def test_midjourneys_urls_and_parameters_leave_at_the_ends_alone(prompt, clean):
     assert layouts.without_flags(prompt) == clean

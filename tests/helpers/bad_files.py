@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +12,7 @@ from PIL import Image
 
 from src.data import sources
 
+Spoil = Callable[[Path], object]  # changes files of a folder
 RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 FORMATS = {
     "jpeg": {"quality": 95, "subsampling": 0},
@@ -91,6 +93,24 @@ class Hostile:
         return os.makedirs, (str(self.mark),)
 
 
-def shorten(file: Path, share: float) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content[: int(len(content) * share)])
+# --- files of a folder spoilt; a name may be a pattern ---
+
+
+def cut(name: str, share: float) -> Spoil:
+    """Only the first `share` of the file stays."""
+
+    def spoil(folder: Path) -> None:
+        file = next(folder.glob(name))
+        content = file.read_bytes()
+        file.write_bytes(content[: int(len(content) * share)])
+
+    return spoil
+
+
+def in_place(name: str, content: bytes) -> Spoil:
+    """Other content in the file's place."""
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def removed(name: str) -> Spoil:
+    return lambda folder: next(folder.glob(name)).unlink()

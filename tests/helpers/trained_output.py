@@ -1,4 +1,4 @@
-"""A trained output in seconds: real models, small and hardly trained, on images of plain colours."""
+"""A trained output in seconds: real models, small and hardly trained, on images of plain colors."""
 
 from functools import partial
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from src import artifacts, encoder, paths
 from src.data import prompts
@@ -19,14 +19,7 @@ from src.model_b import datastore, inputs, model, routes, weighting
 from tests.helpers.recipes import small_recipe
 from tests.helpers.tiny_clip import write_clip
 
-COLOURS = {
-    "red": (220, 30, 30),
-    "green": (30, 180, 60),
-    "blue": (40, 60, 220),
-    "yellow": (240, 220, 40),
-    "black": (10, 10, 10),
-    "white": (245, 245, 245),
-}
+COLORS = ("red", "green", "blue", "yellow", "black", "white")
 THINGS = ("square", "wall", "flag", "door")
 RECIPE = small_recipe(epochs=1, batch_size=8)
 
@@ -105,13 +98,14 @@ def _write_a(
 
 def _images(folder: Path, seed: int) -> pl.DataFrame:
     folder.mkdir()
-    random, rows = np.random.default_rng(seed), []
-    for colour, rgb in COLOURS.items():
+    random = np.random.default_rng(seed)
+    rows = []
+    for color in COLORS:
         for thing in THINGS:
-            file = folder / f"{colour}_{thing}.png"
-            noise = random.integers(-9, 10, (80, 80, 3))
-            Image.fromarray((np.array(rgb) + noise).clip(0, 255).astype(np.uint8)).save(file)
-            rows.append((file.stem, str(file), f"a {colour} {thing}"))
+            file = folder / f"{color}_{thing}.png"
+            pixels = ImageColor.getrgb(color) + random.integers(-9, 10, (80, 80, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file)
+            rows.append((file.stem, str(file), f"a {color} {thing}"))
     table = pl.DataFrame(rows, schema=["id", "image", "prompt"], orient="row").sort("id")
     return table.with_columns(
         group=pl.int_range(pl.len()), keeper="id", similarity=pl.lit(1.0, pl.Float32)

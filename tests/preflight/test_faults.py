@@ -1,4 +1,4 @@
-"""What is checked before a run: everything that is wrong is said at once, each with its parameter; what is right passes."""
+"""What is checked before a run: all that is wrong is said at once, each with its parameter."""
 
 from collections import namedtuple
 from pathlib import Path
@@ -10,150 +10,101 @@ from src import errors, paths
 from src.runner import disk_space, params, plan, preflight
 
 
+def only_problem(per_stage: dict[str, dict]) -> str:
+    """The one line that preflight says."""
+    lines = preflight.problems(per_stage)
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
 def test_what_is_right_passes(per_stage):
     assert preflight.problems(per_stage) == []
 
 
-FAULTS = [
-    ("01_dedup", "train", "src", "train: "),
-    ("01_dedup", "test", "src", "test: no images in src"),
-    (
-        "01_dedup",
-        "keep",
-        "shortest",
-        "keep must be one of first, longest, most_images, got 'shortest'",
-    ),
-    ("01_dedup", "cosine_keep", "two", "cosine_keep must be one or none, got 'two'"),
-    ("01_dedup", "exclude_near", "src/data", "exclude_near: "),
-    ("01_dedup", "fold_file", "README.md", "fold_file: "),
-    ("01_dedup", "sentence_model", "no/such model", "sentence_model: "),
-    (
-        "02_train_model_a",
-        "extra_clips",
-        ["ViT-B-99/none"],
-        "clip: 'ViT-B-99/none' could not be loaded",
-    ),
-    ("02_train_model_a", "clip", "local-dir:src", "clip: src lacks"),
-    (
-        "02_train_model_a",
-        "head",
-        "tall",
-        "02_train_model_a: head must be one of linear, paper, wide, got 'tall'",
-    ),
-    (
-        "02_train_model_a",
-        "views",
-        ["center", "left"],
-        "02_train_model_a: views must be some of center, flip, zoom, corners, each once, got",
-    ),
-    ("02_train_model_a", "seeds", 0, "02_train_model_a: seeds must be at least 1, got 0"),
-    (
-        "02_train_model_a",
-        "trainable_blocks",
-        99,
-        "02_train_model_a: trainable_blocks 99, but the tower has 3",
-    ),
-    (
-        "02_train_model_a",
-        "baseline_blocks",
-        99,
-        "baseline_blocks: trainable_blocks 99, but the tower has 3",
-    ),
-    (
-        "02_train_model_a",
-        "lora_rank",
-        4,
-        "02_train_model_a: lora_rank is above 0, but no block is frozen",
-    ),
-    (
-        "02_train_model_a",
-        "head_init",
-        "nothing",
-        "02_train_model_a: head_init must be one of probe, random, got 'nothing'",
-    ),
-    ("02_train_model_a", "cluster", "tcp://127.0.0.1:9", "cluster: "),
-    (
-        "02_train_model_a",
-        "cluster",
-        "many",
-        "cluster: must be null, local or tcp://host:port, got 'many'",
-    ),
-    ("02_train_model_a", "device", "gpu", "device must be auto, cpu or cuda, got 'gpu'"),
-    ("03_cuml_knn_model_b", "text_only", "src/data", "text_only: "),
-    ("03_cuml_knn_model_b", "stores", ["src"], "stores: "),
-    ("03_cuml_knn_model_b", "engine", "magic", "engine 'magic' is not one of"),
-    (
-        "03_cuml_knn_model_b",
-        "routes",
-        [{"name": "x", "keys": "sound"}],
-        "routes: route x: keys 'sound' is not one of",
-    ),
-    (
-        "03_cuml_knn_model_b",
-        "routes",
-        [],
-        "routes: no route is given; the paper's is [{name: text}]",
-    ),
-    ("03_cuml_knn_model_b", "routes", [{"nam": "x"}], "routes: route None: unknown ['nam']"),
-    (
-        "03_cuml_knn_model_b",
-        "routes",
-        [{"name": "x", "clip": 2}],
-        "routes: {'name': 'x', 'clip': 2} names a clip",
-    ),
-    ("03_cuml_knn_model_b", "extra_clips", ["local-dir:src"], "clip: src lacks"),
-    ("03_cuml_knn_model_b", "delta", 0.0, "delta, coef, distance: dim = 2, delta = 0.0"),
-    (
-        "03_cuml_knn_model_b",
-        "distance",
-        "manhattan",
-        "delta, coef, distance: distance 'manhattan' is not one of",
-    ),
-    ("03_cuml_knn_model_b", "k_grid", [], "k_grid must hold"),
-    ("01_dedup", "seed", -1, "seed must be within 0..2147483648, got -1"),
-    ("01_dedup", "n_folds", 1, "n_folds must be at least 2, got 1"),
-    ("01_dedup", "n_folds", 7, "n_folds: 7 folds of 6 rows; lower it"),
-    ("01_dedup", "group_similarity", 1.0, "group_similarity must be within -1..0.99, got 1.0"),
-    (
-        "03_cuml_knn_model_b",
-        "text_conflict_similarity",
-        1.5,
-        "text_conflict_similarity must be within -1..1, got 1.5",
-    ),
-    ("01_dedup", "filter_scope", "some", "filter_scope must be all or source, got 'some'"),
-    ("02_train_model_a", "ablation_epochs", -1, "ablation_epochs must be at least 0, got -1"),
-    ("02_train_model_a", "lr_fc2", -1.0, "02_train_model_a: lr_fc2 must be at least 0, got -1.0"),
-    ("03_cuml_knn_model_b", "k_grid", [0, 5], "k_grid must be at least 1, got [0, 5]"),
-    (
-        "03_cuml_knn_model_b",
-        "store_dtype",
-        "float64",
-        "store_dtype must be float16 or float32, got 'float64'",
-    ),
-    (
-        "03_cuml_knn_model_b",
-        "routes",
-        [{"name": "x"}, {"name": "x", "linear": True}],
-        "routes: each needs a name of its own",
-    ),
-    (
-        "03_cuml_knn_model_b",
-        "routes",
-        [{"name": "x", "hubs": "lots"}],
-        "routes: route x: hubs must be a number of at least 0",
-    ),
-    ("04_ensemble_oof", "worst", 0, "worst must be at least 1, got 0"),
-    ("04_ensemble_oof", "slice_by", ["image"], "slice_by: image is the image's own column"),
-    ("04_ensemble_oof", "attributes", "src", "attributes: src is not a file"),
-    ("05_submit", "test_truth", "src", "test_truth: src is not a file"),
-]
+FAULTS = {
+    "01_dedup": [
+        ("train", "src", "train: "),
+        ("test", "src", "test: no images in src"),
+        ("keep", "shortest", "keep must be one of first, longest, most_images, got 'shortest'"),
+        ("cosine_keep", "two", "cosine_keep must be one or none, got 'two'"),
+        ("exclude_near", "src/data", "exclude_near: "),
+        ("fold_file", "README.md", "fold_file: "),
+        ("sentence_model", "no/such model", "sentence_model: "),
+        ("seed", -1, "seed must be within 0..2147483648, got -1"),
+        ("n_folds", 1, "n_folds must be at least 2, got 1"),
+        ("n_folds", 7, "n_folds: 7 folds of 6 rows; lower it"),
+        ("group_similarity", 1.0, "group_similarity must be within -1..0.99, got 1.0"),
+        ("filter_scope", "some", "filter_scope must be all or source, got 'some'"),
+    ],
+    "02_train_model_a": [
+        ("extra_clips", ["ViT-B-99/none"], "clip: 'ViT-B-99/none' could not be loaded"),
+        ("clip", "local-dir:src", "clip: src lacks"),
+        ("head", "tall", "02_train_model_a: head must be one of linear, paper, wide, got 'tall'"),
+        (
+            "views",
+            ["center", "left"],
+            "02_train_model_a: views must be some of center, flip, zoom, corners, each once, got",
+        ),
+        ("seeds", 0, "02_train_model_a: seeds must be at least 1, got 0"),
+        ("trainable_blocks", 99, "02_train_model_a: trainable_blocks 99, but the tower has 3"),
+        ("baseline_blocks", 99, "baseline_blocks: trainable_blocks 99, but the tower has 3"),
+        ("lora_rank", 4, "02_train_model_a: lora_rank is above 0, but no block is frozen"),
+        (
+            "head_init",
+            "nothing",
+            "02_train_model_a: head_init must be one of probe, random, got 'nothing'",
+        ),
+        ("cluster", "tcp://127.0.0.1:9", "cluster: "),
+        ("cluster", "many", "cluster: must be null, local or tcp://host:port, got 'many'"),
+        ("device", "gpu", "device must be auto, cpu or cuda, got 'gpu'"),
+        ("ablation_epochs", -1, "ablation_epochs must be at least 0, got -1"),
+        ("lr_fc2", -1.0, "02_train_model_a: lr_fc2 must be at least 0, got -1.0"),
+    ],
+    "03_cuml_knn_model_b": [
+        ("text_only", "src/data", "text_only: "),
+        ("stores", ["src"], "stores: "),
+        ("engine", "magic", "engine 'magic' is not one of"),
+        ("routes", [{"name": "x", "keys": "sound"}], "routes: route x: keys 'sound' is not one of"),
+        ("routes", [], "routes: no route is given; the paper's is [{name: text}]"),
+        ("routes", [{"nam": "x"}], "routes: route None: unknown ['nam']"),
+        ("routes", [{"name": "x", "clip": 2}], "routes: {'name': 'x', 'clip': 2} names a clip"),
+        ("extra_clips", ["local-dir:src"], "clip: src lacks"),
+        ("delta", 0.0, "delta, coef, distance: dim = 2, delta = 0.0"),
+        ("distance", "manhattan", "delta, coef, distance: distance 'manhattan' is not one of"),
+        ("k_grid", [], "k_grid must hold"),
+        ("text_conflict_similarity", 1.5, "text_conflict_similarity must be within -1..1, got 1.5"),
+        ("k_grid", [0, 5], "k_grid must be at least 1, got [0, 5]"),
+        ("store_dtype", "float64", "store_dtype must be float16 or float32, got 'float64'"),
+        (
+            "routes",
+            [{"name": "x"}, {"name": "x", "linear": True}],
+            "routes: each needs a name of its own",
+        ),
+        (
+            "routes",
+            [{"name": "x", "hubs": "lots"}],
+            "routes: route x: hubs must be a number of at least 0",
+        ),
+    ],
+    "04_ensemble_oof": [
+        ("worst", 0, "worst must be at least 1, got 0"),
+        ("slice_by", ["image"], "slice_by: image is the image's own column"),
+        ("attributes", "src", "attributes: src is not a file"),
+    ],
+    "05_submit": [
+        ("test_truth", "src", "test_truth: src is not a file"),
+    ],
+}
 
 
-@pytest.mark.parametrize(("stage", "name", "value", "line"), FAULTS, ids=lambda x: str(x)[:30])
+@pytest.mark.parametrize(
+    ("stage", "name", "value", "line"),
+    [(stage, *fault) for stage, faults in FAULTS.items() for fault in faults],
+    ids=lambda x: str(x)[:30],
+)
 def test_each_fault_is_one_line_that_names_its_parameter(per_stage, stage, name, value, line):
-    given = {stage: {**per_stage[stage], name: value}}
-    found = preflight.problems(given)
-    assert len(found) == 1 and found[0].startswith(line), found
+    problem = only_problem({stage: {**per_stage[stage], name: value}})
+    assert problem.startswith(line), problem
 
 
 def test_a_sample_without_an_image_s_rows_and_a_truth_of_other_images_are_said(
@@ -163,36 +114,26 @@ def test_a_sample_without_an_image_s_rows_and_a_truth_of_other_images_are_said(
     for file in (disk / "test" / "images").iterdir():
         (tmp_path / "test" / "images" / file.name).write_bytes(file.read_bytes())
     names = [f"p0_{i}" for i in range(384)]
-    pl.DataFrame({"imgId_eId": names, "val": [0.1] * 384}).write_csv(
-        tmp_path / "test" / "sample_submission.csv"
-    )
-    found = preflight.problems(
-        {"05_submit": {**per_stage["05_submit"], "test": str(tmp_path / "test")}}
-    )
-    assert (
-        len(found) == 1
-        and found[0].startswith("test: ")
-        and "1 of 2 images are not in it, e.g. ['p1']" in found[0]
-    ), found
-    pl.DataFrame({"imgId": ["p0", "else"], "prompt": ["a", "b"]}).write_csv(tmp_path / "truth.csv")
-    found = preflight.problems(
-        {"05_submit": {**per_stage["05_submit"], "test_truth": str(tmp_path / "truth.csv")}}
-    )
-    assert (
-        len(found) == 1
-        and found[0].startswith("test_truth: ")
-        and "1 of 2 ids are not there" in found[0]
-    ), found
+    sample = tmp_path / "test" / "sample_submission.csv"
+    pl.DataFrame({"imgId_eId": names, "val": [0.1] * 384}).write_csv(sample)
+    submit = per_stage["05_submit"]
+    problem = only_problem({"05_submit": submit | {"test": str(tmp_path / "test")}})
+    assert problem.startswith("test: ")
+    assert "1 of 2 images are not in it, e.g. ['p1']" in problem
+
+    truth = tmp_path / "truth.csv"
+    pl.DataFrame({"imgId": ["p0", "else"], "prompt": ["a", "b"]}).write_csv(truth)
+    problem = only_problem({"05_submit": submit | {"test_truth": str(truth)}})
+    assert problem.startswith("test_truth: ")
+    assert "1 of 2 ids are not there" in problem
 
 
 def test_what_a_notebook_needs_of_earlier_ones_is_said(per_stage):
     output = Path(per_stage["03_cuml_knn_model_b"]["output_dir"])
     lines = plan.stages_to_run_first(["03_cuml_knn_model_b"], output)
-    assert (
-        len(lines) == 1
-        and lines[0].startswith("01_dedup has not finished in ")
-        and lines[0].endswith("use --from 01")
-    )
+    assert len(lines) == 1
+    assert lines[0].startswith("01_dedup has not finished in ")
+    assert lines[0].endswith("use --from 01")
 
 
 @pytest.mark.parametrize(
@@ -228,10 +169,8 @@ def test_columns_are_looked_at(per_stage, disk):
     per_stage["04_ensemble_oof"]["attributes"] = str(disk / "train" / "metadata.csv")
     per_stage["05_submit"]["test_truth"] = str(disk / "train" / "metadata.csv")
     found = preflight.problems(per_stage)
-    assert (
-        len(found) == 2
-        and "has no column subject, style; there are ['file_name', 'prompt']" in found[0]
-    )
+    assert len(found) == 2
+    assert "has no column subject, style; there are ['file_name', 'prompt']" in found[0]
     assert "has no column imgId; there are" in found[1]
 
 
@@ -258,15 +197,13 @@ def test_a_set_that_is_mostly_bad_is_refused_with_its_tally(per_stage, disk, tmp
     (tmp_path / "train" / "p0.png").write_bytes((disk / "train" / "p0.png").read_bytes())
     rows.write_csv(tmp_path / "train" / "metadata.csv")
     per_stage["01_dedup"]["train"] = str(tmp_path / "train")
-    found = preflight.problems(per_stage)
+    problem = only_problem(per_stage)
     refused = paths.resolve(per_stage["01_dedup"]["output_dir"]) / paths.REFUSED
-    assert len(found) == 1 and found[0].startswith(
+    assert problem.startswith(
         "train: 1 rows can be used and 5 cannot, 83.3% are bad (max_rejected = 0.2, all of them in "
         f"{paths.display_path(refused)})"
-    ), found
-    assert found[0].endswith(f"e.g. 'train/gone0' at {tmp_path}/train/gone0.png: no such image"), (
-        found
     )
+    assert problem.endswith(f"e.g. 'train/gone0' at {tmp_path}/train/gone0.png: no such image")
     assert pl.read_parquet(refused)["reason"].to_list() == ["no such image"] * 5
 
 
@@ -275,21 +212,17 @@ def test_too_little_room_is_said_with_what_needs_it(per_stage, monkeypatch):
     monkeypatch.setattr(
         preflight.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000)
     )
-    found = preflight.problems(per_stage)
-    assert (
-        len(found) == 1
-        and found[0].startswith("output_dir: ")
-        and "pixels" in found[0]
-        and "make room, or" in found[0]
-    )
+    problem = only_problem(per_stage)
+    assert problem.startswith("output_dir: ")
+    assert "pixels" in problem
+    assert "make room, or" in problem
 
 
 def test_an_output_that_cannot_be_written_is_said(per_stage, tmp_path):
     (tmp_path / "file").write_text("in the way")
     for values in per_stage.values():
         values["output_dir"] = str(tmp_path / "file" / "out")
-    found = preflight.problems(per_stage)
-    assert len(found) == 1 and found[0].startswith("output_dir: ")
+    assert only_problem(per_stage).startswith("output_dir: ")
 
 
 def test_the_room_is_about_what_is_then_used(per_stage):
