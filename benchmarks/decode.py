@@ -1,11 +1,12 @@
-"""Decoding into the cache as a share of the bare decode-and-resize rate of single library calls on all cores.
+"""Decoding into the cache as a share of a library's own decoding and resizing on all cores.
 
     python benchmarks/decode.py
 
-Images are photograph-like JPEGs made here (smooth shapes and grain). Each competitor is a library's own decoding and
-antialiased bicubic resizing in a thread a core, its result thrown away; the cache hashes, decodes, resizes, stores, and keeps its
-index. Rates are taken in turns in one run. opencv is compared where it is installed (pip install opencv-python-headless): its
-INTER_AREA is no bicubic, so its pixels are not the CLIP's.
+Images are photograph-like JPEGs made here (smooth shapes and grain). Each competitor decodes and
+resizes (antialiased bicubic) in a thread a core, and its result is thrown away; the cache hashes,
+decodes, resizes, stores, and keeps its index. Rates are taken in turns in one run. opencv is
+compared where it is installed (pip install opencv-python-headless): its INTER_AREA is no bicubic,
+so its pixels are not the CLIP's.
 """
 
 import argparse
@@ -31,7 +32,8 @@ from src.data import images
 
 
 def write_images(folder: Path, n: int, side: int) -> list[str]:
-    rng, files = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    files = []
     for k in range(n):
         small = rng.integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8)
         smooth = np.asarray(
@@ -81,7 +83,7 @@ def in_threads(function: Callable, files: list[str], size: int) -> float:
 
 
 def into_the_cache(files: list[str], size: int) -> tuple[float, float]:
-    """Images a second into an empty cache, and seconds of a second call that finds all of them there."""
+    """Images a second into an empty cache, and seconds of a call that finds them all there."""
     folder = Path(tempfile.mkdtemp())
     frame = pl.DataFrame({"id": files, "image": files})
     times = []
@@ -119,17 +121,13 @@ def compare(n: int, side: int, size: int, repeats: int) -> None:
         for name, function in functions.items():
             rates[name].append(in_threads(function, files, size))
     shutil.rmtree(folder)
-    print(
-        f"\n{n:,} JPEGs of {side} px to {size} px; a second run over the unchanged set: {again:.2f} s"
-    )
+    print(f"\n{n:,} JPEGs of {side} px to {size} px; a second run over them: {again:.2f} s")
     print(f"{'':>16} {'images/s':>11} {'cache as a share of it':>24}")
     for name, values in rates.items():
         shares = [a / b for a, b in zip(rates["cache"], values, strict=True)]
         spread = f"({min(shares):.2f} - {max(shares):.2f})"
-        print(
-            f"{name:>16} {statistics.median(values):11.0f} {statistics.median(shares):10.2f} {spread}",
-            flush=True,
-        )
+        rate = statistics.median(values)
+        print(f"{name:>16} {rate:11.0f} {statistics.median(shares):10.2f} {spread}", flush=True)
 
 
 if __name__ == "__main__":

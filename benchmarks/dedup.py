@@ -188,7 +188,8 @@ def paraphrase_mining(x: np.ndarray) -> np.ndarray:
 
 def judge(x: np.ndarray, stays: np.ndarray) -> tuple[int, int]:
     """How many kept rows are near another kept row, and how many removed rows are near none."""
-    kept, removed = np.flatnonzero(stays), np.flatnonzero(~stays)
+    kept = np.flatnonzero(stays)
+    removed = np.flatnonzero(~stays)
     inside = similarity.scan_pairs(x[kept], THRESHOLD, keep_one=False)
     lost = 0
     if len(removed):

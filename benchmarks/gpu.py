@@ -42,9 +42,11 @@ def search(arguments: argparse.Namespace) -> None:
 
 def search_one(n: int, dim: int, repeats: int) -> None:
     """Everything counted: the store comes from pageable memory, in float32 and in float16."""
-    store, queries = rows(n, dim, 0), rows(6000, dim, 1)
+    store = rows(n, dim, 0)
+    queries = rows(6000, dim, 1)
     half = store.astype(np.float16)
-    x, q = torch.from_numpy(store).cuda(), torch.from_numpy(queries).cuda()
+    x = torch.from_numpy(store).cuda()
+    q = torch.from_numpy(queries).cuda()
     functions = {
         "product": lambda: [block @ x.T for block in q.split(1000)],
         "torch product and topk": lambda: [torch.topk(block @ x.T, K) for block in q.split(1000)],

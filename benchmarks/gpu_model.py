@@ -1,7 +1,7 @@
 """Training and encoding with a ViT-L/14 of random weights at 224 px, against bare loops.
 
     python benchmarks/gpu_model.py train     steps a second: 12 of 24 blocks, and the whole tower
-    python benchmarks/gpu_model.py encode    images and prompts a second of embed_images, embed_texts
+    python benchmarks/gpu_model.py encode    images and prompts a second of the encoder
 
 The bare loop repeats forward, backward and step on one batch that is already on the device. Ratios
 are of times taken in one run, in turns. About a minute on an H100; `--tiny` runs a small ViT on

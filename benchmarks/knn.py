@@ -2,10 +2,10 @@
 two Dask workers.
 
     python benchmarks/knn.py product      60,000 x 1,024 store, 6,000 queries, K = 100
-    python benchmarks/knn.py peers        scikit-learn, plain torch and hnswlib (with its recall) beside it, 60,000 x 1,024
+    python benchmarks/knn.py peers        beside scikit-learn, torch and hnswlib (with its recall)
     python benchmarks/knn.py growth       15, 30, 60 and 120 thousand rows
-    python benchmarks/knn.py disk         5,000,000 x 384 float16 streamed from disk (3.9 GB there), peak memory of the process
-    python benchmarks/knn.py workers      faiss in this process against two Dask workers, the same answers
+    python benchmarks/knn.py disk         5,000,000 x 384 float16 from disk (3.9 GB), peak memory
+    python benchmarks/knn.py workers      faiss in this process against two Dask workers
 
 Ratios are of times taken in one run, in turns, so that a busy machine weighs on both sides; --clock
 cpu counts processor time. hnswlib is installed for the benchmark alone: pip install hnswlib==0.8.0.
@@ -53,7 +53,8 @@ def ours(store: np.ndarray, queries: np.ndarray) -> tuple:
 
 
 def by_torch(store: np.ndarray, queries: np.ndarray, block: int = 1000) -> tuple:
-    x, parts = torch.from_numpy(store), []
+    x = torch.from_numpy(store)
+    parts = []
     for start in range(0, len(queries), block):
         parts.append(torch.topk(torch.from_numpy(queries[start : start + block]) @ x.T, K))
     return torch.cat([p.values for p in parts]).numpy(), torch.cat(
@@ -76,7 +77,8 @@ def header(what: str) -> None:
 
 
 def product(arguments: argparse.Namespace) -> None:
-    store, queries = rows(60_000, 1024, 0), rows(6000, 1024, 1)
+    store = rows(60_000, 1024, 0)
+    queries = rows(6000, 1024, 1)
     header(f"60,000 x 1,024 store, 6,000 queries, K = {K}, {arguments.clock} clock")
     functions = {
         "product": lambda: bare_product(store, queries),
@@ -88,7 +90,8 @@ def product(arguments: argparse.Namespace) -> None:
 def peers(arguments: argparse.Namespace) -> None:
     import hnswlib
 
-    store, queries = rows(60_000, 1024, 0), rows(6000, 1024, 1)
+    store = rows(60_000, 1024, 0)
+    queries = rows(6000, 1024, 1)
     header(f"60,000 x 1,024 store, 6,000 queries, K = {K}, {arguments.clock} clock")
     start = time.perf_counter()
     index = hnswlib.Index(space="ip", dim=1024)
@@ -105,10 +108,12 @@ def peers(arguments: argparse.Namespace) -> None:
         "hnswlib, search alone": lambda: index.knn_query(queries, K),
     }
     table(in_turns(functions, arguments.repeats, CLOCKS[arguments.clock]), "product")
-    exact, found = ours(store, queries)[1], index.knn_query(queries, K)[0]
+    exact = ours(store, queries)[1]
+    found = index.knn_query(queries, K)[0]
     recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(exact, found, strict=True)])
     print(
-        f"hnswlib (M = 16, ef = 200): recall {recall:.3f}; building took {built:.1f} s, {len(store) / built:.0f} rows/s"
+        f"hnswlib (M = 16, ef = 200): recall {recall:.3f}; "
+        f"building took {built:.1f} s, {len(store) / built:.0f} rows/s"
     )
 
 
@@ -157,14 +162,18 @@ def disk(arguments: argparse.Namespace) -> None:
 def stream(arguments: argparse.Namespace) -> None:
     files = sorted(Path(arguments.folder).glob("*.npy"))
     shards = [np.load(file, mmap_mode="r") for file in files[: round(len(files) * arguments.part)]]
-    queries, before, start = rows(arguments.queries, 384, 1), peak_mib(), time.perf_counter()
+    queries = rows(arguments.queries, 384, 1)
+    before = peak_mib()
+    start = time.perf_counter()
     similarity, index = knn.search(shards, queries, K, "faiss")
-    seconds, n = time.perf_counter() - start, sum(map(len, shards))
-    peak, own = peak_mib(), datastore.take(shards, index[:, 0])
+    seconds = time.perf_counter() - start
+    n = sum(map(len, shards))
+    peak = peak_mib()
+    own = datastore.take(shards, index[:, 0])
     off = np.abs(np.einsum("qd,qd->q", queries, own) - similarity[:, 0]).max()
     print(
-        f"{n:,} rows: {seconds:.1f} s, {n / seconds / 1e3:.0f} thousand rows/s; peak {peak:.0f} MiB ({before:.0f} before); "
-        f"first similarities right to {off:.1g}",
+        f"{n:,} rows: {seconds:.1f} s, {n / seconds / 1e3:.0f} thousand rows/s; "
+        f"peak {peak:.0f} MiB ({before:.0f} before); first similarities right to {off:.1g}",
         flush=True,
     )
 
@@ -172,7 +181,8 @@ def stream(arguments: argparse.Namespace) -> None:
 def workers(arguments: argparse.Namespace) -> None:
     from distributed import Client, LocalCluster
 
-    store, queries = rows(60_000, 384, 0), rows(1000, 384, 1)
+    store = rows(60_000, 384, 0)
+    queries = rows(1000, 384, 1)
     header(f"60,000 x 384 store, 1,000 queries, K = {K}")
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
@@ -198,8 +208,9 @@ def workers(arguments: argparse.Namespace) -> None:
         for i in rest
     )
     print(
-        f"similarities differ by at most {np.abs(found[0] - expected[0]).max():.1g}; sets of neighbors differ in {len(odd)} of "
-        f"{len(queries)} lists, {beyond} rows of them by more than a tie within 1e-6"
+        f"similarities differ by at most {np.abs(found[0] - expected[0]).max():.1g}; "
+        f"sets of neighbors differ in {len(odd)} of {len(queries)} lists, "
+        f"{beyond} rows of them by more than a tie within 1e-6"
     )
 
 

@@ -3,7 +3,7 @@
     python benchmarks/model_b.py ladder       the paper's constants, tuned, and each correction
     python benchmarks/model_b.py datastore    0, 8, 20 and 60 thousand text-only prompts: Model B,
                                               the ensemble with a weight of its own, and a plot
-    python benchmarks/model_b.py conflicts    text-only prompts hidden above .85, .7 (groups), others
+    python benchmarks/model_b.py conflicts    text-only prompts hidden above .6 to .9
     python benchmarks/model_b.py second       routes by a second CLIP (--second) beside the first's
 
 Scores are Avg-Cos out-of-fold with paired 95 % intervals. `--output` is that of a finished run.

@@ -111,8 +111,9 @@ def main() -> None:
     ensembles = predictor.ensembles.values()
     folds = sum(len(folds) for ensemble in ensembles for folds in ensemble.members.values())
     print(
-        f"{predictor.model_b.prompts.height:,} prompts in the store, {folds} folds, blocks shared by "
-        f"{[sorted(ensemble.shared) for ensemble in ensembles]}, {encoder.describe(clip)}; "
+        f"{predictor.model_b.prompts.height:,} prompts in the store, {folds} folds, "
+        f"blocks shared by {[sorted(ensemble.shared) for ensemble in ensembles]}, "
+        f"{encoder.describe(clip)}; "
         f"16,000 images at this rate: {16000 / rates[:, 0].mean() / 3600:.2f} h"
     )
 

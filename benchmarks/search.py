@@ -1,4 +1,6 @@
-"""Search against scikit-learn's brute force: python benchmarks/search.py [--rows 10000 100000 1000000]
+"""Search against scikit-learn's brute force.
+
+    python benchmarks/search.py [--rows 10000 100000 1000000]
 
 For each number of rows, in one run: what `predict` needs to lay the vectors beside its result, the
 opening of an `Index` and its first text query with the vectors not in the page cache, the opening

@@ -1,4 +1,4 @@
-"""What the benchmarks share: competitors timed in turns and their table of ratios, the command line,
+"""What the benchmarks share: competitors timed in turns, the table of their ratios, command lines,
 the machine's name, peak memory.
 
 Ratios are of times taken in one run, in turns, so that a busy machine weighs on both sides alike.
@@ -30,19 +30,21 @@ def in_turns(
 def table(seconds: dict[str, list[float]], base: str) -> None:
     """Print median seconds of each competitor and its ratio to `base`, turn by turn."""
     print(
-        f"{'':>24} {'median s':>9} {'lowest - highest':>18} {'ratio, median':>14} {'lowest - highest':>18} {'of the lowest':>14}"
+        f"{'':>24} {'median s':>9} {'lowest - highest':>18} "
+        f"{'ratio, median':>14} {'lowest - highest':>18} {'of the lowest':>14}"
     )
     for name, times in seconds.items():
         ratios = [a / b for a, b in zip(times, seconds[base], strict=True)]
         print(
-            f"{name:>24} {statistics.median(times):9.2f} {min(times):9.2f} - {max(times):6.2f} {statistics.median(ratios):14.3f} "
-            f"{min(ratios):9.3f} - {max(ratios):6.3f} {min(times) / min(seconds[base]):14.3f}",
+            f"{name:>24} {statistics.median(times):9.2f} {min(times):9.2f} - {max(times):6.2f} "
+            f"{statistics.median(ratios):14.3f} {min(ratios):9.3f} - {max(ratios):6.3f} "
+            f"{min(times) / min(seconds[base]):14.3f}",
             flush=True,
         )
 
 
 def compare(functions: dict[str, Callable], repeats: int, base: str) -> dict[str, list[float]]:
-    """`in_turns` after one turn that loads libraries and takes memory, and its table; the seconds."""
+    """`in_turns` after a turn that loads libraries and takes memory, with its table."""
     in_turns(functions, 1)
     seconds = in_turns(functions, repeats)
     table(seconds, base)
@@ -72,7 +74,10 @@ def machine() -> str:
 
 
 def peak_mib() -> float:
-    """The most memory this process has held, from the kernel; getrusage would count what its parent held when it started."""
+    """The most memory this process has held, from the kernel.
+
+    getrusage would count what its parent held when it started.
+    """
     return (
         next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
         / 1024

@@ -1,4 +1,4 @@
-"""`./run_tests.sh --endurance` runs tests/endurance (an hour and more) instead of the ordinary tests."""
+"""`./run_tests.sh --endurance` runs tests/endurance (an hour and more) in place of the tests."""
 
 from pathlib import Path
 

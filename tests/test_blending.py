@@ -10,7 +10,8 @@ from tests.helpers.two_models import FOLD, TRUTH, A, B
 
 
 def test_equation_6_by_hand():
-    fox, owl = np.array([[1, 0]], np.float32), np.array([[0, 1]], np.float32)
+    fox = np.array([[1, 0]], np.float32)
+    owl = np.array([[0, 1]], np.float32)
     np.testing.assert_allclose(blending.blend(fox, owl, 0.75), [[0.9486833, 0.3162278]], atol=1e-6)
     np.testing.assert_allclose(
         blending.blend(9 * fox, owl, 0.75), [[0.9486833, 0.3162278]], atol=1e-6
@@ -63,7 +64,8 @@ def test_the_flat_range_is_where_the_score_stays_within_one_standard_error():
 
 
 def test_the_flat_range_of_rows_that_come_in_groups_is_wider():
-    copies, groups = [np.repeat(x, 4, axis=0) for x in (TRUTH, A, B)], np.repeat(np.arange(400), 4)
+    copies = [np.repeat(x, 4, axis=0) for x in (TRUTH, A, B)]
+    groups = np.repeat(np.arange(400), 4)
     low, high = blending.flat_range(*copies, groups=groups)
     assert (low, high) == pytest.approx(blending.flat_range(TRUTH, A, B), abs=2e-3)
     assert high - low > 1.3 * np.ptp(blending.flat_range(*copies))
@@ -144,10 +146,8 @@ def test_what_a_member_adds_is_judged_by_groups():
         "a": np.where((groups == 0)[:, None], A, l2_normalize(A + 4 * B)),
         "b": B,
     }  # two draws say less than 400 rows
-    by_rows, by_groups = (
-        blending.fit_weights(TRUTH, members),
-        blending.fit_weights(TRUTH, members, groups=groups),
-    )
+    by_rows = blending.fit_weights(TRUTH, members)
+    by_groups = blending.fit_weights(TRUTH, members, groups=groups)
     assert by_rows["b"] > 0.1 and by_groups == {"a": 1, "b": 0}
     others = {name: x[FOLD != 1] for name, x in members.items()}
     for judged, theirs in ((None, None), (groups, groups[FOLD != 1])):

@@ -11,7 +11,8 @@ from tests.helpers.two_models import TRUTH, A, B
 
 
 def test_agreement_is_between_the_sides():
-    members, sides = {"a": A, "a2": TRUTH, "b": B}, (["a", "a2"], ["b"])
+    members = {"a": A, "a2": TRUTH, "b": B}
+    sides = (["a", "a2"], ["b"])
     np.testing.assert_allclose(
         confidence.agreement(members, {"a": 0.6, "a2": 0, "b": 0.4}, sides),
         cosines(A, B),
@@ -23,10 +24,8 @@ def test_agreement_is_between_the_sides():
 
 def test_confidence_is_learnt_from_the_prediction_and_the_agreement():
     random = np.random.default_rng(1)
-    prediction, agree = (
-        l2_normalize(random.standard_normal((3000, 8)).astype(np.float32)),
-        random.uniform(0.2, 0.9, 3000),
-    )
+    prediction = l2_normalize(random.standard_normal((3000, 8)).astype(np.float32))
+    agree = random.uniform(0.2, 0.9, 3000)
     expected = 0.6 + 0.2 * prediction[:, 0] + 0.1 * agree
     cosine = (expected + random.normal(0, 0.05, 3000)).astype(np.float32)
     fitted = confidence.fit_confidence(prediction, agree, cosine)
@@ -45,11 +44,9 @@ def test_confidence_is_learnt_from_the_prediction_and_the_agreement():
 
 def test_confidence_of_a_fold_comes_from_the_others():
     random = np.random.default_rng(2)
-    prediction, agree, cosine = (
-        l2_normalize(random.standard_normal((300, 8)).astype(np.float32)),
-        random.random(300),
-        random.random(300),
-    )
+    prediction = l2_normalize(random.standard_normal((300, 8)).astype(np.float32))
+    agree = random.random(300)
+    cosine = random.random(300)
     fold = np.arange(300) % 3
     crossed = confidence.cross_fit_confidence(prediction, agree, cosine, fold)
     mine = fold == 1
@@ -61,10 +58,10 @@ def test_confidence_of_a_fold_comes_from_the_others():
 
 @pytest.mark.parametrize("rows", [2, 3, 10])
 def test_confidence_of_a_few_rows_is_finite(rows):
-    prediction, cosine = (
-        l2_normalize(np.random.default_rng(0).standard_normal((rows, 384)).astype(np.float32)),
-        np.linspace(0.2, 0.4, rows),
+    prediction = l2_normalize(
+        np.random.default_rng(0).standard_normal((rows, 384)).astype(np.float32)
     )
+    cosine = np.linspace(0.2, 0.4, rows)
     found = confidence.fit_confidence(prediction, np.full(rows, 0.5), cosine)(
         prediction, np.full(rows, 0.5)
     )

@@ -21,7 +21,8 @@ def folder(tmp_path):
     for name in ("fox", "owl"):
         image(tmp_path / "set" / "images" / f"{name}.png")
     (tmp_path / "set" / "metadata.csv").write_text(
-        'file_name,prompt\nimages/fox.png,"a ""red"" fox, sitting"\nimages/owl.png,\nimages/gone.png,a cat\n'
+        'file_name,prompt\nimages/fox.png,"a ""red"" fox, sitting"\n'
+        "images/owl.png,\nimages/gone.png,a cat\n"
     )
     return tmp_path / "set"
 

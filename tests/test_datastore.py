@@ -1,3 +1,5 @@
+"""The datastore: rows appended in shards, read back in order, and searched as a run needs them."""
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,9 @@ class Encoder:
     """Gives each text a direction of its own, and keeps what it was asked for."""
 
     def __init__(self, width, seed):
-        self.width, self.seed, self.asked = width, seed, []
+        self.width = width
+        self.seed = seed
+        self.asked = []
 
     def __call__(self, texts):
         self.asked += texts
@@ -129,10 +133,8 @@ def test_precomputed_shards_are_searched_where_they_lie(tmp_path):
 
 def test_a_selection_searches_its_rows_alone_in_its_own_order(tmp_path):
     draw = np.random.default_rng(0)
-    x, place = (
-        l2_normalize(draw.standard_normal((50, 8)).astype(np.float32)),
-        draw.permutation(50)[:30],
-    )
+    x = l2_normalize(draw.standard_normal((50, 8)).astype(np.float32))
+    place = draw.permutation(50)[:30]
     seen = draw.random(30) < 0.6
     found = datastore.ColumnView([x[:20], x[20:]], place).search(x[:9], 5, "faiss", visible=seen)
     expected = knn.search(x[place], x[:9], 5, "faiss", rows=seen)

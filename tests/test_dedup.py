@@ -22,7 +22,8 @@ def clustered(n: int, seed: int = 0) -> np.ndarray:
 
 
 def naive_filter(x: np.ndarray, threshold: float) -> np.ndarray:
-    kept, keeper = [], []
+    kept = []
+    keeper = []
     for i in range(len(x)):
         near = [(float(x[i] @ x[j]), j) for j in kept if x[i] @ x[j] > threshold]
         keeper.append(max(near)[1] if near else i)
@@ -134,7 +135,8 @@ def test_one_row_of_a_cluster_stays_or_none():
 
 
 def test_rules_within_a_source():
-    prompts, scope = pl.Series(["a red fox"] * 3), pl.Series(["a", "b", "a"])
+    prompts = pl.Series(["a red fox"] * 3)
+    scope = pl.Series(["a", "b", "a"])
     reason = filters.rules(
         prompts, min_words=1, max_tokens=9, edge_characters=0, n_tokens=np.full(3, 5), scope=scope
     )

@@ -1,4 +1,4 @@
-"""The docs: every command is understood, every link and file name is there, and a wrong one is found."""
+"""The docs: every command is understood, links and file names are there, a wrong one is found."""
 
 import subprocess
 import sys
@@ -21,7 +21,8 @@ PAGE = """# Foxes
 from src.submit import Predictor
 ```
 
-See [how](#how-to-find-them), [the notebook](notebooks/01_dedup.ipynb) and `src/paths.py`; `./run_all.sh search` searches.
+See [how](#how-to-find-them), [the notebook](notebooks/01_dedup.ipynb) and `src/paths.py`;
+`./run_all.sh search` searches.
 """
 
 

@@ -42,7 +42,8 @@ def test_bf16_is_used_only_where_the_cpu_multiplies_it(
 
 
 def test_a_copy_is_the_same_clip_and_a_changed_file_makes_another(tmp_path):
-    name, copy = toy_training.write_clip(tmp_path / "clip"), tmp_path / "copy"
+    name = toy_training.write_clip(tmp_path / "clip")
+    copy = tmp_path / "copy"
     shutil.copytree(
         tmp_path / "clip", copy, copy_function=shutil.copyfile
     )  # the files' times are lost

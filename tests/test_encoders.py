@@ -1,4 +1,4 @@
-"""Encoders of every family: loaded, cut, trained for a step, kept, loaded again, the same vectors."""
+"""Encoders of every family: loaded, cut, trained a step, kept, loaded again, the same vectors."""
 
 from dataclasses import replace
 

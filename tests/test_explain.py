@@ -42,7 +42,8 @@ def test_a_hub_is_first_for_more_than_five_times_as_many_as_is_usual():
 def test_each_failure_has_its_reason():
     truth = VALUES[:4]
     index = np.array([[0, 1, 2], [9, 1, 8], [9, 8, 2], [9, 8, 7]])
-    best_value, best_row = np.array([0.2, 0.9, 0.9, 0.9], np.float32), np.array([0, 1, 2, 3])
+    best_value = np.array([0.2, 0.9, 0.9, 0.9], np.float32)
+    best_row = np.array([0, 1, 2, 3])
     said = explain.failure_reasons(index, take, truth, (best_value, best_row), [0, 1, 3], near=2)
     assert (
         said[0].startswith("nothing near in the datastore")

@@ -1,4 +1,4 @@
-"""What only a GPU can show: the real cuML, cuDF and CUDA against the same code on the CPU. Skipped where no GPU is usable."""
+"""What only a GPU can show: the real cuML, cuDF and CUDA against the CPU. Skipped without a GPU."""
 
 import numpy as np
 import polars as pl
@@ -30,7 +30,8 @@ def near_duplicates(n: int, dim: int, spread: float = 0.3) -> np.ndarray:
             + spread * rng.standard_normal((n, dim))
         ).astype(np.float32)
     )
-    x[5], x[n - 1] = x[n - 9], x[n - 9]
+    x[5] = x[n - 9]
+    x[n - 1] = x[n - 9]
     return x
 
 
@@ -88,7 +89,8 @@ def test_shards_of_half_precision_rows_left_out_and_a_center(engine, tmp_path):
 
 @GPU_ENGINES
 def test_rows_pass_the_staging_buffers_many_times(engine, monkeypatch):
-    store, queries = near_duplicates(9000, 256), near_duplicates(200, 256)
+    store = near_duplicates(9000, 256)
+    queries = near_duplicates(200, 256)
     monkeypatch.setattr(gpu, "STAGING_BYTES", 100_000)
     found = knn.search(store, queries, 30, engine, store_rows=2500)
     same_lists(found, knn.search(store, queries, 30, "faiss"), queries, store)
@@ -114,7 +116,8 @@ def test_a_row_that_is_not_a_unit_row_is_named_on_the_device_too(engine):
 
 @GPU_ENGINES
 def test_a_worker_for_each_gpu_gives_what_one_process_gives(engine):
-    store, queries = near_duplicates(2000, 64), near_duplicates(100, 64)
+    store = near_duplicates(2000, 64)
+    queries = near_duplicates(100, 64)
     with dask_workers.connect("local") as client:
         assert len(client.nthreads()) == torch.cuda.device_count()
         found = knn.search(store, queries, 10, engine, cluster=client, store_rows=300)
@@ -148,7 +151,8 @@ def test_the_pass_on_a_gpu_gives_what_it_gives_on_the_cpu(precision, options):
 
 
 def test_nearest_rows_on_a_gpu_are_those_on_the_cpu():
-    x, others = near_duplicates(3000, 384), near_duplicates(2000, 384)
+    x = near_duplicates(3000, 384)
+    others = near_duplicates(2000, 384)
     for on_gpu, on_cpu in zip(
         *(similarity.nearest_in(x, others, device=device) for device in ("cuda", "cpu")),
         strict=True,
@@ -239,7 +243,9 @@ def test_embeddings_of_both_kinds_are_near_those_of_the_cpu(tmp_path, rng):
 def test_a_model_trained_on_a_gpu_predicts_alike_on_the_cpu(tmp_path, change):
     name = toy_training.write_clip(tmp_path / "clip")
     clip = encoder.load(name, device="cuda")
-    data, rows, scored = toy_training.data_for(clip), np.arange(40), np.arange(40, 60)
+    data = toy_training.data_for(clip)
+    rows = np.arange(40)
+    scored = np.arange(40, 60)
     recipe = small_recipe(epochs=4, batch_size=16, **change)
     folds.train_fold(
         clip, data, data, rows=rows, scored=scored, recipe=recipe, seed=0, base=tmp_path / "fold"

@@ -1,4 +1,4 @@
-"""What would flatter a score or spoil a submission is planted here, and must be caught before it does."""
+"""What would flatter a score or spoil a submission is planted here, and must be caught."""
 
 import numpy as np
 import pytest

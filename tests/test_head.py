@@ -35,7 +35,8 @@ def test_the_mix_starts_where_asked_and_can_be_fixed():
 
 def test_ridge_without_penalty_recovers_a_linear_map():
     rng = np.random.default_rng(0)
-    x, w = rng.standard_normal((50, 4)).astype(np.float32), rng.standard_normal((4, 3))
+    x = rng.standard_normal((50, 4)).astype(np.float32)
+    w = rng.standard_normal((4, 3))
     weight, bias = head.ridge(x, x @ w + 2, 1e-9)
     assert weight == pytest.approx(w, abs=1e-4) and bias == pytest.approx([2, 2, 2], abs=1e-4)
 
@@ -46,7 +47,8 @@ def test_the_probe_takes_the_penalty_that_is_best_on_the_held_out_rows():
     y = np.concatenate([x[:, :3], np.zeros((60, 381))], axis=1).astype(
         np.float32
     ) + 2 * rng.standard_normal((60, 384)).astype("f")
-    fit, held_out = np.arange(40), np.arange(40, 60)
+    fit = np.arange(40)
+    held_out = np.arange(40, 60)
     weight, bias, penalty = head.probe(x, y, fit=fit, held_out=held_out)
     scores = {
         p: metrics.avg_cos(y[held_out], x[held_out] @ w + b)
@@ -70,17 +72,13 @@ def test_the_probe_takes_the_penalty_that_is_best_on_the_held_out_rows():
 )
 def test_a_head_starts_as_its_probe(kind, activation):
     rng = np.random.default_rng(0)
-    weight, bias = (
-        rng.standard_normal((64, 384)).astype(np.float32),
-        rng.standard_normal(384).astype(np.float32),
-    )
+    weight = rng.standard_normal((64, 384)).astype(np.float32)
+    bias = rng.standard_normal(384).astype(np.float32)
     x = rng.standard_normal((500, 64)).astype(np.float32)
     made = head.start(kind, x, weight, bias, activation=activation)
     with torch.no_grad():
-        out, trains = (
-            made.eval()(torch.from_numpy(x)).numpy(),
-            made.train()(torch.from_numpy(x)).numpy(),
-        )
+        out = made.eval()(torch.from_numpy(x)).numpy()
+        trains = made.train()(torch.from_numpy(x)).numpy()
     probe = x @ weight + bias
     for prediction in (out, trains):  # BatchNorm by its running and by its batch's statistics
         cosine = (

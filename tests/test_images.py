@@ -69,7 +69,8 @@ def test_so_does_one_whose_pixels_have_been_read_and_it_stays_as_it_is(tmp_path,
     expected = images.from_bytes(file.read_bytes(), PREPROCESS)
     with Image.open(file) as opened:
         opened.load()
-        size, before = opened.size, opened.tobytes()
+        size = opened.size
+        before = opened.tobytes()
         np.testing.assert_array_equal(images.from_image(opened, PREPROCESS), expected)
         assert opened.size == size and opened.tobytes() == before
 
@@ -160,8 +161,9 @@ def test_what_stands_in_for_an_image_is_named(name):
 def test_every_ending_but_heic_s_is_decoded(tmp_path):
     assert features.check("avif") and features.check("jpg_2000")
     known = Image.registered_extensions()
+    modes = {".pbm": "1", ".pgm": "L"}
     for suffix in set(images.IMAGE_SUFFIXES) - set(images.HEIC_SUFFIXES):
         assert known[suffix] in images.FORMATS, suffix
         file = tmp_path / f"fox{suffix}"
-        gradient("1" if suffix == ".pbm" else "L" if suffix == ".pgm" else "RGB").save(file)
+        gradient(modes.get(suffix, "RGB")).save(file)
         assert images.from_bytes(file.read_bytes(), PREPROCESS).shape == (32, 32, 3)

@@ -1,4 +1,4 @@
-"""Imports point one way: shared <- data <- encoder <- the three stages <- ensemble <- submit <- runner."""
+"""Imports point one way: shared <- data <- encoder <- stages <- ensemble <- submit <- runner."""
 
 import ast
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The search against brute force: lists, ties, blocks, shards, workers, and what it refuses."""
+
 import os
 import signal
 import sys
@@ -11,7 +13,10 @@ from sklearn.neighbors import NearestNeighbors
 from src import knn
 from src.metrics import l2_normalize
 
-FOX, OWL, BOAT, FOX_AGAIN = 0, 1, 2, 3
+FOX = 0
+OWL = 1
+BOAT = 2
+FOX_AGAIN = 3
 STORE = np.array([[1, 0], [0.6, 0.8], [0, 1], [1, 0]], np.float32)
 
 
@@ -38,7 +43,8 @@ def test_a_toy_by_hand_with_ties_by_index():
     ("store_rows", "query_rows"), [(1000, 1000), (7, 3), (100, 1), (1, 50), (299, 49)]
 )
 def test_blocked_equals_naive(store_rows, query_rows):
-    store, queries = random_rows(300), random_rows(50, seed=1)
+    store = random_rows(300)
+    queries = random_rows(50, seed=1)
     similarity, index = knn.search(
         store, queries, 9, "faiss", store_rows=store_rows, query_rows=query_rows
     )
@@ -48,7 +54,8 @@ def test_blocked_equals_naive(store_rows, query_rows):
 
 
 def test_agrees_with_scikit_learn():
-    store, queries = random_rows(200), random_rows(20, seed=1)
+    store = random_rows(200)
+    queries = random_rows(20, seed=1)
     distance, expected = (
         NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute")
         .fit(store)
@@ -66,7 +73,8 @@ def test_ties_across_blocks_stand_by_index():
 
 
 def test_shards_half_precision_and_left_out_rows_equal_naive():
-    store, queries = random_rows(300).astype(np.float16), random_rows(50, seed=1)
+    store = random_rows(300).astype(np.float16)
+    queries = random_rows(50, seed=1)
     rows = np.random.default_rng(2).random(300) < 0.4
     similarity, index = knn.search(
         [store[:110], store[110:]], queries, 9, "faiss", rows=rows, store_rows=30
@@ -89,11 +97,9 @@ def test_the_store_is_left_as_it_was_and_memory_maps_too(tmp_path):
 
 
 def test_centered_keys_equal_naive():
-    store, queries, center = (
-        random_rows(90),
-        random_rows(5, seed=1),
-        random_rows(1, seed=2)[0] * np.float32(0.3),
-    )
+    store = random_rows(90)
+    queries = random_rows(5, seed=1)
+    center = random_rows(1, seed=2)[0] * np.float32(0.3)
     similarity, index = knn.search(store, queries, 6, "faiss", center=center, store_rows=40)
     exact = queries @ l2_normalize(store - center).T
     np.testing.assert_array_equal(index, np.argsort(-exact, axis=1)[:, :6])
@@ -182,7 +188,8 @@ def client():
 
 
 def test_two_workers_find_what_one_process_finds(client, tmp_path):
-    store, queries = random_rows(5000, 32), random_rows(70, 32, seed=1)
+    store = random_rows(5000, 32)
+    queries = random_rows(70, 32, seed=1)
     rows = np.random.default_rng(2).random(5000) < 0.7
     expected = knn.search(store, queries, 20, "faiss", rows=rows)
     np.save(tmp_path / "shard.npy", store[:3000])
@@ -194,10 +201,12 @@ def test_two_workers_find_what_one_process_finds(client, tmp_path):
 
 
 def test_a_worker_killed_in_the_middle_leaves_the_answer_right(client, tmp_path):
-    store, queries = random_rows(60_000, 64), random_rows(2000, 64, seed=1)
+    store = random_rows(60_000, 64)
+    queries = random_rows(2000, 64, seed=1)
     expected = knn.search(store, queries, 10, "faiss")
     np.save(tmp_path / "shard.npy", store)
-    shard, found = np.load(tmp_path / "shard.npy", mmap_mode="r"), []
+    shard = np.load(tmp_path / "shard.npy", mmap_mode="r")
+    found = []
     pids = {worker: facts["pid"] for worker, facts in client.run(worker_facts).items()}
     search = threading.Thread(
         target=lambda: found.append(

@@ -193,7 +193,8 @@ def test_auto_takes_cuml_where_a_gpu_is_usable(device):
 
 
 def test_where_float16_cannot_tell_rows_apart_more_candidates_are_drawn(device):
-    store, queries = near_duplicates(2000, 3), near_duplicates(20, 4)
+    store = near_duplicates(2000, 3)
+    queries = near_duplicates(20, 4)
     similarity, index = knn.search(store, queries, 10, "cuvs")
     exact = queries @ store.T
     np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :10], atol=1e-6)
@@ -204,7 +205,8 @@ def test_where_float16_cannot_tell_rows_apart_more_candidates_are_drawn(device):
 
 def test_without_the_margin_the_near_duplicates_come_out_wrong(device, monkeypatch):
     """What the test above is worth: a margin of 0 must fail it."""
-    store, queries = near_duplicates(2000, 3), near_duplicates(20, 4)
+    store = near_duplicates(2000, 3)
+    queries = near_duplicates(20, 4)
     best = gpu._best_candidates
     monkeypatch.setattr(
         gpu, "_best_candidates", lambda *a: (*best(*a)[:2], np.ones(len(a[2]), bool))

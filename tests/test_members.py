@@ -40,7 +40,8 @@ def test_the_table_of_the_pairing_by_hand():
     table = check_pairing(TRUTH, {"a": 3 * A, "b": B}, FOLD)
     assert table.columns == ["member", "block", "contrast", "errors"]
     assert table.select("member", "block").rows() == [(name, f) for name in "ab" for f in range(4)]
-    truth, b = TRUTH[FOLD == 2], B[FOLD == 2]
+    truth = TRUTH[FOLD == 2]
+    b = B[FOLD == 2]
     own = ((truth - truth.mean(axis=0)) * b).sum(axis=1)
     assert table.row(6)[2:] == pytest.approx((own.mean(), own.mean() / (own.std() / 10)), rel=1e-4)
     assert check_pairing(TRUTH, {"a": A})["block"].to_list() == [0]

@@ -1,3 +1,5 @@
+"""Unit rows, cosines and the mean predictor, by hand."""
+
 import numpy as np
 import pytest
 

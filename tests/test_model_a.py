@@ -1,4 +1,4 @@
-"""Folds on disk: trained, kept, loaded again, on three families of towers, here and on Dask workers."""
+"""Folds on disk: trained, kept, loaded again, on three families of towers, also by Dask workers."""
 
 import time
 from dataclasses import replace
@@ -72,7 +72,8 @@ TOWERS = {
 def test_a_tower_is_trained_kept_loaded_and_predicts_the_same(tmp_path, vision, options):
     clip = encoder.load(toy_training.write_clip(tmp_path / "clip", vision, **options), device="cpu")
     data = toy_training.data_for(clip, 12)
-    rows, recipe = np.arange(12), replace(RECIPE, head="paper", epochs=1, batch_size=4)
+    rows = np.arange(12)
+    recipe = replace(RECIPE, head="paper", epochs=1, batch_size=4)
     found = folds.train_fold(
         clip, data, data, rows=rows, scored=rows[:6], recipe=recipe, seed=0, base=tmp_path / "fold"
     )
@@ -104,7 +105,8 @@ def test_two_dask_workers_give_what_one_process_gives(tmp_path):
     data = replace(
         data, pixels=np.load(tmp_path / "pixels.npy", mmap_mode="r")
     )  # goes to the workers as its file
-    shared, threads = {"encoder": clip, "data": data, "test": data}, torch.get_num_threads()
+    shared = {"encoder": clip, "data": data, "test": data}
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker has: another number adds in another order
     here = dask_workers.run(folds.train_fold, tasks(tmp_path / "here"), shared=shared)
     torch.set_num_threads(threads)
@@ -134,7 +136,8 @@ def test_an_unknown_cluster_is_refused():
 
 def test_frozen_activations_are_kept_for_the_same_images_alone(tmp_path, monkeypatch):
     clip = encoder.load(toy_training.write_clip(tmp_path / "clip"), device="cpu")
-    data, tower = toy_training.data_for(clip), make_tower(clip, RECIPE)
+    data = toy_training.data_for(clip)
+    tower = make_tower(clip, RECIPE)
     pixels = images.Pixels(data.ids, data.pixels, "key", content=data.ids)
     kept = training_set.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy")
     with encoder.autocast(clip.device):
@@ -153,7 +156,8 @@ def test_frozen_activations_are_kept_for_the_same_images_alone(tmp_path, monkeyp
 
 def test_embeddings_by_way_of_kept_activations_are_the_encoder_s_own(tmp_path):
     clip = encoder.load(toy_training.write_clip(tmp_path / "clip"), device="cpu")
-    data, tower = toy_training.data_for(clip), make_tower(clip, RECIPE)
+    data = toy_training.data_for(clip)
+    tower = make_tower(clip, RECIPE)
     pixels = images.Pixels(data.ids, data.pixels, "key", content=data.ids)
     kept = training_set.frozen_activations(tower, clip, pixels, tmp_path / "kept.npy")
     rounding = (
@@ -168,14 +172,16 @@ def test_embeddings_by_way_of_kept_activations_are_the_encoder_s_own(tmp_path):
 
 def test_another_size_interpolates_position_embeddings(tmp_path):
     name = toy_training.write_clip(tmp_path / "clip")
-    small, large = encoder.load(name, device="cpu"), encoder.load(f"{name}@64", device="cpu")
+    small = encoder.load(name, device="cpu")
+    large = encoder.load(f"{name}@64", device="cpu")
     assert large.geometry.size == 64 and small.fingerprint != large.fingerprint
     assert (
         large.model.visual.positional_embedding.shape[0] == 17
         and small.model.visual.positional_embedding.shape[0] == 5
     )
     pixels = np.full((2, 64, 64, 3), 90, np.uint8)  # one colour: the size makes little difference
-    a, b = encoder.embed_images(small, pixels[:, :32, :32]), encoder.embed_images(large, pixels)
+    a = encoder.embed_images(small, pixels[:, :32, :32])
+    b = encoder.embed_images(large, pixels)
     assert (a * b).sum(axis=1).min() > 0.5
 
 

@@ -1,3 +1,5 @@
+"""Model B: weights of neighbors, their tuning by folds, and a stored model that predicts alike."""
+
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -81,11 +83,9 @@ def test_the_public_formula_on_a_hand_made_case():
 
 
 def test_delta_inside_gives_an_exact_match_everything_and_outside_does_not():
-    similarity, index, values = (
-        np.array([[1.0, 1.0, 0.5]]),
-        np.array([[0, 1, 2]]),
-        np.eye(3, dtype=np.float32),
-    )
+    similarity = np.array([[1.0, 1.0, 0.5]])
+    index = np.array([[0, 1, 2]])
+    values = np.eye(3, dtype=np.float32)
     _, paper = PRESETS["paper"]
     assert np.isinf(paper(similarity)[0, :2]).all()
     fused = fuse_neighbors(similarity, index, values.__getitem__, paper, k=3)
@@ -127,7 +127,8 @@ def test_no_queries_have_no_predictions():
 
 
 def test_equation_5_by_hand():
-    fox, owl = [1, 0], [0, 1]
+    fox = [1, 0]
+    owl = [0, 1]
     fused = fuse(np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[fox, owl], [owl, fox]], np.float32))
     np.testing.assert_allclose(fused, [[0.6, 0.8], [0, 1]], atol=1e-7)
     assert fused.dtype == np.float32
@@ -228,7 +229,8 @@ def test_tuning_for_a_gpu_computes_there_alone(monkeypatch):
 
 def test_a_grid_of_one_predicts_every_row_the_same_way():
     similarity, index = lists(300, 8)
-    fold, truth = np.arange(300) % 3, VALUES[index[:, 0]]
+    fold = np.arange(300) % 3
+    truth = VALUES[index[:, 0]]
     tuned = tune(similarity, index, take, truth, fold, k_grid=[3], weightings=[OUTSIDE])
     assert (tuned.k, tuned.weighting) == (3, OUTSIDE) and tuned.choices.rows() == [
         (f, 3, "dim 4") for f in range(3)
@@ -240,7 +242,8 @@ def test_a_grid_of_one_predicts_every_row_the_same_way():
 
 
 def test_choices_at_the_end_of_their_grid_are_named():
-    sharp, soft = Weighting(tau=0.1), Weighting(tau=0.3)
+    sharp = Weighting(tau=0.1)
+    soft = Weighting(tau=0.3)
     grid = [Weighting(dim=2), Weighting(dim=4), Weighting(dim=6), sharp, Weighting(tau=0.2), soft]
     edges = [
         choices_at_edge(SimpleNamespace(k=k, weighting=w), [1, 5, 9], grid)
@@ -277,7 +280,8 @@ def test_routes_together_weigh_by_their_shares():
     }
     tuned = dict.fromkeys(lists, SimpleNamespace(k=2, weighting=Weighting(tau=0.1)))
     index, weight = merge_routes(lists, tuned, {"text": 0.75, "image": 0.25, "unused": 0.0}, 9)
-    first, second = 1 / (1 + np.exp(-4)), 1 / (1 + np.exp(-1))
+    first = 1 / (1 + np.exp(-4))
+    second = 1 / (1 + np.exp(-1))
     assert index.tolist() == [[4, 2, 6]], "prompt 8 is beyond K"
     np.testing.assert_allclose(
         weight, [[0.75 * first, 0.75 * (1 - first) + 0.25 * second, 0.25 * (1 - second)]]
@@ -314,7 +318,8 @@ def test_what_is_stored_predicts_what_was_stored(tmp_path):
             "row": datastore.rows_of_prompts(disk, texts),
         }
     )
-    place, images = store["row"].to_numpy(), l2_normalize(keys[:30] + 0.5)
+    place = store["row"].to_numpy()
+    images = l2_normalize(keys[:30] + 0.5)
     lib = Library(
         datastore.ColumnView(disk.column("clip"), place),
         datastore.ColumnView(disk.column("values"), place),

@@ -1,4 +1,4 @@
-"""The real notebooks: their form, the parameters files against them, and all of them executed on the smoke demo."""
+"""The real notebooks: their form, their parameters, and a run of them all on the smoke demo."""
 
 import ast
 import re
@@ -94,7 +94,7 @@ def smoke_params(folder: Path) -> Path:
 
 
 def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path):
-    """With a corrupt image and an empty prompt among the training set: set aside, counted, listed; nothing else is lost."""
+    """A corrupt image and an empty prompt are set aside, counted, listed; nothing else is lost."""
     command = [sys.executable, "-m", "src.runner.cli", "--params", str(smoke_params(tmp_path))]
     settings = yaml.safe_load((tmp_path / "smoke.yaml").read_text(encoding="utf-8"))["demo"]
     plan.write_demo(

@@ -82,7 +82,8 @@ def test_in_batches_and_parts_of_any_size_the_prediction_is_the_same(trained, mo
 
 
 def test_the_command_line_gives_the_same(trained, tmp_path):
-    output, out = trained / "output", tmp_path / "found.parquet"
+    output = trained / "output"
+    out = tmp_path / "found.parquet"
     assert (
         batch.main(
             [
@@ -98,7 +99,8 @@ def test_the_command_line_gives_the_same(trained, tmp_path):
         )
         == 0
     )
-    found, (ids, blend) = pl.read_parquet(out), expected(output)
+    found = pl.read_parquet(out)
+    ids, blend = expected(output)
     assert [name.removesuffix(".png") for name in found["id"]] == ids
     np.testing.assert_allclose(found["embedding"].to_numpy(), blend, atol=1e-5)
 

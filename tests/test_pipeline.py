@@ -1,4 +1,4 @@
-"""The runner on toy notebooks: what it runs, what it skips and why, and how it reports a failure."""
+"""The runner on toy notebooks: what it runs, what it skips and why, how it reports a failure."""
 
 import json
 import os

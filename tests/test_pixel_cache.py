@@ -1,4 +1,4 @@
-"""Many images decoded into the cache: what is bad, what is known, and what a stop or a disk costs."""
+"""Many images decoded into the cache: what is bad, what is known, what a stop or a disk costs."""
 
 import errno
 import os
@@ -234,7 +234,8 @@ def test_a_disk_that_fails_between_two_saves_stops_the_run(tmp_path, monkeypatch
     for n in range(6):
         save_image(tmp_path / f"{n}.png", (n, 0, 0))
     monkeypatch.setattr(images, "FLUSH", 4)  # six images: one request before the save
-    requests, honest = [], os.fsync
+    requests = []
+    honest = os.fsync
 
     def fails_once(
         file: int,

@@ -1,3 +1,5 @@
+"""`./run_all.sh predict`: any number of images, part by part, as the notebooks predict them."""
+
 import os
 import shutil
 import subprocess
@@ -121,12 +123,11 @@ def test_a_csv_shows_no_formula_and_keeps_every_id(tmp_path):
 
 def test_killed_half_way_it_ends_with_the_same_file(images, tmp_path):
     predicted(images, tmp_path / "undisturbed.parquet")
-    out, command = (
-        tmp_path / "found.parquet",
-        [sys.executable, "-m", "tests.helpers.arithmetic_predictor", str(images)],
-    )
+    out = tmp_path / "found.parquet"
+    command = [sys.executable, "-m", "tests.helpers.arithmetic_predictor", str(images)]
     process = subprocess.Popen([*command, str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    parts, deadline = parts_folder(out), time.monotonic() + 300
+    parts = parts_folder(out)
+    deadline = time.monotonic() + 300
     while len(list(parts.glob("[0-9]*[0-9].parquet"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()

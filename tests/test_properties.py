@@ -32,7 +32,7 @@ VALUES = st.recursive(
 
 @pytest.fixture(scope="module")
 def folder():
-    """One folder for all examples: names without an image are rejected for that, so their texts are still seen."""
+    """One folder for all examples: names without an image are rejected, their texts still seen."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
 
@@ -42,7 +42,7 @@ def expected(text: str) -> str:
 
 
 def assert_rows(folder: Path, texts: list[str]) -> None:
-    """Every text came back once, in order: kept, or rejected for being blank, and nothing besides."""
+    """Every text came back once, in order: kept, or rejected as blank, and nothing besides."""
     pairs, rejected = sources.read_pairs(folder)
     kept = [expected(text) for text in texts if not sources.blank(pl.Series([expected(text)]))[0]]
     assert pairs["prompt"].to_list() == kept
@@ -184,10 +184,8 @@ def test_any_lines_of_text_come_back(folder, texts):
     min_words=st.integers(0, 3),
 )
 def test_rules_keep_one_of_equal_prompts_and_account_for_every_row(texts, min_words):
-    series, n_tokens = (
-        pl.Series("prompt", texts, dtype=pl.String),
-        np.array([len(text) for text in texts]),
-    )
+    series = pl.Series("prompt", texts, dtype=pl.String)
+    n_tokens = np.array([len(text) for text in texts])
     reason = filters.rules(
         series, min_words=min_words, max_tokens=20, edge_characters=0, n_tokens=n_tokens
     )
@@ -209,11 +207,9 @@ def test_rules_keep_one_of_equal_prompts_and_account_for_every_row(texts, min_wo
 @st.composite
 def rows(draw) -> np.ndarray:
     """Unit rows in a few clusters, some of them equal."""
-    n, dim, seed = (
-        draw(st.integers(2, 40)),
-        draw(st.integers(2, 8)),
-        draw(st.integers(0, 2**32 - 1)),
-    )
+    n = draw(st.integers(2, 40))
+    dim = draw(st.integers(2, 8))
+    seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((max(1, n // 4), dim))
     x = centres[rng.integers(len(centres), size=n)] + draw(
@@ -228,10 +224,8 @@ def test_the_cosine_filter_keeps_its_promises(x, threshold, block, data_):
     keeper, near = filters.cosine_filter(x, threshold, block=block)
     whole, near_whole = filters.cosine_filter(x, threshold, block=len(x))
     assert (keeper == whole).all() and (near == near_whole).all(), "the block makes no difference"
-    kept, removed = (
-        np.flatnonzero(keeper == np.arange(len(x))),
-        np.flatnonzero(keeper != np.arange(len(x))),
-    )
+    kept = np.flatnonzero(keeper == np.arange(len(x)))
+    removed = np.flatnonzero(keeper != np.arange(len(x)))
     cosine = (x.astype(np.float64) @ x.T.astype(np.float64)).astype(np.float32)
     np.fill_diagonal(cosine, -2)
     assert kept[0] == 0 and (cosine[np.ix_(kept, kept)] <= np.float32(threshold)).all()

@@ -1,3 +1,5 @@
+"""The report as a page: what it shows, and that no word of a stranger becomes markup."""
+
 import base64
 import re
 from html.parser import HTMLParser
@@ -14,7 +16,9 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.text, self.tags, self.open = [], [], []
+        self.text = []
+        self.tags = []
+        self.open = []
         self.feed(html)
         assert not self.open, f"left open: {self.open}"
 

@@ -13,10 +13,8 @@ from tests.helpers.toy_library import ROUTES, VALUES, library
 
 
 def test_a_text_just_at_the_threshold_is_no_conflict():
-    text, train = (
-        np.array([[1, 0], [0, 1]], np.float32),
-        np.array([[0.5, 0.5], [1, 0], [0, 0.75]], np.float32),
-    )
+    text = np.array([[1, 0], [0, 1]], np.float32)
+    train = np.array([[0.5, 0.5], [1, 0], [0, 0.75]], np.float32)
     found = text_conflicts(text, train, np.array([0, 1, 2]), 0.5)
     assert found.tolist() == [[False, True, False], [False, False, True]]
 
@@ -30,7 +28,8 @@ def test_a_fold_sees_neither_itself_nor_text_like_it():
 
 def test_conflicts_of_the_store_equal_naive():
     found_library, _ = library(25)
-    train, fold = VALUES[20:], np.arange(20) % 3
+    train = VALUES[20:]
+    fold = np.arange(20) % 3
     found = run_conflicts(found_library.values, 25, train, fold, 0.5, rows=4)
     naive = np.array(
         [[(t @ train[fold == f].T).max() > 0.5 for f in range(3)] for t in VALUES[25:]]
@@ -44,7 +43,8 @@ def test_conflicts_of_the_store_equal_naive():
 def test_out_of_fold_search_finds_no_row_of_its_own_fold(route):
     found_library, _ = library()
     fold = np.arange(30) % 3
-    store_fold, conflicts = np.concatenate([fold, np.full(10, TEXT_ONLY)]), np.zeros((40, 3), bool)
+    store_fold = np.concatenate([fold, np.full(10, TEXT_ONLY)])
+    conflicts = np.zeros((40, 3), bool)
     conflicts[35, 0] = True
     _, index = search_out_of_fold(
         route,
@@ -77,7 +77,8 @@ def test_a_route_learns_nothing_from_the_fold_that_it_is_scored_on():
 
 def test_the_zero_shot_route_is_a_plain_search_by_text_keys():
     found_library, keys = library()
-    fold, conflicts = np.arange(30) % 3, np.zeros((40, 3), bool)
+    fold = np.arange(30) % 3
+    conflicts = np.zeros((40, 3), bool)
     similarity, index = search_out_of_fold(
         Route("text"),
         found_library,
@@ -95,12 +96,12 @@ def test_the_zero_shot_route_is_a_plain_search_by_text_keys():
 
 def test_hubs_are_taken_off_a_route_s_similarities_once_it_is_centered():
     found_library, keys = library()
-    visible, rows, images = np.arange(40) != 7, np.arange(20), found_library.images
+    visible = np.arange(40) != 7
+    rows = np.arange(20)
+    images = found_library.images
     fitted = fit_route(Route("both", center=True, hubs=0.5), found_library, rows, np.arange(30))
-    centered, moved = (
-        l2_normalize(keys - keys[:20].mean(axis=0)),
-        l2_normalize(images - images[:20].mean(axis=0)),
-    )
+    centered = l2_normalize(keys - keys[:20].mean(axis=0))
+    moved = l2_normalize(images - images[:20].mean(axis=0))
     exact = np.where(visible, moved @ centered.T, -1)
     near = np.argsort(-exact, axis=1)[:, :6]
     changed = np.take_along_axis(
@@ -120,7 +121,8 @@ def test_hubs_are_taken_off_a_route_s_similarities_once_it_is_centered():
 
 def test_the_nearest_visible_prompt_by_hand():
     found_library, _ = library()
-    truth, fold = l2_normalize(VALUES[:9] + 0.1), np.arange(9) % 2
+    truth = l2_normalize(VALUES[:9] + 0.1)
+    fold = np.arange(9) % 2
     visible = {0: np.arange(40) > 5, 1: np.arange(40) < 30}
     cosine, row = explain.nearest_visible(truth, found_library.values, fold, visible)
     exact = np.where(np.stack([visible[f] for f in fold]), truth @ VALUES.T, -1)

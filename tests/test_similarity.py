@@ -20,7 +20,9 @@ def clustered(n: int, seed: int = 0, dim: int = 16) -> np.ndarray:
         rng.standard_normal((n // 3, dim))[rng.integers(n // 3, size=n)]
         + 0.3 * rng.standard_normal((n, dim))
     )
-    x[5], x[n - 1], x[7] = x[n - 9], x[n - 9], x[8]  # exact duplicates
+    x[5] = x[n - 9]
+    x[n - 1] = x[n - 9]
+    x[7] = x[8]  # exact duplicates
     return x
 
 
@@ -32,12 +34,15 @@ def true(x: np.ndarray) -> np.ndarray:
 def naive(
     x: np.ndarray, threshold: float, eligible: np.ndarray, order: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    s, kept = true(x), np.zeros(len(x), bool)
-    keeper, similarity_to = np.arange(len(x)), np.ones(len(x), np.float32)
+    s = true(x)
+    kept = np.zeros(len(x), bool)
+    keeper = np.arange(len(x))
+    similarity_to = np.ones(len(x), np.float32)
     for i in [*order[eligible[order]], *order[~eligible[order]]]:
         near = np.where(kept, s[i], -1)
         if near.max() > np.float32(threshold):
-            keeper[i], similarity_to[i] = near.argmax(), near.max()
+            keeper[i] = near.argmax()
+            similarity_to[i] = near.max()
         else:
             kept[i] = eligible[i]
     return keeper, similarity_to, int(kept.sum())
@@ -50,7 +55,8 @@ def naive(
 def test_one_scan_settles_every_threshold_as_the_naive_walk_does(block, precision):
     x = clustered(300)
     rng = np.random.default_rng(1)
-    eligible, order = rng.random(300) > 0.1, rng.permutation(300)
+    eligible = rng.random(300) > 0.1
+    order = rng.permutation(300)
     found = similarity.scan_pairs(
         x, 0.85, curve=CURVE, order=order, eligible=eligible, block=block, precision=precision
     )
@@ -101,7 +107,8 @@ def test_similarities_at_the_threshold_are_told_apart_to_the_last_digit():
 def test_an_error_of_a_tile_within_the_margin_changes_nothing(monkeypatch):
     x = clustered(300)
     expected = similarity.scan_pairs(x, 0.85, curve=CURVE, link=0.6, block=50, precision="tf32")
-    honest, rng = similarity._PairScanner._tile, torch.Generator().manual_seed(0)
+    honest = similarity._PairScanner._tile
+    rng = torch.Generator().manual_seed(0)
 
     def noisy(self, later, earlier):
         tile = honest(self, later, earlier)
@@ -164,7 +171,8 @@ def test_kept_rows_are_at_or_below_the_threshold_by_brute_force_on_5000_rows():
     x = clustered(5000, dim=48)
     found = similarity.scan_pairs(x, 0.85)
     s = true(x)
-    kept, removed = np.flatnonzero(found.stays), np.flatnonzero(~found.stays)
+    kept = np.flatnonzero(found.stays)
+    removed = np.flatnonzero(~found.stays)
     assert (s[np.ix_(kept, kept)] - 2 * np.eye(len(kept), dtype=np.float32)).max() <= np.float32(
         0.85
     )
@@ -174,7 +182,8 @@ def test_kept_rows_are_at_or_below_the_threshold_by_brute_force_on_5000_rows():
 
 
 def test_nearest_in_and_nearest_across():
-    x, y = clustered(200, 1), clustered(100, 2)
+    x = clustered(200, 1)
+    y = clustered(100, 2)
     s = (x.astype(np.float64) @ y.T.astype(np.float64)).astype(np.float32)
     best, index = similarity.nearest_in(x, y, block=30)
     assert (best == s.max(axis=1)).all() and (index == s.argmax(axis=1)).all()

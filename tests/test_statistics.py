@@ -9,7 +9,8 @@ from src import statistics
 def test_the_standard_error_counts_a_group_once(rng):
     values = rng.normal(0.5, 0.1, 300)
     assert statistics.standard_error(values) == pytest.approx(values.std() / np.sqrt(300))
-    copies, groups = np.repeat(values, 5), np.repeat(np.arange(300), 5)
+    copies = np.repeat(values, 5)
+    groups = np.repeat(np.arange(300), 5)
     assert statistics.standard_error(copies, groups) == pytest.approx(
         statistics.standard_error(values)
     )
@@ -26,8 +27,10 @@ def test_the_interval_is_that_of_the_normal_distribution(rng):
 
 
 def test_copies_in_a_group_do_not_narrow_the_interval(rng):
-    values, groups = np.repeat(rng.normal(0.5, 0.1, 200), 10), np.repeat(np.arange(200), 10)
-    rows, clustered = statistics.bootstrap(values), statistics.bootstrap(values, groups=groups)
+    values = np.repeat(rng.normal(0.5, 0.1, 200), 10)
+    groups = np.repeat(np.arange(200), 10)
+    rows = statistics.bootstrap(values)
+    clustered = statistics.bootstrap(values, groups=groups)
     alone = statistics.bootstrap(values[::10])
     assert clustered.high - clustered.low == pytest.approx(alone.high - alone.low, rel=0.01)
     assert clustered.high - clustered.low > 2.5 * (rows.high - rows.low)

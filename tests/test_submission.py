@@ -1,3 +1,5 @@
+"""A submission: written, checked, and ordered as the sample has it."""
+
 import time
 
 import numpy as np

@@ -17,7 +17,8 @@ def test_slices():
         ("fox", 2, pytest.approx(0.3)),
         ("owl", 2, pytest.approx(0.8)),
     ]
-    values, groups = np.random.default_rng(2).uniform(size=60), np.arange(60) // 5
+    values = np.random.default_rng(2).uniform(size=60)
+    groups = np.arange(60) // 5
     table = slices.by_label(
         values, ["owl"] * 20 + ["cat"] * 40, groups=groups, seed=3, n_bootstrap=50
     )

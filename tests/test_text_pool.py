@@ -44,7 +44,8 @@ def test_the_rules_of_the_text_store_are_the_same_on_every_frame_library():
     assert texts[0][:4] == ["a red fox", "a red fox", "école d'été", "赤い狐が 眠る"]
     plain = [[None if r != r else r for r in reason] for reason in reasons]  # pandas writes NaN
     assert plain[0] == plain[1] == plain[2]
-    short, long = "fewer than 3 words", "more than 40 characters"
+    short = "fewer than 3 words"
+    long = "more than 40 characters"
     assert plain[0] == [
         None,
         None,
@@ -161,9 +162,8 @@ print(counts["kept"], counts["exact duplicate"], peak)
 def test_a_million_prompts_pass_the_rules_within_2_gb(tmp_path):
     with open(tmp_path / "prompts.txt", "w", encoding="utf-8") as stream:
         for n in range(1_000_000):
-            stream.write(
-                f"a highly detailed painting of the {n % 900_000}th fox, in the style of an old master, oil on canvas\n"
-            )
+            subject = f"a highly detailed painting of the {n % 900_000}th fox"
+            stream.write(f"{subject}, in the style of an old master, oil on canvas\n")
     run = subprocess.run(
         [sys.executable, "-c", MILLION, tmp_path / "prompts.txt", tmp_path / "store.parquet"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""The cut, what trains, depth, adapters: on real architectures of each family, small and with random weights."""
+"""The cut, what trains, depth, adapters: on small towers of each family, with random weights."""
 
 import copy
 
@@ -157,7 +157,8 @@ def test_adapters_on_the_last_frozen_blocks_alone_let_the_others_be_kept(name):
 
 
 def test_strided_depthwise_convolutions_that_pass_a_gradient_run_in_float32():
-    tower, found = Tower(visual("efficientnet"), 2), {}
+    tower = Tower(visual("efficientnet"), 2)
+    found = {}
     strided_depthwise_in_float32(tower)
     for name, module in tower.named_modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -200,7 +201,8 @@ def test_a_chain_that_is_none_is_left_whole():
     whole = visual("openai_vit")
     assert chain_of(whole) is not None
     whole.transformer.resblocks[0].register_forward_hook(lambda module, args, out: out * 1)
-    whole._embeds_kept, whole._embeds = whole._embeds, lambda x: whole._embeds_kept(x)
+    whole._embeds_kept = whole._embeds
+    whole._embeds = lambda x: whole._embeds_kept(x)
     whole.forward = lambda x: whole._pool(whole.transformer(whole._embeds(x) * 2))[0] @ whole.proj
     assert not Tower(whole, 1).splits, "the check must notice that the whole does something else"
 

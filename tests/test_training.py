@@ -1,4 +1,4 @@
-"""The engine: plans, losses, rates, the average, weights between two states, and runs that are killed."""
+"""The engine: plans, losses, rates, the average, weights between two states, killed runs."""
 
 import os
 import pickle
@@ -85,10 +85,8 @@ def test_groups_have_two_rates_layer_decay_and_no_decay_on_norms(clip):
 
 
 def test_losses_by_hand():
-    prediction, target = (
-        torch.tensor([[2.0, 0.0], [0.0, 3.0]]),
-        torch.tensor([[1.0, 0.0], [1.0, 0.0]]),
-    )
+    prediction = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
+    target = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     assert training.losses(prediction, target, FAST).tolist() == [0, 1]
     huber = training.losses(prediction, target, replace(FAST, loss="huber", loss_mix=1.0))
     assert huber[0] == 0 and huber[1].item() == pytest.approx(1 + np.sqrt(2) - 0.5)
@@ -191,10 +189,8 @@ def test_a_fine_tune_that_only_loses_ends_as_its_probe(clip, data):
 
 
 def test_the_average_lags_behind_and_between_is_linear():
-    start, end = (
-        {"a": torch.zeros(2), "n": torch.tensor(0)},
-        {"a": torch.ones(2), "n": torch.tensor(5)},
-    )
+    start = {"a": torch.zeros(2), "n": torch.tensor(0)}
+    end = {"a": torch.ones(2), "n": torch.tensor(5)}
     middle = fitted_module.interpolate(start, end, 0.25)
     assert middle["a"].tolist() == [0.25, 0.25] and middle["n"] == 5
 
@@ -296,16 +292,16 @@ data, folder = toy_training.data_for(clip), Path(sys.argv[2])
 changes = dict.fromkeys(["augment_rotation", "augment_flip", "augment_crop"], True)
 recipe = small_recipe(epochs=6, batch_size=8, patience=9, ema=0.9, **changes)
 print("ready", flush=True)
-folds.train_fold(clip, data, data, rows=np.arange(50), scored=np.arange(50, 60), recipe=recipe, seed=0, base=folder / "fold")
+rows = np.arange(60)
+task = {"rows": rows[:50], "scored": rows[50:], "recipe": recipe, "seed": 0}
+folds.train_fold(clip, data, data, base=folder / "fold", **task)
 """
 
 
 def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path):
     name = toy_training.write_clip(tmp_path / "clip")
-    kills, rng = (
-        int(os.environ.get("KILLS", 2)),
-        np.random.default_rng(int(os.environ.get("KILL_SEED", 0))),
-    )
+    kills = int(os.environ.get("KILLS", 2))
+    rng = np.random.default_rng(int(os.environ.get("KILL_SEED", 0)))
 
     def process(folder):
         command = [sys.executable, "-c", SCRIPT, name, str(folder)]

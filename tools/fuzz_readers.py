@@ -1,9 +1,10 @@
-"""A fuzzer on the readers: images, tables, shards and captions of any bytes are read or refused, without crash, hang or growth.
+"""A fuzzer on the readers: images, tables, shards and captions of any bytes are read or refused.
 
     python tools/fuzz_readers.py --minutes 10 [--only images|tables] [--keep FOLDER]
 
-FOLDER keeps what it learns, and the input that broke something. Fails on any exception but the documented ones, on a fatal
-signal, on an input that takes longer than 20 seconds, and on memory that grows. The first byte of an input chooses its reader.
+FOLDER keeps what it learns, and the input that broke something. Fails on any exception but the
+documented ones, on a fatal signal, on an input that takes longer than 20 seconds, and on memory
+that grows. The first byte of an input chooses its reader.
 pip install atheris==3.0.0 for this script alone.
 """
 
@@ -47,7 +48,9 @@ def pictures() -> list[bytes]:
     """A small image in each format and some odd modes."""
     from PIL import Image
 
-    colour, exif, found = Image.linear_gradient("L").resize((9, 7)).convert("RGB"), Image.Exif(), []
+    colour = Image.linear_gradient("L").resize((9, 7)).convert("RGB")
+    exif = Image.Exif()
+    found = []
     exif[0x0112] = 6
     for kind in ("png", "jpeg", "webp", "gif", "bmp", "tiff", "ppm", "ico", "jpeg2000", "avif"):
         stream = io.BytesIO()
@@ -101,7 +104,8 @@ def seeds(only: str) -> list[bytes]:
         "annotations": [{"image_id": 1, "id": 2, "caption": "a fox"}],
     }
     texts = (
-        'file_name,prompt\nfox.png,"a ""red"" fox"\nFOX,"a \\"fox\\", red"\n.\\fox.png,"a sign\nx,caf\xe9\n',
+        'file_name,prompt\nfox.png,"a ""red"" fox"\nFOX,"a \\"fox\\", red"\n'
+        '.\\fox.png,"a sign\nx,caf\xe9\n',
         "file_name\tprompt\nfox.png\ta fox\n",
         json.dumps(row) + "\n{cut\n",
         "",
@@ -124,7 +128,8 @@ def reader(folder: Path, only: str) -> Callable[[bytes], None]:
     from src.data import images, sources
 
     (folder / "fox.png").touch()
-    geometry, names = images.ImagePreprocess(32), READERS[only]
+    geometry = images.ImagePreprocess(32)
+    names = READERS[only]
 
     def image(content: bytes) -> None:
         try:
@@ -165,7 +170,9 @@ def reader(folder: Path, only: str) -> Callable[[bytes], None]:
 
 def watched(function: Callable[[bytes], None]) -> Callable[[bytes], None]:
     """`function`, and a look at the process's memory now and then."""
-    process, count, first = psutil.Process(), 0, 0
+    process = psutil.Process()
+    count = 0
+    first = 0
 
     def one(content: bytes) -> None:
         nonlocal count, first

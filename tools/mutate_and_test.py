@@ -1,13 +1,16 @@
-"""How many planted faults the tests notice: one small change of a module's code at a time (mutation testing).
+"""How many planted faults the tests notice: mutation testing, a small change of code at a time.
 
     pip install --target /tmp/mutmut --no-deps mutmut==3.8.1 libcst==1.9.0
-    OMP_NUM_THREADS=1 PYTHONPATH=/tmp/mutmut python tools/mutate_and_test.py [--sample N] [--seed N] [MODULE ...]
+    export OMP_NUM_THREADS=1 PYTHONPATH=/tmp/mutmut
+    python tools/mutate_and_test.py [--sample N] [--seed N] [MODULE ...]
 
-Prints each change that no test notices and, of each module, its mutants, how many were killed, how many survived, and the share
-killed; --sample takes so many of a module's mutants by chance. The changes are mutmut's. Its runner is not used: it passes over
-decorated classes, so every dataclass, and forks a process in which polars has begun its threads, which are dead in the child.
-Here a mutant runs in a copy of the tree, in a fork of a process that has only imported the libraries, against the tests of TESTS
-that reach its function; one that takes more than a minute or 8 GiB, or hangs, is killed too.
+Prints each change that no test notices and, of each module, its mutants, how many were killed, how
+many survived, and the share killed; --sample takes so many of a module's mutants by chance. The
+changes are mutmut's. Its runner is not used: it passes over decorated classes, so every dataclass,
+and forks a process in which polars has begun its threads, which are dead in the child. Here a
+mutant runs in a copy of the tree, in a fork of a process that has only imported the libraries,
+against the tests of TESTS that reach its function; one that takes more than a minute or 8 GiB, or
+hangs, is killed too.
 """
 
 import argparse
@@ -49,7 +52,8 @@ TESTS = [
     f"tests/test_{name}.py" for name in ("dedup", "model_b", "ensemble", "submission", "guards")
 ]
 LEFT_OUT = "not million and not competition_sized"  # the slow ones
-SECONDS, GIB = 60, 8  # of the processor and of its own memory, for one mutant
+SECONDS = 60
+GIB = 8  # of the processor and of its own memory, for one mutant
 HANGS = 600  # seconds after which one that uses no processor is given up
 LIBRARIES = (
     "faiss",
@@ -69,7 +73,10 @@ class Visitor(MutationVisitor):
 
 
 def mutants(code: str) -> list[tuple[range, Callable[[], str]]]:
-    """Each change: the lines of the function that it lies in (its own, where it lies in none), and what writes the whole code."""
+    """Each change: the lines of the function that it lies in, and what writes the whole code.
+
+    A change outside any function has its own lines.
+    """
     wrapper = MetadataWrapper(cst.parse_module(code))
     visitor = Visitor(mutation_operators, IgnoredCode(set(), set(), set()))
     wrapper.visit(visitor)
@@ -126,7 +133,7 @@ def file_of(module: str) -> Path:
 
 
 def reached() -> dict[str, dict[int, list[str]]]:
-    """For each module the tests that run each of its lines, by one run of them all, which must pass."""
+    """For each module the tests that run each of its lines; all of them must pass."""
     if failed(
         "--cov=src",
         f"--cov-config={os.devnull}",
@@ -143,7 +150,10 @@ def reached() -> dict[str, dict[int, list[str]]]:
 
 
 def tests_of(lines: range, contexts: dict[int, list[str]]) -> list[str]:
-    """The tests that reach one of `lines`, in the order of TESTS; where there is none, those that reach any line."""
+    """The tests that reach one of `lines`, in the order of TESTS.
+
+    Where there is none, those that reach any line.
+    """
     found = {
         context.split("|")[0].split("[")[0]
         for line in lines
@@ -164,7 +174,8 @@ def judge(name: str, contexts: dict[int, list[str]], sample: int | None, seed: i
     code = file.read_text(encoding="utf-8")
     every = list(enumerate(mutants(code)))
     chosen = every if sample is None else random.Random(seed).sample(every, min(sample, len(every)))
-    survived, start = 0, time.monotonic()
+    survived = 0
+    start = time.monotonic()
     for number, (lines, write) in chosen:
         changed = write()
         file.write_text(changed, encoding="utf-8")
@@ -183,8 +194,8 @@ def judge(name: str, contexts: dict[int, list[str]], sample: int | None, seed: i
     file.write_text(code, encoding="utf-8")
     killed = len(chosen) - survived
     print(
-        f"{name}: {len(every)} mutants, {len(chosen)} tried, {killed} killed, {survived} survived: {killed / len(chosen):.1%}, "
-        f"{(time.monotonic() - start) / 60:.1f} minutes",
+        f"{name}: {len(every)} mutants, {len(chosen)} tried, {killed} killed, {survived} survived: "
+        f"{killed / len(chosen):.1%}, {(time.monotonic() - start) / 60:.1f} minutes",
         flush=True,
     )
 

@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
 HEAD = """# Configuration
 
-Every parameter, its default and what it does. The defaults stand in the notebooks' parameter cells and nowhere else; a parameters file
-(`params/*.yaml`) and `--set` change them. Keys of a section named after a notebook reach that notebook; keys of `common:` reach every notebook that
-has them.
+Every parameter, its default and what it does. The defaults stand in the notebooks' parameter cells
+and nowhere else; a parameters file (`params/*.yaml`) and `--set` change them. Keys of a section
+named after a notebook reach that notebook; keys of `common:` reach every notebook that has them.
 
     ./run_all.sh --params params/competition.yaml --set seed=1 --set 02_train_model_a.epochs=3
 
-A key that no notebook has, or a value of another type, is refused before anything runs. The runner has one key of its own: `offline: true` in
-`common:` lets no connection leave the machine.
+A key that no notebook has, or a value of another type, is refused before anything runs. The runner
+has one key of its own: `offline: true` in `common:` lets no connection leave the machine.
 
 Written by `python tools/write_configuration.py` from the notebooks.
 """

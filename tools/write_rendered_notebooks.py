@@ -27,9 +27,9 @@ COLUMNS = 160
 
 HEAD = """# The notebooks as they ran
 
-Each notebook with its outputs, from a run on {rows:,} training pairs of the embedded demo, seed {seed}.
-Written by `python tools/write_rendered_notebooks.py`; `output/executed/` has the full copies of a
-run of your own.
+Each notebook with its outputs, from a run on {rows:,} training pairs of the embedded demo, seed
+{seed}. Written by `python tools/write_rendered_notebooks.py`; `output/executed/` has the full
+copies of a run of your own.
 
 """
 
@@ -58,7 +58,7 @@ def page(notebook, stem: str) -> tuple[str, dict[str, bytes]]:
 
 
 def text_of(output) -> str:
-    """What an output prints, cut to LINES and COLUMNS; nothing of warnings and of figures' names."""
+    """What an output prints, cut to LINES and COLUMNS; no warnings, no figures' names."""
     if output.output_type == "stream":
         text = output.text if output.name == "stdout" else ""
     else:

@@ -18,8 +18,11 @@ from src.data import layouts, sources
 from src.data.layouts import rows
 from tests.helpers.colored_images import encoded, read, save_image
 
-FOX, OWL = ("a fox", "red"), ("an owl", "lime")
-RED, LIME, WHITE = encoded("red"), encoded("lime"), encoded("white")
+FOX = ("a fox", "red")
+OWL = ("an owl", "lime")
+RED = encoded("red")
+LIME = encoded("lime")
+WHITE = encoded("white")
 
 
 def write_shard(file: Path, *samples: dict) -> None:

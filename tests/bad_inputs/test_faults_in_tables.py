@@ -26,7 +26,8 @@ def write_jsonl(file: Path, *rows: dict, encoding: str = "utf-8") -> None:
     file.write_text("\n".join(lines), encoding=encoding)
 
 
-FOX, OWL = ("a fox", "red"), ("an owl", "lime")
+FOX = ("a fox", "red")
+OWL = ("an owl", "lime")
 
 
 # --- position instead of key ---

@@ -1,4 +1,4 @@
-"""Images: cut, disguised, oversized, in odd modes; each is read right or set aside with a reason."""
+"""Images: cut, disguised, oversized, in odd modes; read right or set aside with a reason."""
 
 import pickle
 import re
@@ -52,7 +52,7 @@ def png(
     before: bytes = b"",
     crc: int | None = None,
 ) -> bytes:
-    """A PNG by hand: `rows` with their filter bytes, `before` is chunks between the header and the pixels."""
+    """A PNG by hand: `rows` with their filter bytes, `before` are chunks in front of the pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -96,7 +96,10 @@ def cut_images() -> dict[str, tuple[bytes, object]]:
 
 
 def impostors() -> dict[str, tuple[bytes, object]]:
-    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(owned) print\nshowpage\n%%EOF\n"
+    eps = (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n"
+        b"(owned) print\nshowpage\n%%EOF\n"
+    )
     texts = {
         "html": b"<!doctype html><html><body>404 Not Found</body></html>",
         "text": b"a red fox",
@@ -160,12 +163,16 @@ def bombs() -> dict[str, tuple[bytes, object]]:
 
 
 def odd_modes() -> dict[str, tuple[bytes, object]]:
-    rgb, side = corners(), 64
-    grey, deep = rgb.convert("L"), np.asarray(rgb.convert("L"), np.uint16) * 257
+    rgb = corners()
+    side = 64
+    grey = rgb.convert("L")
+    deep = np.asarray(rgb.convert("L"), np.uint16) * 257
     pixels = np.asarray(rgb)
     real = np.asarray(grey, np.float32)
-    broken, endless = real.copy(), real.copy()
-    broken[3, 3], endless[3, 3] = np.nan, np.inf
+    broken = real.copy()
+    endless = real.copy()
+    broken[3, 3] = np.nan
+    endless[3, 3] = np.inf
     clear = rgb.convert("RGBA")
     clear.putalpha(
         Image.fromarray(
@@ -228,8 +235,10 @@ def odd_modes() -> dict[str, tuple[bytes, object]]:
 
 
 def odd_files() -> dict[str, tuple[bytes, object]]:
-    rgb, black = corners(), Image.new("RGB", (64, 64))
-    jpeg, plain = encoded(rgb, "jpeg"), encoded(rgb, "png")
+    rgb = corners()
+    black = Image.new("RGB", (64, 64))
+    jpeg = encoded(rgb, "jpeg")
+    plain = encoded(rgb, "png")
     rows = png_rows(np.asarray(rgb))
     text = chunk(b"tEXt", b"Comment\0hello", crc=7)
     found = {
@@ -284,7 +293,10 @@ IMAGES = cut_images() | impostors() | bombs() | odd_modes() | odd_files()
 
 @pytest.fixture(scope="module")
 def decoded(tmp_path_factory) -> dict[str, object]:
-    """Every image through one cache: its pixels, or the reason why it was set aside. The names say another format than it is."""
+    """Every image through one cache: its pixels, or the reason why it was set aside.
+
+    The names say another format than it is.
+    """
     folder = tmp_path_factory.mktemp("images")
     for name, (content, _) in IMAGES.items():
         (folder / f"{name}.png").write_bytes(content)
@@ -301,7 +313,8 @@ def decoded(tmp_path_factory) -> dict[str, object]:
 
 def quarters(pixels: np.ndarray) -> np.ndarray:
     """(4, 3): the mean colour in the middle of each quarter."""
-    height, width = pixels.shape[0] // 4, pixels.shape[1] // 4
+    height = pixels.shape[0] // 4
+    width = pixels.shape[1] // 4
     middle = (
         slice(height // 2, height // 2 + height),
         slice(-height // 2 - height, -(height // 2) or None),
@@ -315,7 +328,8 @@ def quarters(pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_an_image_is_read_right_or_set_aside(decoded, name):
-    found, expected = decoded[name], IMAGES[name][1]
+    found = decoded[name]
+    expected = IMAGES[name][1]
     if isinstance(expected, str):
         assert (
             isinstance(found, str)

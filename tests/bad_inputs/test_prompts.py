@@ -219,7 +219,9 @@ class Words(HTMLParser):
 
     def __init__(self, page: str):
         super().__init__()
-        self.text, self.tags, self.attributes = [], set(), set()
+        self.text = []
+        self.tags = set()
+        self.attributes = set()
         self.feed(page)
 
     def handle_starttag(self, tag, attributes):
@@ -232,7 +234,7 @@ class Words(HTMLParser):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> tuple[Words, Words]:
-    """The report without a prompt in its gallery, and with all of them, as truth and as neighbour."""
+    """The report without a prompt in its gallery, and with all of them, as truth and neighbor."""
     output = tmp_path_factory.mktemp("report")
     write_finished_output(output)
     gallery = pl.read_parquet(output / paths.GALLERY)

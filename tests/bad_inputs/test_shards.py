@@ -32,7 +32,8 @@ def tar_of(*members: tuple, **options) -> bytes:
 def with_size(content: bytes, at: int, field: bytes) -> bytes:
     """The header at `at` with another size, and the checksum that fits it."""
     header = bytearray(content[at : at + 512])
-    header[124:136], header[148:156] = field.ljust(12, b"\0"), b" " * 8
+    header[124:136] = field.ljust(12, b"\0")
+    header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     return content[:at] + bytes(header) + content[at + 512 :]
 

@@ -15,8 +15,10 @@ from src.paths import ROOT
 
 
 def smoke(folder: Path, output: Path | None = None, **sizes: int) -> list[str]:
-    """Write the smoke demo, of other `sizes` where given, into `folder` once; the command that runs it into `output`
-    (default: `folder`/output)."""
+    """Write the smoke demo, of other `sizes` where given, into `folder` once.
+
+    Returns the command that runs it into `output`, by default `folder`/output.
+    """
     given = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text(encoding="utf-8"))
     text = yaml.safe_dump(given).replace("input/smoke", str(folder / "input"))
     given = yaml.safe_load(text)

@@ -1,4 +1,4 @@
-"""The disk fills up in the middle of each stage: a clear message, nothing half-written, and the run goes on once there is room."""
+"""The disk fills up in each stage: a clear message, nothing half-written, and the run can go on."""
 
 import os
 import subprocess
@@ -33,7 +33,8 @@ def small_disk(tmp_path) -> Path:
 
 def fill(folder: Path, leave: int) -> Path:
     """A file that leaves `leave` bytes of the disk free."""
-    ballast, free = folder / "ballast", os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    ballast = folder / "ballast"
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, free - leave)
     return ballast
@@ -50,10 +51,12 @@ def assert_whole(output: Path) -> None:
 
 
 def test_disk_full_in_each_stage(tmp_path, small_disk, capsys):
-    calm, output = runs.smoke(tmp_path), small_disk / "output"
+    calm = runs.smoke(tmp_path)
+    output = small_disk / "output"
     log = tmp_path / "log.txt"
     assert runs.begin(calm, log).wait() == 0, log.read_text()[-3000:]
-    command, said = runs.smoke(tmp_path, output), {}
+    command = runs.smoke(tmp_path, output)
+    said = {}
     for stage in STAGES:
         log.unlink()
         process = runs.begin(command, log)

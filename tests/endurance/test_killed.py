@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of the smoke run, started again each time: it always ends with the byte-identical submission.
+"""SIGKILL at random moments of the smoke run, started again each time: the submission is the same.
 
 KILLS=40 ./run_tests.sh --endurance -k killed -s
 """
@@ -19,10 +19,16 @@ SEED = int(os.environ.get("KILL_SEED", 0))
 
 def test_killed_at_random_moments_every_run_ends_with_the_same_submission(tmp_path, capsys):
     began = time.perf_counter()
-    command, output, log = runs.smoke(tmp_path), tmp_path / "output", tmp_path / "log.txt"
+    command = runs.smoke(tmp_path)
+    output = tmp_path / "output"
+    log = tmp_path / "log.txt"
     assert runs.begin(command, log).wait() == 0, log.read_text()[-3000:]
-    calm, seconds = (output / "submission.csv").read_bytes(), time.perf_counter() - began
-    rng, kills, rounds, hit = np.random.default_rng(SEED), 0, 0, collections.Counter()
+    calm = (output / "submission.csv").read_bytes()
+    seconds = time.perf_counter() - began
+    rng = np.random.default_rng(SEED)
+    kills = 0
+    rounds = 0
+    hit = collections.Counter()
     while kills < KILLS:
         shutil.rmtree(output)
         rounds += 1
@@ -32,7 +38,8 @@ def test_killed_at_random_moments_every_run_ends_with_the_same_submission(tmp_pa
             try:
                 status = process.wait(rng.uniform(0.5, seconds / 3) if kills < KILLS else None)
             except subprocess.TimeoutExpired:
-                kills, kernel = kills + 1, bool(rng.random() < 0.3)
+                kills += 1
+                kernel = bool(rng.random() < 0.3)
                 hit[f"{runs.stage_of(log)}, {'the kernel' if kernel else 'the runner'}"] += 1
                 runs.kill(process, kernel)
                 if (
@@ -47,6 +54,6 @@ def test_killed_at_random_moments_every_run_ends_with_the_same_submission(tmp_pa
         )
     with capsys.disabled():
         print(
-            f"\n{kills} kills in {rounds} runs, all {rounds} with the same submission; killed: {dict(sorted(hit.items()))}; "
-            f"{(time.perf_counter() - began) / 60:.0f} minutes"
+            f"\n{kills} kills in {rounds} runs, all {rounds} with the same submission; "
+            f"killed: {dict(sorted(hit.items()))}; {(time.perf_counter() - began) / 60:.0f} minutes"
         )

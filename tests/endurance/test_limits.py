@@ -1,7 +1,8 @@
 """The whole pipeline in little memory, and on a large set of which one image in twenty is bad.
 
-What counts is resident memory. A limit on what is mapped (RLIMIT_AS, RLIMIT_DATA) would count what CUDA's libraries, OpenBLAS and
-polars' allocator reserve and never touch: 4.1 GB beside 1.8 GB in use.
+What counts is resident memory. A limit on what is mapped (RLIMIT_AS, RLIMIT_DATA) would count what
+CUDA's libraries, OpenBLAS and polars' allocator reserve and never touch: 4.1 GB beside 1.8 GB in
+use.
 """
 
 import subprocess
@@ -17,7 +18,8 @@ GIB = 2**30
 
 
 def test_no_process_of_the_smoke_run_uses_three_gib(tmp_path, capsys):
-    log, most = tmp_path / "log.txt", 0
+    log = tmp_path / "log.txt"
+    most = 0
     process = runs.begin(runs.smoke(tmp_path), log)
     while process.poll() is None:
         most = max(most, runs.largest(process))

@@ -1,4 +1,4 @@
-"""A Predictor whose models are arithmetic on pixels, so that the stream around them is tested alone.
+"""A Predictor whose models are arithmetic on pixels: the stream around them is tested alone.
 
 Run as a script it predicts half of a folder, then waits to be killed.
 """
@@ -50,7 +50,7 @@ class Toy(predictor.Predictor):
 
 
 def write_images(folder: Path, count: int) -> None:
-    """`count` images in two sub-folders and three formats, with two that cannot be read and a file that is no image."""
+    """`count` images in two sub-folders and three formats, two of them broken, and another file."""
     random = np.random.default_rng(0)
     for i in range(count):
         file = folder / ("a" if i % 2 else "b/c") / f"{i:04d}{('.png', '.jpg', '.webp')[i % 3]}"

@@ -13,7 +13,10 @@ from PIL import Image
 from src.data import sources
 
 Spoil = Callable[[Path], object]  # changes files of a folder
-RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+RED = (255, 0, 0)
+LIME = (0, 255, 0)
+BLUE = (0, 0, 255)
+WHITE = (255, 255, 255)
 FORMATS = {
     "jpeg": {"quality": 95, "subsampling": 0},
     "png": {},
@@ -58,7 +61,8 @@ BOTH = [("a red fox", None), ("an owl", None)]
 NO_OBJECT = (None, "its line is not a JSON object")
 NOT_TEXT = (None, "its text is neither UTF-8, UTF-16 nor Windows-1252")
 SURPLUS = ("an owl", "more cells than the header has")
-EMPTY, GONE = (None, "empty prompt"), (None, "no such image")
+EMPTY = (None, "empty prompt")
+GONE = (None, "no such image")
 
 
 def outcome(folder: Path) -> list[tuple[str | None, str | None]]:

@@ -1,4 +1,4 @@
-"""A device for tests without a GPU: arrays of a class of their own, and CuPy's calls autospecced."""
+"""A device for tests without a GPU: arrays of their own class, and CuPy's calls autospecced."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace

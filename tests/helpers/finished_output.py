@@ -15,7 +15,7 @@ FIGURE_COLORS = {"alpha_curve": "blue", "slices": "green"}
 
 
 def write_finished_output(output, *, ensemble_score=0.70, gain=0.02, seed=1, test=True):
-    """Every artifact that the report reads, with the words of a stranger wherever a stranger's words can stand."""
+    """Every artifact that the report reads, with a stranger's words wherever they can stand."""
     scores = dict(zip(table1.PAPER, [0.61, 0.62, 0.63, 0.68, 0.65, ensemble_score], strict=True))
     rows = [table1.Variant(name, 1000, np.full(50, score), 12.0) for name, score in scores.items()]
     artifacts.save_table(output / paths.TABLE1, table1.table1(rows))
@@ -37,7 +37,8 @@ def write_finished_output(output, *, ensemble_score=0.70, gain=0.02, seed=1, tes
             output / stage, rows=1000, seconds=90.0, seed=seed, state={"parameter": {"text": NASTY}}
         )
     Image.new("RGB", (30, 20), "red").save(output / "fox.png")
-    image, missing = str(output / "fox.png"), str(output / "gone.png")
+    image = str(output / "fox.png")
+    missing = str(output / "gone.png")
     artifacts.save_table(
         output / paths.GALLERY,
         pl.DataFrame(

@@ -1,4 +1,4 @@
-"""Runs a packed run.py as a hosted image would: the repository is not on the path, and packages it may lack cannot be imported.
+"""Runs a packed run.py as a hosted image would: without the repository and packages it may lack.
 
 python tests/helpers/hosted_image.py PACK [arguments of run.py]
 """

@@ -1,4 +1,4 @@
-"""A CLIP of the demo's kind, not trained, as a `local-dir`: for tests that need towers, no good ones."""
+"""A CLIP of the demo's kind, not trained, as a `local-dir`: for tests that need towers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A toy for Model A's tests: a small CLIP with random weights in a local-dir, and sixty images whose targets follow them."""
+"""A toy for Model A's tests: a small CLIP with random weights, and sixty images."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,8 @@ from src.model_a.training_set import TrainingSet
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 3, "head_width": 32}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
+MEAN = [0.48, 0.46, 0.41]
+STD = [0.27, 0.26, 0.28]
 
 
 def write_clip(folder: Path, vision: dict = VISION, **model_options: object) -> str:

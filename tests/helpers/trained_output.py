@@ -157,7 +157,8 @@ def _write_b(
 
 
 def _write_blend(output: Path, clip_name: str, ids: list[str], targets: np.ndarray) -> None:
-    members, sides = load_members(output, ids, "oof"), (["model_a"], ["model_b"])
+    members = load_members(output, ids, "oof")
+    sides = (["model_a"], ["model_b"])
     weights = {"model_a": 0.7, "model_b": 0.3}
     blend = combine(members, weights)
     expected = confidence.fit_confidence(

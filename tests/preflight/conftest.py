@@ -12,7 +12,7 @@ from tests.helpers import toy_training
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory) -> Path:
-    """A small CLIP, six training images in a folder with metadata.csv, two test images, a text file."""
+    """A small CLIP, six training images with metadata.csv, two test images, a text file."""
     folder = tmp_path_factory.mktemp("preflight")
     toy_training.write_clip(folder / "clip")
     for part, n in (("train", 6), ("test/images", 2)):

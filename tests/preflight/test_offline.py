@@ -16,7 +16,11 @@ import src, socket
 socket.socketpair()
 server = socket.create_server(("127.0.0.1", 0))
 socket.create_connection(server.getsockname()).close()
-for call in (lambda: socket.create_connection(("192.0.2.1", 80), timeout=1), lambda: socket.getaddrinfo("example.org", 80)):
+calls = [
+    lambda: socket.create_connection(("192.0.2.1", 80), timeout=1),
+    lambda: socket.getaddrinfo("example.org", 80),
+]
+for call in calls:
     try:
         call()
     except OSError as error:
