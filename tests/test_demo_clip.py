@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from src.demo import clip, contrastive, population, weights
-from src.demo.recipe import Recipe
+from src.demo.recipe import ClipRecipe
 from src.demo.renderer import decode, photograph
 
 TINY = [
@@ -43,14 +43,14 @@ def test_trains_from_nothing_and_resumes(tmp_path: Path, capsys: pytest.CaptureF
     state = torch.load(work / "schedule_2.pt", weights_only=True)
     assert len(state["scores"]) == 2
     (work / "schedule_2.pt").unlink()
-    scenes, texts = clip._chosen(work / "scenes.pkl", Recipe(), [], device="cpu")
+    scenes, texts = clip._chosen(work / "scenes.pkl", ClipRecipe(), [], device="cpu")
     pixels = np.load(work / "pixels.npy")
-    recipe = Recipe(32, 8, image_size=64, clip_size=32, batch=16)
-    cut = contrastive.Trainer(recipe, 2, pixels, texts, work=work, device="cpu")
+    recipe = ClipRecipe(32, 8, image_size=64, clip_size=32, batch=16)
+    cut = contrastive.ClipTrainer(recipe, 2, pixels, texts, work=work, device="cpu")
     cut._epoch(0)
     cut.scores.append(0.0)
     cut._save()
-    resumed = contrastive.Trainer(recipe, 2, pixels, texts, work=work, device="cpu")
+    resumed = contrastive.ClipTrainer(recipe, 2, pixels, texts, work=work, device="cpu")
     resumed.run()
     for name, tensor in resumed.model.state_dict().items():
         assert torch.allclose(tensor, state["model"][name], atol=1e-4), name
@@ -58,7 +58,7 @@ def test_trains_from_nothing_and_resumes(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_rendering_is_resumed(tmp_path: Path) -> None:
     scenes = population.pool(1, 320)[:300]
-    recipe = Recipe(300, 0, image_size=48, clip_size=32)
+    recipe = ClipRecipe(300, 0, image_size=48, clip_size=32)
     path = tmp_path / "pixels.npy"
     whole = clip.render_all(path, scenes, recipe, workers=2).copy()
     expected = decode(photograph(scenes[299], 48)).resize((32, 32), Image.Resampling.BICUBIC)
@@ -82,7 +82,7 @@ def test_loss_is_clip_s() -> None:
 
 def test_kept_away_scenes_are_not_seen() -> None:
     away = population.prompts_of(population.pool(1, 60))
-    recipe = Recipe(scenes=40, held_out=10)
+    recipe = ClipRecipe(scenes=40, held_out=10)
     scenes, texts = clip.choose_scenes(recipe, away, device="cpu")
     assert len(scenes) == len(texts) == 50
     trained, held_out = np.split(population.embed(population.prompts_of(scenes)), [40])
@@ -129,7 +129,7 @@ def test_shipped_weights_are_those_of_the_card(facts: dict) -> None:
 def test_shipped_weights_follow_the_rule(facts: dict) -> None:
     """The fewest epochs that reach the target: the last schedule does, none before it did."""
     last = {int(n): scores[-1] for n, scores in facts["schedules"].items()}
-    assert facts["target"] == clip.TARGET and facts["recipe"] == vars(Recipe())
+    assert facts["target"] == clip.TARGET and facts["recipe"] == vars(ClipRecipe())
     assert sorted(last) == list(range(1, facts["epochs"] + 1))
     reached = [n for n, score in last.items() if score >= clip.TARGET]
     assert reached == [facts["epochs"]]

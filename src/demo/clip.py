@@ -31,7 +31,7 @@ from PIL import Image
 
 from src.demo.grammar import PACKAGE, Scene
 from src.demo.population import embed, far_from, pool, pool_rows, prompts_of
-from src.demo.recipe import SIZE_SHARES, Recipe
+from src.demo.recipe import SIZE_SHARES, ClipRecipe
 from src.demo.renderer import decode, photograph
 from src.demo.weights import (
     CARD,
@@ -45,7 +45,7 @@ from src.demo.weights import (
 from src.paths import ROOT
 
 if TYPE_CHECKING:
-    from src.demo.contrastive import Trainer
+    from src.demo.contrastive import ClipTrainer
 
 TARGET = 0.9  # R@1 among the held-out prompts: the rule above
 # The demos whose prompts it never sees: sizes of a parameters file, and seeds
@@ -83,7 +83,7 @@ def kept_away(demos: dict[str, tuple[int, ...]]) -> list[str]:
 
 
 def choose_scenes(
-    recipe: Recipe, away: list[str], *, device: str
+    recipe: ClipRecipe, away: list[str], *, device: str
 ) -> tuple[list[Scene], np.ndarray]:
     """The training scenes, then the held-out ones, and their prompts' embeddings, (n, 384).
 
@@ -114,7 +114,7 @@ def _render_chunk(job: tuple[Path, int, list[Scene], int, int]) -> int:
     return start
 
 
-def render_all(path: Path, scenes: list[Scene], recipe: Recipe, *, workers: int) -> np.ndarray:
+def render_all(path: Path, scenes: list[Scene], recipe: ClipRecipe, *, workers: int) -> np.ndarray:
     """(n, s, s, 3) uint8, memory-mapped: every scene as the CLIP's input; chunks done are kept."""
     from tqdm.auto import tqdm
 
@@ -145,7 +145,7 @@ def render_all(path: Path, scenes: list[Scene], recipe: Recipe, *, workers: int)
 
 
 def write_weights(
-    out: Path, trainer: "Trainer", schedules: dict[int, list[float]], away: dict
+    out: Path, trainer: "ClipTrainer", schedules: dict[int, list[float]], away: dict
 ) -> dict:
     """Write weights, facts and card into `out`; the score is that of the weights as written."""
     import torch
@@ -216,7 +216,7 @@ def _for_card(facts: dict) -> dict:
     }
 
 
-def _key(recipe: Recipe, prompts: list[str]) -> str:
+def _key(recipe: ClipRecipe, prompts: list[str]) -> str:
     """Changes with whatever the pixels, the prompts or the training depend on."""
     digest = hashlib.sha256(json.dumps([asdict(recipe), prompts]).encode())
     for name in DRAWN_BY:
@@ -225,7 +225,7 @@ def _key(recipe: Recipe, prompts: list[str]) -> str:
 
 
 def _chosen(
-    file: Path, recipe: Recipe, prompts: list[str], *, device: str
+    file: Path, recipe: ClipRecipe, prompts: list[str], *, device: str
 ) -> tuple[list[Scene], np.ndarray]:
     """`choose_scenes`, kept in a file of the work folder."""
     # choosing embeds every prompt that is composed, also those that turn out too near
@@ -237,7 +237,7 @@ def _chosen(
 
 
 def train(
-    recipe: Recipe,
+    recipe: ClipRecipe,
     *,
     out: Path,
     work: Path,
@@ -247,7 +247,7 @@ def train(
     workers: int,
 ) -> dict:
     """Scenes, pixels, schedules, card; returns the facts. What `work` holds already is used."""
-    from src.demo.contrastive import Trainer
+    from src.demo.contrastive import ClipTrainer
 
     # another recipe or another look of the scenes is another folder, so nothing stale is used
     prompts = kept_away(away)
@@ -264,7 +264,7 @@ def train(
     # a shorter schedule is not the beginning of a longer one: its rate falls to zero sooner
     schedules = {}
     for epochs in range(1, max_epochs + 1):
-        trainer = Trainer(recipe, epochs, pixels, texts, work=work, device=device)
+        trainer = ClipTrainer(recipe, epochs, pixels, texts, work=work, device=device)
         score = trainer.run()
         schedules[epochs] = trainer.scores
         if score >= TARGET:
@@ -284,7 +284,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    default = Recipe()
+    default = ClipRecipe()
     parser.add_argument("--out", type=Path, default=SHIPPED, help="folder of weights and card")
     parser.add_argument(
         "--work",
@@ -320,7 +320,7 @@ def main(arguments: list[str] | None = None) -> dict:
     if options.keep_away is not None:
         pairs = (demo.rsplit(":", 1) for demo in options.keep_away)
         away = {file: tuple(int(seed) for seed in seeds.split(",")) for file, seeds in pairs}
-    recipe = Recipe(
+    recipe = ClipRecipe(
         scenes=options.scenes,
         held_out=options.held_out,
         image_size=options.image_size,

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from src.demo.recipe import SIZE_SHARES, Recipe
+from src.demo.recipe import SIZE_SHARES, ClipRecipe
 from src.demo.weights import EMBED_DIM, VISION_TOWER, VISION_WIDTH, imagenet_weights
 from src.encoder import multiplies_bf16
 
@@ -109,12 +109,12 @@ def retrieval(
 # training ---------------------------------------------------------------------
 
 
-class Trainer:
+class ClipTrainer:
     """One schedule of `epochs` epochs; a checkpoint after each, from which it is resumed."""
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: ClipRecipe,
         epochs: int,
         pixels: np.ndarray,
         texts: np.ndarray,

@@ -7,7 +7,7 @@ SIZE_SHARES = {1.0: 0.75, 0.75: 0.25}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ClipRecipe:
     """What the weights depend on. Sizes in pixels, counts in scenes."""
 
     scenes: int = 65_536

@@ -88,6 +88,6 @@ def _contrasts(reference: np.ndarray, member: np.ndarray) -> np.ndarray:
     """(n,) float64: each row's cosine with its own reference, less its mean cosine with all of
     them.
     """
-    unit = l2_normalize(reference)
-    own = np.einsum("nd,nd->n", unit - unit.mean(axis=0), l2_normalize(member))
+    unit_rows = l2_normalize(reference)
+    own = np.einsum("nd,nd->n", unit_rows - unit_rows.mean(axis=0), l2_normalize(member))
     return own.astype(np.float64)

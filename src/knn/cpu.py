@@ -27,6 +27,8 @@ def search_on_cpu(request: SearchRequest) -> Neighbors:
         if not settings.checked:
             x = unit_rows(x, "store", store_index)
         x = centered(x, settings.center)
+
+        # a block may hold fewer rows than are asked for
         k = min(request.k, len(x))
         similarity, row = _search_block(x, queries, k, settings.query_rows)
         piece.release()

@@ -58,6 +58,8 @@ def search_on_gpu(engine: str, request: SearchRequest) -> Neighbors:
         if not settings.checked:
             x = unit_rows(x, "store", store_index)
         x = centered(x, center)
+
+        # a block may hold fewer rows than are asked for
         k = min(request.k, len(x))
         similarity, row = _search_queries(build(x, k), queries, k, settings.query_rows)
         best = add_block(best, (similarity, cupy.asarray(store_index)[row]), request.k)

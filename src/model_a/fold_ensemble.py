@@ -53,12 +53,12 @@ class FoldEnsemble:
         # by member: for each view the predictions of every fold
         by_view: dict[str, list[list[np.ndarray]]] = {name: [] for name in self.members}
         for change in self.changes if self.members else []:
-            seen = pixels
+            view = pixels
             if change is not unchanged:
-                seen = change(pixels)
-                activations = self._before_cut(seen)
+                view = change(pixels)
+                activations = self._before_cut(view)
             for name, folds in self.members.items():
-                by_view[name].append(self._predict(name, folds, seen, activations))
+                by_view[name].append(self._predict(name, folds, view, activations))
 
         predictions = {}
         for name, views in by_view.items():

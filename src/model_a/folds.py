@@ -62,6 +62,7 @@ def train_fold(
             encoder, data, rows, recipe=recipe, seed=seed, checkpoint=checkpoint, label=label
         )
 
+    # the fit and the predictions are kept apart: either may be there already
     key = _fit_key(encoder, data, rows, recipe, seed, plan)
     record, fitted = _trained(train, encoder, data, rows, recipe, base=base, key=key)
     predicted = _predicted(fitted, encoder, data, test, scored, views, base=base, key=key)

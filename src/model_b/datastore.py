@@ -251,12 +251,12 @@ def rows_of_prompts(datastore: Datastore, prompts: Sequence[str]) -> np.ndarray:
     """
     stored = datastore.prompts().with_row_index("row").unique("prompt", keep="last")
     wanted = pl.DataFrame({"prompt": prompts}, schema={"prompt": pl.String})
-    found = wanted.join(stored, on="prompt", how="left", maintain_order="left")
+    listed = wanted.join(stored, on="prompt", how="left", maintain_order="left")
 
-    missing = found.filter(pl.col("row").is_null())["prompt"]
+    missing = listed.filter(pl.col("row").is_null())["prompt"]
     if len(missing):
         raise KeyError(f"{len(missing)} prompts are not in the datastore, e.g. {missing[0]!r}")
-    return found["row"].to_numpy().astype(np.int64)
+    return listed["row"].to_numpy().astype(np.int64)
 
 
 def take(shards: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:

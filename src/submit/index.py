@@ -201,6 +201,7 @@ class Index:
         scan = similarity.scan_pairs(x, threshold, link=threshold, progress=progress)
         label = scan.forest.components(threshold)
 
+        # images of groups of two and more, the largest group first; groups are numbered so
         sizes = np.bincount(label)
         ids = self.table["id"]
         members = pl.DataFrame({"label": label, "id": ids, "size": sizes[label]})
@@ -208,6 +209,7 @@ class Index:
         groups = groups.sort("size", "label", descending=[True, False], maintain_order=True)
         number = {old: new for new, old in enumerate(groups["label"].unique(maintain_order=True))}
 
+        # the forest holds for each group the strongest pairs that keep it together
         cosine = np.einsum("nd,nd->n", x[scan.forest.i], x[scan.forest.j])
         pairs = pl.DataFrame(
             {

@@ -78,15 +78,18 @@ def print_results(results: pl.DataFrame) -> None:
         )
 
 
-def print_duplicates(index: Index, found: Duplicates, threshold: float) -> None:
+def print_duplicates(index: Index, duplicates: Duplicates, threshold: float) -> None:
     """The largest groups of near-duplicates, and how many there are."""
-    groups = found.groups.group_by("group", maintain_order=True).agg("id")
+    groups = duplicates.groups.group_by("group", maintain_order=True).agg("id")
     for number, ids in groups.head(SHOWN_GROUPS).iter_rows():
         names = ", ".join(printable(identifier, ID_WIDTH) for identifier in ids[:4])
         print(f"{number:4}  {len(ids):6} images  {names}{', ...' if len(ids) > 4 else ''}")
+
+    # n - 1 pairs hold a group of n together: one for each repeat
+    remaining = len(index) - len(duplicates.pairs)
     print(
-        f"{len(groups)} groups of {len(found.groups)} images above {threshold}; "
-        f"without the repeats {len(index) - len(found.pairs):,} of {len(index):,} images remain"
+        f"{len(groups)} groups of {len(duplicates.groups)} images above {threshold}; "
+        f"without the repeats {remaining:,} of {len(index):,} images remain"
     )
 
 
@@ -147,10 +150,10 @@ def _search(options: argparse.Namespace) -> None:
 
     # files before the table: `| head` ends the command while it prints
     if options.duplicates is not None:
-        found = index.duplicates(options.duplicates, progress=True)
+        duplicates = index.duplicates(options.duplicates, progress=True)
         if out is not None:
-            artifacts.save_table(out, found.pairs)
-        print_duplicates(index, found, options.duplicates)
+            artifacts.save_table(out, duplicates.pairs)
+        print_duplicates(index, duplicates, options.duplicates)
     else:
         vector, title = query_vector(index, options)
         results = index.by_vector(vector, options.k, min_confidence=options.min_confidence)
