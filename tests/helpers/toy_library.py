@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from src.knn import Neighbors
 from src.metrics import l2_normalize
 from src.model_b import datastore
 from src.model_b.routes import Library, Route
@@ -31,3 +32,10 @@ def library(n_train=30):
     return Library(
         datastore.ColumnView(shards[0], place), datastore.ColumnView(shards[1], place), images
     ), keys
+
+
+def lists(q: int, k: int, seed: int = 1) -> Neighbors:
+    """Random lists of `k` neighbors for `q` queries, best first."""
+    draw = np.random.default_rng(seed)
+    similarity = -np.sort(-draw.uniform(0.1, 0.9, (q, k)), axis=1).astype(np.float32)
+    return similarity, np.stack([draw.permutation(len(VALUES))[:k] for _ in range(q)])
