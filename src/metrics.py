@@ -39,7 +39,7 @@ def avg_cos(truth: np.ndarray, prediction: np.ndarray) -> float:
     return float(cosines(truth, prediction).mean(dtype=np.float64))
 
 
-def mean_predictor(truth: np.ndarray, fold: np.ndarray) -> np.ndarray:
+def mean_prompt(truth: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """(n, d) float32 unit rows: for each row the mean of the other folds' `truth` (n, d), blind to
     the image.
 

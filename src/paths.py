@@ -98,9 +98,9 @@ OOF_ENSEMBLE = f"{Stage.ENSEMBLE}/oof_ensemble"
 
 # alpha and how it was found
 BLEND = f"{Stage.ENSEMBLE}/blend.json"
-TABLE1 = "table1.csv"
+TABLE1 = "table1.csv"  # the mean prompt and the paper's six rows
 
-# what is beyond Table 1's six: knowing nothing, probes, single members, all members together
+# the rows beyond Table 1: ablations, further members, all members together
 LADDER_TABLE = "ladder.csv"
 
 # by, label, rows, avg_cos, low, high

@@ -308,7 +308,8 @@ def calibration(
     axes[0].plot(ends, ends, color=ORANGE, label="cosine equal to the confidence")
     axes[0].set(ylabel="cosine with the truth")
     for ax in axes:
-        ax.legend(loc="lower right", fontsize=8)
+        # points lie below the legend, and one of them is hardly visible in it
+        ax.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.8, markerscale=1.5)
     figure.tight_layout()
     return figure
 

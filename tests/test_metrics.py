@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.metrics import avg_cos, cosines, l2_normalize, mean_predictor
+from src.metrics import avg_cos, cosines, l2_normalize, mean_prompt
 
 FOX = np.array([[3.0, 4.0], [0.0, 2.0]], np.float32)
 
@@ -46,12 +46,12 @@ def test_unit_length_needs_rows():
         l2_normalize(np.ones(3, np.float32))
 
 
-def test_the_mean_predictor_is_the_unit_mean_of_the_other_folds():
+def test_the_mean_prompt_is_the_unit_mean_of_the_other_folds():
     truth = np.array([[3, 0], [0, 4], [0, 2], [1, 0]], np.float32)
-    predicted = mean_predictor(truth, np.array([7, 7, 2, 2]))
+    predicted = mean_prompt(truth, np.array([7, 7, 2, 2]))
     np.testing.assert_allclose(predicted[:2], [[1 / np.sqrt(5), 2 / np.sqrt(5)]] * 2, atol=1e-7)
     np.testing.assert_allclose(predicted[2:], [[0.6, 0.8]] * 2, atol=1e-7)
     with pytest.raises(ValueError, match=r"at least 2 folds, got \[1\]"):
-        mean_predictor(truth, np.ones(4, int))
+        mean_prompt(truth, np.ones(4, int))
     with pytest.raises(ValueError, match="3 folds for 4 rows"):
-        mean_predictor(truth, np.arange(3))
+        mean_prompt(truth, np.arange(3))

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from src import artifacts, paths
+from src.ensemble import table1
 from src.paths import ROOT, STAGES
 from src.runner import params, plan, staleness
 from src.submit import pack, submission
@@ -119,7 +120,10 @@ def test_smoke_run_reaches_a_checked_submission_and_is_then_up_to_date(tmp_path)
         == len(table) - 2
     )
     assert sorted(rejected["reason"].str.head(12)) == ["empty prompt", "unreadable i"], rejected
-    assert len(pl.read_csv(tmp_path / "output" / "table1.csv")) == 6
+    models = pl.read_csv(tmp_path / "output" / "table1.csv")["model"].to_list()
+    assert models == [table1.MEAN_PROMPT, *table1.PAPER]
+    on_test = artifacts.load_table(tmp_path / "output" / paths.TEST_SCORES)
+    assert on_test["model"].to_list()[:7] == models
     predictor = Predictor(
         tmp_path / "output", device="cpu"
     )  # two members of Model A, and the routes that have a share

@@ -100,29 +100,41 @@ def test_a_missing_stage_is_named(tmp_path):
         report.write(tmp_path)
 
 
-def test_the_readme_s_table_is_that_of_the_run(tmp_path):
+def write_pages(folder):
+    """README.md and docs/results.md with a stale table between the markers."""
+    pages = [folder / "README.md", folder / "docs" / "results.md"]
+    for page in pages:
+        page.parent.mkdir(exist_ok=True)
+        text = f"# Title\n\n{readme_table.BEGIN}\nstale\n{readme_table.END}\n\ntext\n"
+        page.write_text(text, encoding="utf-8")
+    return pages
+
+
+def test_the_tables_of_readme_and_results_are_those_of_the_run(tmp_path):
     write_finished_output(tmp_path)
-    readme = tmp_path / "README.md"
-    readme.write_text(
-        f"# Title\n\n{readme_table.BEGIN}\nstale\n{readme_table.END}\n\ntext\n", encoding="utf-8"
-    )
-    assert readme_table.write_readme([tmp_path], readme)
-    text = readme.read_text(encoding="utf-8")
-    assert (
-        "stale" not in text
-        and text.startswith("# Title\n\n<!--")
-        and text.endswith("-->\n\ntext\n")
-    )
-    assert "| CLIP | 1,000 | .6100 | .6100 to .6100 |  | 12 | .5642 |" in text
-    assert (
-        "| Ensemble | 1,000 | **.7000** | .7000 to .7000 | .7050 | 12 | .5961 |" in text
-        and "seed 1" in text
-    )
-    assert not readme_table.write_readme([tmp_path], readme), "a second time changes nothing"
+    readme, results = write_pages(tmp_path)
+    changed = readme_table.write([tmp_path], tmp_path)
+    assert changed == {"README.md": True, "docs/results.md": True}
+    for page in (readme, results):
+        text = page.read_text(encoding="utf-8")
+        assert "stale" not in text and "Seed 1;" in text
+        assert text.startswith("# Title\n\n<!--") and text.endswith("-->\n\ntext\n")
+
+    short = readme.read_text(encoding="utf-8").splitlines()
+    assert "| model | out-of-fold, 95 % interval | test | the paper (another test set) |" in short
+    assert "| Mean prompt | .5000 [.5000, .5000] |  |  |" in short
+    assert "| CLIP | .6100 [.6100, .6100] |  | .5642 |" in short
+    assert "| Ensemble | **.7000** [.7000, .7000] | .7050 | .5961 |" in short
+    full = results.read_text(encoding="utf-8").splitlines()
+    assert "| Mean prompt | 1,000 | .5000 | .5000 to .5000 |  |  |  |" in full
+    assert "| CLIP | 1,000 | .6100 | .6100 to .6100 |  | 12 | .5642 |" in full
+    assert "| Ensemble | 1,000 | **.7000** | .7000 to .7000 | .7050 | 12 | .5961 |" in full
+
+    again = readme_table.write([tmp_path], tmp_path)
+    assert not any(again.values()), "a second time changes nothing"
     write_finished_output(tmp_path, ensemble_score=0.71)
-    assert readme_table.write_readme([tmp_path], readme) and "**.7100**" in readme.read_text(
-        encoding="utf-8"
-    )
+    assert all(readme_table.write([tmp_path], tmp_path).values())
+    assert "**.7100**" in readme.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -135,10 +147,9 @@ def test_the_readme_s_table_is_that_of_the_run(tmp_path):
     ],
 )
 def test_a_readme_without_one_pair_of_markers_is_left_alone(tmp_path, text):
-    write_finished_output(tmp_path)
     (tmp_path / "README.md").write_text(text)
     with pytest.raises(ValueError, match="README.md needs one <!-- table1:begin -->"):
-        readme_table.write_readme([tmp_path], tmp_path / "README.md")
+        readme_table.write_page(tmp_path / "README.md", "a table")
     assert (tmp_path / "README.md").read_text() == text
 
 
@@ -156,6 +167,7 @@ def test_several_seeds_become_a_mean_and_a_spread(tmp_path, capsys):
     said = capsys.readouterr().out
     assert (
         "**.7100 ± .0100**" in said
+        and "| Mean prompt | 1,000 | .5000 ± .0000 | .5000 to .5000 |  |  |  |" in said
         and "Means over the seeds 1, 2, 3" in said
         and "out-of-fold rows (1,000, 1,000, 1,000)" in said
         and "+0.0200 [+0.0190, +0.0210], +0.0300" in said
@@ -168,12 +180,13 @@ def test_no_run_is_no_traceback(tmp_path, capsys):
     assert "table1.csv does not exist" in capsys.readouterr().err
 
 
-def test_the_command_rewrites_the_readme_once(tmp_path, capsys, monkeypatch):
+def test_the_command_rewrites_the_tables_once(tmp_path, capsys, monkeypatch):
     write_finished_output(tmp_path / "run")
-    (tmp_path / "README.md").write_text(f"{readme_table.BEGIN}\n{readme_table.END}\n")
+    write_pages(tmp_path)
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     assert [report.main(["--readme", "--runs", str(tmp_path / "run")]) for _ in range(2)] == [0, 0]
     assert (
         capsys.readouterr().out
-        == "README.md: Table 1 rewritten\nREADME.md: Table 1 is up to date\n"
+        == "README.md: Table 1 rewritten\ndocs/results.md: Table 1 rewritten\n"
+        "README.md: Table 1 is up to date\ndocs/results.md: Table 1 is up to date\n"
     )

@@ -7,7 +7,7 @@ import pytest
 from src import artifacts, paths, statistics
 from src.ensemble import slices, table1
 from src.ensemble.table1 import Variant
-from src.metrics import avg_cos, cosines
+from src.metrics import avg_cos, cosines, mean_prompt
 from tests.helpers.two_models import FOLD, TRUTH, A, B
 
 
@@ -96,7 +96,8 @@ def test_refuses(call, message):
 
 def test_the_steps_of_the_ladder_end_at_the_best_single_row():
     scores = dict(zip(table1.PAPER, [0.1, 0.2, 0.15, 0.3, 0.35, 0.4], strict=True))
-    variants = [Variant(name, 4, np.full(8, score), None) for name, score in scores.items()]
+    variants = [Variant(table1.MEAN_PROMPT, 4, np.full(8, 0.9), None)]
+    variants += [Variant(name, 4, np.full(8, score), None) for name, score in scores.items()]
     steps = table1.ladder_steps(variants, n_bootstrap=10)
     assert [name for name, _, _ in steps][-1] == "ensemble over Model B"
     here = [difference.mean for _, difference, _ in steps]
@@ -118,6 +119,10 @@ def test_every_variant_of_a_run_is_scored_on_the_same_rows(tmp_path):
     artifacts.save_table(tmp_path / paths.STORE, pl.DataFrame({"id": range(700)}))
 
     scored = table1.scoring(tmp_path, ids, TRUTH)
+    of_mean = table1.mean_prompt_variant(scored, FOLD)
+    assert (of_mean.name, of_mean.rows_trained, of_mean.seconds) == ("Mean prompt", 400, None)
+    np.testing.assert_array_equal(of_mean.cosines, cosines(TRUTH, mean_prompt(TRUTH, FOLD)))
+
     variants = table1.paper_variants(scored, B, A)
     assert [v.name for v in variants] == list(table1.PAPER)
     assert [v.rows_trained for v in variants] == [500, 450, 400, 400, 700, 700]
@@ -126,10 +131,25 @@ def test_every_variant_of_a_run_is_scored_on_the_same_rows(tmp_path):
 
     members = {"model_a": A, "model_a_2": TRUTH, "model_b": B}
     sides = (["model_a", "model_a_2"], ["model_b"])
-    further = table1.further_variants(scored, FOLD, members, sides)
-    assert [v.name for v in further] == ["Mean predictor", "probe", "model_a_2"]
-    assert [v.seconds for v in further] == [None, 5, None]
-    np.testing.assert_allclose(further[2].cosines, 1, atol=1e-6)
+    further = table1.further_variants(scored, members, sides)
+    assert [v.name for v in further] == ["probe", "model_a_2"]
+    assert [v.seconds for v in further] == [5, None]
+    np.testing.assert_allclose(further[1].cosines, 1, atol=1e-6)
+
+
+def test_table_1_and_the_rows_beyond_it_are_read_with_their_types(tmp_path):
+    row = Variant(table1.MEAN_PROMPT, 4, np.ones(4), None)
+    artifacts.save_table(tmp_path / paths.TABLE1, table1.table1([row]))
+    artifacts.save_table(tmp_path / paths.LADDER_TABLE, table1.table1([]).drop("paper"))
+    read = table1.load_all(tmp_path)
+    assert read.schema == pl.Schema({**table1.SCHEMA, "table1": pl.Boolean})
+    assert read.rows() == [(table1.MEAN_PROMPT, 4, 1, 1, 1, None, None, True)]
+
+    beyond = table1.table1([Variant("caption", None, np.ones(4), 2)]).drop("paper")
+    artifacts.save_table(tmp_path / paths.LADDER_TABLE, beyond)
+    read = table1.load_all(tmp_path)
+    assert read["table1"].to_list() == [True, False]
+    assert read["seconds"].to_list() == [None, 2]
 
 
 def test_prompts_are_labelled_by_their_length():

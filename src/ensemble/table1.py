@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from src import artifacts, paths
-from src.metrics import cosines, mean_predictor
+from src.metrics import cosines, mean_prompt
 from src.paths import Stage
 from src.statistics import Interval, bootstrap, paired_bootstrap
 
@@ -20,7 +20,11 @@ PAPER = {
     "Model B": 0.5531,
     "Ensemble": 0.5961,
 }  # the paper's Table 1
+MEAN_PROMPT = "Mean prompt"  # the row above it, blind to the image
 OF_ALL = "Ensemble of all members"  # the row beyond it, where there are more than two
+
+_NUMBERS = dict.fromkeys(("avg_cos", "low", "high", "seconds", "paper"), pl.Float64)
+SCHEMA = pl.Schema({"model": pl.String, "rows_trained": pl.Int64, **_NUMBERS})
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,20 @@ def table1(
         of_score = (score.mean, score.low, score.high)
         beside = (variant.seconds, PAPER.get(variant.name))
         rows.append((variant.name, variant.rows_trained, *of_score, *beside))
-    numbers = dict.fromkeys(("avg_cos", "low", "high", "seconds", "paper"), pl.Float64)
-    schema = {"model": pl.String, "rows_trained": pl.Int64, **numbers}
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def load_all(output: Path) -> pl.DataFrame:
+    """Table 1 and the rows beyond it, as notebook 04 wrote them; `table1` is false for the latter.
+
+    Raises FileNotFoundError naming the stage that has not run.
+    """
+    table = artifacts.load_table(output / paths.TABLE1).with_columns(table1=pl.lit(True))
+    beyond = artifacts.load_table(output / paths.LADDER_TABLE).with_columns(table1=pl.lit(False))
+
+    # a column that is empty in one of the two files has no type there
+    both = pl.concat([table, beyond], how="diagonal_relaxed")
+    return both.cast(SCHEMA)
 
 
 # --- the variants of a run ---
@@ -108,6 +123,11 @@ def scoring(output: Path, ids: Sequence[str], truth: np.ndarray) -> Scoring:
     )
 
 
+def mean_prompt_variant(on: Scoring, fold: np.ndarray) -> Variant:
+    """The first row of the table: the mean of the targets outside each row's `fold` (n,)."""
+    return on.variant(MEAN_PROMPT, "mean", mean_prompt(on.truth, fold), rows=len(on.ids))
+
+
 def paper_variants(on: Scoring, model_b: np.ndarray, ensemble: np.ndarray) -> list[Variant]:
     """The paper's six rows in order: the steps of notebook 02, Model B, and the ensemble of Models
     A and B.
@@ -126,19 +146,17 @@ def paper_variants(on: Scoring, model_b: np.ndarray, ensemble: np.ndarray) -> li
 
 def further_variants(
     on: Scoring,
-    fold: np.ndarray,
     members: Mapping[str, np.ndarray],
     sides: tuple[Sequence[str], Sequence[str]],
 ) -> list[Variant]:
-    """The rows beyond the paper's: the mean of the other folds, what else notebook 02 left, and
-    each further member.
+    """The rows beyond Table 1: what else notebook 02 left, and each further member.
 
     `sides` names the members of Model A and those of Model B, the plain one first.
     """
     rows = len(on.ids)
-    variants = [on.variant("Mean predictor", "mean", mean_predictor(on.truth, fold), rows=rows)]
+    variants = []
 
-    # such as the ablations of notebook 02
+    # for example the ablations of notebook 02
     for file in sorted((on.output / paths.TRAINED).parent.glob("oof_*.npy")):
         name = file.stem.removeprefix("oof_")
         if name not in paths.LADDER and name not in members:
@@ -163,8 +181,9 @@ def ladder_steps(
 
     The last step is that of the ensemble over the best single row, whichever it is here.
     """
-    best = max(variants[:5], key=lambda variant: variant.cosines.mean())
     by_name = {variant.name: variant for variant in variants}
+    single = [by_name[name] for name in PAPER if name != "Ensemble"]
+    best = max(single, key=lambda variant: variant.cosines.mean())
     steps = (
         ("data filter 1", "CLIP", "CLIP + data filter 1"),
         ("data filter 2", "CLIP + data filter 1", "CLIP + data filter 2"),

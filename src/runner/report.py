@@ -164,7 +164,7 @@ def _parameters(meta: dict) -> dict[str, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`./run_all.sh report`: the page of one run, Table 1 over several, and the README's table."""
+    """`./run_all.sh report`: the page of one run, Table 1 over several, and in the docs."""
     parser = argparse.ArgumentParser(
         prog="./run_all.sh report",
         description="Write report.html of a run; over several runs, print Table 1 with its spread.",
@@ -177,15 +177,17 @@ def main(argv: list[str] | None = None) -> int:
         help="output folders, e.g. one for each seed (default: output)",
     )
     parser.add_argument(
-        "--readme", action="store_true", help="rewrite Table 1 in README.md from these runs"
+        "--readme",
+        action="store_true",
+        help="rewrite Table 1 in README.md and docs/results.md from these runs",
     )
     options = parser.parse_args(argv)
     outputs = [resolve(run) for run in options.runs]
 
     try:
         if options.readme:
-            changed = readme_table.write_readme(outputs, paths.ROOT / "README.md")
-            print("README.md: " + ("Table 1 rewritten" if changed else "Table 1 is up to date"))
+            for page, changed in readme_table.write(outputs, paths.ROOT).items():
+                print(f"{page}: " + ("Table 1 rewritten" if changed else "Table 1 is up to date"))
         elif len(outputs) > 1:
             _print_runs(outputs)
         else:
@@ -198,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _print_runs(outputs: list[Path]) -> None:
     """Table 1 over several runs, and the ensemble's gain in each."""
-    print(readme_table.markdown(outputs))
+    print(readme_table.full(outputs))
     for gain in scores.gains(outputs):
         interval = f"[{gain['low']:+.4f}, {gain['high']:+.4f}]"
         weights = ", ".join(f"{name} {weight:.3f}" for name, weight in gain["weights"].items())

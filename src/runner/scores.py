@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from src import artifacts, paths
+from src.ensemble import table1
 from src.paths import display_path
 
 
@@ -18,22 +19,14 @@ def ladder(output: Path) -> pl.DataFrame:
     The test columns are null where the truth is not known. Raises FileNotFoundError naming the
     stage that has not run.
     """
-    table = artifacts.load_table(output / paths.TABLE1).with_columns(table1=pl.lit(True))
-    beyond = artifacts.load_table(output / paths.LADDER_TABLE).with_columns(table1=pl.lit(False))
-
-    # a column that is empty in one of the two files has no type there
-    numbers = ("avg_cos", "low", "high", "seconds", "paper")
-    joined = pl.concat([table, beyond], how="diagonal_relaxed").with_columns(
-        pl.col(name).cast(pl.Float64) for name in numbers
-    )
-
+    variants = table1.load_all(output)
     test_names = {"avg_cos": "test", "low": "test_low", "high": "test_high"}
     if not (output / paths.TEST_SCORES).exists():
-        return joined.with_columns(
+        return variants.with_columns(
             pl.lit(None, pl.Float64).alias(name) for name in test_names.values()
         )
     test = artifacts.load_table(output / paths.TEST_SCORES).rename(test_names)
-    return joined.join(test, on="model", how="left", maintain_order="left")
+    return variants.join(test, on="model", how="left", maintain_order="left")
 
 
 def over_runs(outputs: Sequence[Path]) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from src.data import images, prompts, sources
 from src.ensemble import table1
 from src.ensemble.blending import blend, combine
 from src.ensemble.members import member_names
-from src.metrics import cosines
+from src.metrics import cosines, l2_normalize
 from src.model_a.averaging import recorded_averaging
 from src.model_a.folds import collect_test
 from src.statistics import Interval, bootstrap
@@ -166,9 +166,8 @@ def predictions_by_title(
     prediction: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Every row of Table 1 and of the ladder on the test images, (n, 384) each, by its title."""
-    titles = list(table1.PAPER)
-    by_title = {}
-    for title, variant in zip(titles, paths.LADDER, strict=False):
+    by_title = {table1.MEAN_PROMPT: np.repeat(_mean_of_training(output), len(ids), axis=0)}
+    for title, variant in zip(table1.PAPER, paths.LADDER, strict=False):
         base = output / paths.TEST.format(variant=variant)
         by_title[title] = artifacts.load_embeddings(base, ids)[1]
 
@@ -182,6 +181,13 @@ def predictions_by_title(
     if len(members) > 2:
         by_title[table1.OF_ALL] = prediction
     return by_title
+
+
+def _mean_of_training(output: Path) -> np.ndarray:
+    """(1, d) float32: the mean target of all rows that data filter 2 kept, at unit length."""
+    kept = artifacts.load_table(output / paths.PAIRS).filter("filter2")["id"].to_list()
+    _, targets = artifacts.load_embeddings(output / paths.TARGETS, kept)
+    return l2_normalize(targets.mean(axis=0, keepdims=True))
 
 
 def by_one_fold(
@@ -217,9 +223,7 @@ def beside_out_of_fold(output: Path, test_scores: pl.DataFrame | None) -> pl.Dat
     """`test_scores` with the out-of-fold score of each model and the gap between the two."""
     if test_scores is None:
         return None
-    # Table 1 and the ladder of further members, under one column name
-    tables = [artifacts.load_table(output / file) for file in (paths.TABLE1, paths.LADDER_TABLE)]
-    oof = pl.concat([table.select("model", out_of_fold="avg_cos") for table in tables])
+    oof = table1.load_all(output).select("model", out_of_fold="avg_cos")
     joined = test_scores.join(oof, on="model", how="left", maintain_order="left")
     return joined.with_columns(gap=pl.col("avg_cos") - pl.col("out_of_fold"))
 
