@@ -1,4 +1,4 @@
-"""The only door to the files between notebooks: aligned, checked, and whole.
+"""Reads and writes the files between notebooks: aligned, checked, and whole.
 
 Two artifacts meet by id, never by position; a file is written under a temporary name and then
 renamed, so a file that exists is whole.
@@ -39,9 +39,9 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`, which becomes `path` when the block ends well.
+    """Yield a temporary name beside `path`, which becomes `path` when the block succeeds.
 
-    When it does not, the temporary file is removed.
+    Otherwise the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
@@ -66,9 +66,9 @@ def check_writable(path: Path) -> Path:
 
 
 def reserved(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.memmap:
-    """A new .npy file mapped for writing, with its room on the disk taken at once.
+    """A new .npy file mapped for writing, with its disk space reserved at once.
 
-    On a full disk that is an OSError here; a page that finds no room later would kill the process
+    A full disk raises OSError here; a page that finds no space later would kill the process
     (SIGBUS).
     """
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
@@ -77,9 +77,10 @@ def reserved(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.m
 
 
 def reserve(path: Path, size: int, *, offset: int = 0) -> None:
-    """Take room for `size` bytes of a file from `offset` on; OSError naming it on a full disk.
+    """Reserve disk space for `size` bytes of a file from `offset` on; OSError naming it on a full
+    disk.
 
-    Nothing happens on a system that cannot reserve room.
+    Nothing happens on a system that cannot reserve space.
     """
     if not hasattr(os, "posix_fallocate"):
         return
@@ -130,7 +131,7 @@ def save_embeddings(path: Path, ids: Sequence[str], x: np.ndarray) -> None:
     check_embeddings(ids, x, display_path(path))
     array_file, ids_file = _embedding_files(path)
 
-    # stopped between the two files, new rows would meet the old ids
+    # if stopped between the two files, new rows would be paired with old ids
     ids_file.unlink(missing_ok=True)
     with atomic(array_file) as temporary:
         np.save(temporary, np.ascontiguousarray(x))
@@ -239,7 +240,7 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except OSError:
         raise
-    except (Exception, pl.exceptions.PanicException) as error:  # a panic of polars is no Exception
+    except (Exception, pl.exceptions.PanicException) as error:  # polars' panic is not an Exception
         reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
         kind = what_is(_beginning(path))
         if kind:
@@ -266,7 +267,7 @@ def save_json(path: Path, content: dict) -> None:
 def load_json(path: Path) -> dict:
     """The JSON object at `path`.
 
-    Raises FileNotFoundError naming the stage that writes it, ValueError when it is none.
+    Raises FileNotFoundError naming the stage that writes it, ValueError for anything else.
     """
     text = _existing(path).read_bytes()
     with readable(path):
@@ -290,7 +291,7 @@ def _existing(path: Path) -> Path:
 def fingerprint(*parts: object) -> str:
     """Hex digest of JSON-able values, arrays and paths.
 
-    A file counts by size and time of change, a folder by its listing.
+    A file is represented by its size and time of change, a folder by its listing.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
@@ -331,7 +332,7 @@ def cached_embeddings(
     if whole and load_json(key_file)["fingerprint"] == wanted:
         return load_embeddings(path, ids)[1]
 
-    # without its key nothing is taken from the cache, should the run be stopped while writing
+    # a cache without its key is ignored, in case the run is stopped while writing
     key_file.unlink(missing_ok=True)
     x = compute()
     save_embeddings(path, ids, x)

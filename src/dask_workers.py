@@ -16,8 +16,8 @@ AHEAD = 4  # tasks of each worker that are under way or wait for it
 
 @contextmanager
 def connect(cluster: str) -> "Iterator[Client]":
-    """A Dask client: `local` starts one worker a GPU (two without one), `tcp://host:port` joins a
-    scheduler.
+    """A Dask client: `local` starts one worker per GPU (two without a GPU), `tcp://host:port` joins
+    a scheduler.
 
     Workers of a scheduler elsewhere must see the same folders under the same paths. Raises
     ValueError for another `cluster`.
@@ -35,8 +35,8 @@ def connect(cluster: str) -> "Iterator[Client]":
 
 @contextmanager
 def _local() -> "Iterator[LocalCluster]":
-    """Workers that end with the block: closing a client leaves them, and they would hold their
-    memory as long as this process.
+    """Workers that end with the block: closing a client does not stop them, and they would keep
+    their memory until this process ends.
     """
     workers = _start_local()
     try:
@@ -79,9 +79,9 @@ def results(
     shared: dict[str, object],
     cluster: str | None = None,
 ) -> Generator[Any, None, None]:
-    """`function(**task, **shared)` of each task, in order, as they are there.
+    """`function(**task, **shared)` of each task, in order, as they arrive.
 
-    `shared` is sent to each worker once. No more than AHEAD tasks a worker are under way: neither
+    `shared` is sent to each worker once. At most AHEAD tasks per worker are in progress, so neither
     tasks nor results pile up. A task that fails stops the rest and raises its own error here.
     """
     if cluster is None:

@@ -43,7 +43,7 @@ def mean_prompt(truth: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """(n, d) float32 unit rows: for each row the mean of the other folds' `truth` (n, d), blind to
     the image.
 
-    The baseline that every model must beat. ValueError when fewer than two of `fold` (n,) differ.
+    What every model must beat. ValueError when fewer than two of `fold` (n,) differ.
     """
     if len(fold) != len(truth):
         raise ValueError(f"{len(fold)} folds for {len(truth)} rows")

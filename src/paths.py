@@ -148,5 +148,5 @@ def display_path(path: str | Path) -> str:
 
 
 def as_text(name: str) -> str:
-    """A file's name as text that can be stored: bytes that are no UTF-8 are spelled out."""
+    """A file's name as text that can be stored: bytes that are not UTF-8 are spelled out."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -51,7 +51,9 @@ def pages(root: Path) -> list[Path]:
 
 
 def dead_links(root: Path) -> list[str]:
-    """A line for each link whose file or heading is not there, and each file name that is none."""
+    """A line for each link whose file or heading is not there, and each file name that does not
+    exist.
+    """
     problems = []
     for page in pages(root):
         name = page.relative_to(root).as_posix()
@@ -234,7 +236,7 @@ def wrong_commands(root: Path) -> list[str]:
 
 
 def wrong_snippets(root: Path) -> list[str]:
-    """A line for each Python snippet that is no Python, or imports what is not there."""
+    """A line for each Python snippet that is not Python, or imports what does not exist."""
     problems = []
     for page in pages(root):
         for block in docs_text.snippets(docs_text.page_text(page)):
@@ -344,7 +346,7 @@ def runnable(command: Command) -> tuple[str, ...] | None:
 
     # the run itself takes minutes; its parameters are read and checked by `status`
     kept = []
-    for word, value in zip(words, [*words[1:], ""], strict=True):
+    for word, value in pairwise([*words, ""]):
         if word in ("--params", "--set"):
             kept += [word, value]
     return (program, "status", *kept)

@@ -44,7 +44,7 @@ FILES = (
 READERS = {"all": (IMAGE, *FILES), "images": (IMAGE,), "tables": FILES}
 
 
-def pictures() -> list[bytes]:
+def small_images() -> list[bytes]:
     """A small image in each format and some odd modes."""
     from PIL import Image
 
@@ -119,7 +119,7 @@ def seeds(only: str) -> list[bytes]:
         "0.tar": [shard()]
     }
     if IMAGE in READERS[only]:
-        good[IMAGE] = pictures()
+        good[IMAGE] = small_images()
     return [bytes([n]) + content for n, name in enumerate(READERS[only]) for content in good[name]]
 
 
@@ -136,7 +136,7 @@ def reader(folder: Path, only: str) -> Callable[[bytes], None]:
             pixels = images.from_bytes(content, geometry)
         except (
             Exception
-        ):  # documented as any; what cannot be caught, and what never ends, is what is looked for
+        ):  # any exception is documented; looked for is what cannot be caught or never ends
             return
         assert pixels.shape == (32, 32, 3) and pixels.dtype.name == "uint8"
 

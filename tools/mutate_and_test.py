@@ -223,7 +223,7 @@ def main() -> None:
                 ["--collect-only", "-p", "no:cacheprovider", *TESTS]
             )  # the plugins are loaded once, here
         gc.disable()
-        gc.freeze()  # nine tenths of a child's time went into collecting what it was born with
+        gc.freeze()  # else a child spends nine tenths of its time collecting garbage
         contexts = reached()
         sys.dont_write_bytecode = True
         for name in arguments.modules:

@@ -40,11 +40,11 @@ MAX_PIXELS = 100_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-# no others: to draw an EPS Pillow would run a program
+# no others: Pillow would run a program to draw an EPS
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 
-# The endings of images. HEIC is no format that is decoded: it is among them so that such a file
-# is reported with a reason, not passed over
+# The endings of images. HEIC is not decoded: it is listed so that a HEIC file
+# is reported with a reason, not ignored
 HEIC_SUFFIXES = (".heic", ".heif")
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -130,7 +130,8 @@ class Pixels:
 def decode(locator: str | Path) -> Image.Image:
     """The image at `locator` (locators.py) as upright RGB, transparency on white, the first frame.
 
-    Raises what Pillow raises (OSError and its kin, DecompressionBombError) on a broken image.
+    Raises what Pillow raises (OSError and its subclasses, DecompressionBombError) on a broken
+    image.
     """
     return _despite_extras(_decode, locators.read(locator))
 
@@ -155,7 +156,7 @@ def _open(content: bytes) -> Image.Image:
 def _despite_extras(use: Callable[[bytes], T], content: bytes) -> T:
     """`use(content)`; where a PNG fails, once more without the parts that its pixels do not need.
 
-    A large color profile, large texts, or a bad checksum of either are no fault of the image.
+    A large color profile, large texts, or a bad checksum of either do not make an image unreadable.
     """
     try:
         return use(content)
@@ -213,7 +214,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         image = _eight_bit(image)
 
-    # what is seen through counts as white, as a browser shows it
+    # transparent pixels become white, as in a browser
     transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
     if transparent or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -241,7 +242,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if not np.isfinite(highest):
         raise ValueError("some of its pixels are NaN or infinite")
 
-    # Pillow's modes do not say what white is, so the values must
+    # Pillow's modes do not say which value is white, so the values decide
     scale = 1.0
     if image.mode == "F" and highest <= 1:
         scale = 255
@@ -385,7 +386,8 @@ def _pixels_of(content: bytes, geometry: ImagePreprocess) -> np.ndarray:
 
 
 def _plain_jpeg(content: bytes) -> tuple[int, int] | None:
-    """Width and height of an upright three-channel JPEG that is no bomb, else None.
+    """Width and height of an upright three-channel JPEG that is not a decompression bomb, else
+    None.
 
     It takes a tenth of the time of Pillow's open.
     """
@@ -485,7 +487,8 @@ def _stamps(images: pl.Series) -> pl.Series:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of one image: its file's digest, and pixels, or why there are none.
+    """The outcome for one image: its file's digest, and its pixels or the reason why there are
+    none.
 
     The digest is empty where the file could not be read. `pixels` and `reason` are both None for
     content that the cache has already.
@@ -553,7 +556,7 @@ class DecodedImages:
 
     @contextmanager
     def _attempts(self, images: pl.Series, cluster: str | None) -> Iterator[Iterator[Attempt]]:
-        """What comes of each image, in order, decoded on this machine's cores or by workers."""
+        """The outcome for each image, in order, decoded on this machine's cores or by workers."""
         import torch
 
         if cluster is not None:
@@ -616,7 +619,7 @@ class DecodedImages:
         return attempt.content, slot, reason
 
     def _save(self, file: io.FileIO, index: pl.DataFrame, flushes: list[Future]) -> None:
-        # an error of the disk is reported once: what failed there would look well here
+        # a disk error is reported only once: a failed write would look successful here
         for flush in flushes:
             flush.result()
 

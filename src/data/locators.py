@@ -62,7 +62,7 @@ def _member(file: Path, offset: int, size: int) -> bytes:
         shard.seek(offset)
         content = shard.read(size)
 
-    # a decoder would only say that the image is broken, not that the shard is cut
+    # a decoder would only say that the image is broken, not that the shard is truncated
     if len(content) < size:
         raise OSError(f"the shard ends after {len(content)} of the image's {size} bytes")
     return content

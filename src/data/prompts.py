@@ -1,7 +1,7 @@
-"""Prompts become targets, and, for augmentation, other prompts.
+"""Prompts become targets and, for augmentation, changed prompts.
 
 A target is the unit sentence embedding of a prompt. It is computed once, before training, never
-while batches are put together.
+while batches are assembled.
 """
 
 import io
@@ -226,7 +226,7 @@ def synonyms_of(word: str) -> list[str]:
     if isinstance(source, dict):
         return source.get(word, [])
     if len(word) < 3:
-        return []  # "a" is a vitamin and an angstrom
+        return []  # to WordNet "a" is a vitamin and an angstrom
 
     # `word in lemmas`: not for an inflected form
     senses = [sense.lemma_names() for sense in source.synsets(word)[:SENSES]]

@@ -65,7 +65,7 @@ def cell_names(ids: Sequence[str]) -> pl.Series:
 
 
 def read_cells(path: Path) -> pl.DataFrame:
-    """The rows of a submission's CSV, (imgId_eId, val); a value that is no number is null.
+    """The rows of a submission's CSV, (imgId_eId, val); a value that is not a number is null.
 
     Raises FileNotFoundError, ValueError for another header or a file that cannot be read.
     """

@@ -195,7 +195,7 @@ def _number_captions(rows: pl.DataFrame) -> pl.DataFrame:
     """
     rows = rows.with_row_index("row")
 
-    # an id with another image is no caption of this one, and a repeated caption is no new one
+    # an id with another image is not a caption of this one, and a repeated caption is not a new one
     good = rows.filter(pl.col("reason").is_null())
     is_same_image = pl.col("image") == pl.col("image").first().over("id")
     is_new_caption = pl.struct("id", "image", "prompt").is_first_distinct()

@@ -20,7 +20,7 @@ def read_user_table(file: Path, columns: Sequence[str] = ()) -> pl.DataFrame:
     """The table at `file`, or `columns` of it: CSV, TSV and JSON lines as text, Parquet as it is.
 
     An empty cell is null. Raises FileNotFoundError, IsADirectoryError, and ValueError naming a file
-    that is no table, lacks a column, or has rows that cannot be used, with their number and one
+    that is not a table, lacks a column, or has rows that cannot be used, with their number and one
     example: here each row counts.
     """
     if file.is_dir():
@@ -69,6 +69,6 @@ def _append(cells: dict[str, list[str | None]], texts: Iterable[str | None]) -> 
 
 
 def _cell(value: object) -> str | None:
-    """A cell as text, None where it is empty. Raises ValueError for bytes that are no text."""
+    """A cell as text, None where it is empty. Raises ValueError for bytes that are not text."""
     text = to_text(value)
     return whole(text) if text else None

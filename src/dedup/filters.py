@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # the thresholds at which notebook 01 shows how many rows would stay
 CURVE = np.arange(55, 99) / 100
 KEEP = ("first", "longest", "most_images")
-NEXT_THRESHOLD = 0.05  # how far the thresholds lie that a choice is compared with
+NEXT_THRESHOLD = 0.05  # how far from the chosen threshold those lie that it is compared with
 
 # --- data filter 1: rules ---
 
@@ -68,7 +68,7 @@ def _occurred_before(part: pl.Expr) -> pl.Expr:
 
 
 def walk_order(prompts: pl.Series, keep: str = "first") -> np.ndarray:
-    """(n,) int64: the order in which rows claim their place; of a cluster the first in it stays.
+    """(n,) int64: the order in which rows are considered; the first row of a cluster stays.
 
     `keep` is "first", "longest" or "most_images", which counts the rows that have the same prompt.
     Raises ValueError for another rule.
@@ -99,7 +99,8 @@ def keeps_one(cosine_keep: str) -> bool:
 def cosine_filter(
     embeddings: np.ndarray, threshold: float, *, block: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Data filter 2 over (n, d) float32 unit rows: in order, a row stays unless a kept one is near.
+    """Data filter 2 over (n, d) float32 unit rows: in order, a row stays unless it is near a kept
+    one.
 
     Returns `keeper` (n,) int64, the row's own index where it stays, else the most similar row kept
     before it, and `similarity` (n,) float32 to that keeper. No two kept rows are above the

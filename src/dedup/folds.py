@@ -63,8 +63,8 @@ def balanced_groups(
     A component may hold `max_share` of the rows that filter 2 keeps, and one kept row in any case.
     A larger one is divided at the lowest higher threshold that divides it, and its parts again
     while they are too large; all others stay as they are. A removed row shares the group of its
-    keeper, and `links` (i, j) join, whatever the threshold: what only they hold together is not
-    divided, however large.
+    keeper, and `links` (i, j) join, whatever the threshold: rows that only `links` hold together
+    are not divided, however many.
     """
     i = np.arange(scan.forest.n)
     j = scan.keeper
@@ -100,7 +100,7 @@ def _numbered(label: np.ndarray) -> np.ndarray:
 
 
 def threshold_table(groups: Groups, kept: np.ndarray) -> pl.DataFrame:
-    """For each similarity at which groups were formed, how many groups and rows it holds for.
+    """For each similarity at which groups were formed, how many groups and rows were formed at it.
 
     Columns `similarity`, `groups`, `rows`, `share` of all rows, and `kept`, the rows that `kept`
     (n,) bool marks.
@@ -126,8 +126,8 @@ def grouping_warning(
 ) -> str:
     """A warning about groups that could not be formed at the requested similarity, or "".
 
-    Loud about rows grouped above `cosine_threshold`, whose near-duplicates may stand in another
-    fold, and about groups that hold more than `max_share` of the `kept` rows all the same.
+    It names rows grouped above `cosine_threshold`, whose near-duplicates may stand in another fold,
+    and groups that still hold more than `max_share` of the `kept` rows.
     """
     lines = []
     above = groups.threshold > np.float32(cosine_threshold)
@@ -285,7 +285,7 @@ def fold_facts(
     cosine_threshold: float,
     given: bool,
 ) -> dict:
-    """What notebook 01 records about its folds, for those who judge a score later; JSON-able.
+    """What notebook 01 records about its folds, for judging a score later; JSON-able.
 
     `leaking` counts the `kept` rows that are above `group_similarity` with another fold;
     `nearest_mean` and `nearest_sd` are over the kept rows' highest similarity to another fold.

@@ -421,7 +421,7 @@ class _PairScanner:
             disable=not progress,
         )
 
-        # so far ahead that no thread waits, and no more tiles in memory than that
+        # far enough ahead that no thread waits, and no further: tiles take memory
         pool = ThreadPoolExecutor(workers, initializer=self._start_thread)
         ahead: deque[tuple[slice, slice, Future]] = deque()
         with self._torch_settings(), pool, bar:
@@ -470,7 +470,7 @@ class _PairScanner:
         """
         tile = self._tile(later, earlier)
         if later == earlier:
-            tile.fill_diagonal_(-1)  # a row is no neighbor of itself
+            tile.fill_diagonal_(-1)  # a row is not a neighbor of itself
         by_row = tile.amax(1)
         by_column = tile.amax(0)
 

@@ -1,4 +1,4 @@
-"""What a `local-dir:` CLIP may hold: its config, its weights, and what both are refused for."""
+"""A `local-dir:` CLIP: its config, its weights, and why either is refused."""
 
 import hashlib
 from pathlib import Path
@@ -21,10 +21,10 @@ def is_local(clip: str) -> bool:
 
 
 def local_folder(clip: str) -> Path:
-    """The folder of a local CLIP. What a tower of timm needs in it, timm itself checks.
+    """The folder of a local CLIP. timm itself checks what its towers need.
 
     Raises FileNotFoundError when it, its config or its weights are missing, ValueError naming a
-    config that is no JSON object, or weights that are none.
+    config that is not a JSON object, or files that are not weights.
     """
     folder = resolve(clip.removeprefix(TIMM).removeprefix(LOCAL))
     if not folder.is_dir():
@@ -81,7 +81,7 @@ def _check_weights(file: Path) -> None:
 def check_is_state_dict(file: Path) -> None:
     """Raise ValueError for a training checkpoint that open_clip would not take for weights.
 
-    Tensors by name are weights, and so is a `state_dict` of such.
+    Weights are tensors by name, or a `state_dict` of them.
     """
     content = torch.load(file, map_location="cpu", weights_only=True)
     if isinstance(content, dict):
@@ -121,7 +121,7 @@ def hugging_face_preprocess(folder: Path) -> dict:
 
 
 def folder_fingerprint(folder: Path, size: int | None) -> str:
-    """Of the files' names and contents, so that a copy is the same CLIP."""
+    """A digest of the files' names and contents, so that a copy counts as the same CLIP."""
     files = sorted(folder.iterdir())
     visible = [file for file in files if file.is_file() and not file.name.startswith(".")]
     return fingerprint([(file.name, _digest(file)) for file in visible], size)

@@ -39,7 +39,7 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
     without text. A local path is relative to the repository's root. `@336` behind the name changes
     the input size; position embeddings are interpolated. Weights are data: what is pickled beyond
     tensors is refused. Raises FileNotFoundError naming what a local folder lacks, ValueError for
-    weights that are none, RuntimeError when a name cannot be loaded.
+    files that are not weights, RuntimeError when a name cannot be loaded.
     """
     plain, size = sized(clip)
     folder = local_folder(plain) if is_local(plain) else None
@@ -50,7 +50,7 @@ def load(clip: str, *, device: str = "auto") -> Encoder:
     except Exception as error:  # libraries raise what they like on broken weights or settings
         raise RuntimeError(_not_loaded(clip, error)) from error
 
-    # nothing here ever trains: a fine-tune unfreezes copies of the tower
+    # this model never trains: a fine-tune unfreezes copies of the tower
     model = cast(ClipModel, loaded.to(target).eval().requires_grad_(False))
     model.visual.to(memory_format=torch.channels_last)
     given = settings["size"][0] if isinstance(settings["size"], tuple | list) else settings["size"]
@@ -71,7 +71,7 @@ def _load_on(clip: str, device: str) -> Encoder:
     return load(clip, device=device)
 
 
-# to another process an encoder goes as its name
+# an encoder is sent to another process as its name
 copyreg.pickle(Encoder, lambda encoder: (_load_on, (encoder.name, encoder.device.type)))
 
 

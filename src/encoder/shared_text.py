@@ -1,4 +1,4 @@
-"""A CLIP whose text tower is the sentence encoder itself, as the demo's: it need not run twice.
+"""A CLIP whose text tower is the sentence encoder itself, like the demo's: it need not run twice.
 
 Its text embedding is then one linear layer behind the sentence embedding of the same prompt.
 """
@@ -25,7 +25,7 @@ ALIKE = 0.999  # cosine of both ways on the probes; the CLIP's own tower may run
 def reads_sentences(encoder: Encoder, sentence_model: "SentenceTransformer") -> bool:
     """Whether the CLIP's text embedding is a linear layer behind `sentence_model`'s embedding.
 
-    So it is where both have the same transformer, weight by weight, both take the mean over a
+    That holds where both have the same transformer, weight by weight, both take the mean over a
     text's tokens, and both ways were shown to agree.
     """
     text: Any = getattr(encoder.model, "text", None)

@@ -10,7 +10,7 @@ from src.ensemble.members import Members
 from src.metrics import cosines, l2_normalize
 from src.statistics import Interval, standard_error, verdict
 
-ZERO = 1e-6  # a weight that the optimizer leaves below this is none
+ZERO = 1e-6  # a weight that the optimizer leaves below this counts as 0
 TINY = 1e-12  # below the square of a blend's length: keeps opposite vectors from dividing by 0
 
 
@@ -141,7 +141,7 @@ def fit_weights(
     kept = list(range(len(members)))
     weight = _optimum(along, gram)
 
-    # leave out, one after the other, the member that costs least, while it costs too little
+    # leave out the member that costs least, one at a time, while its cost is within the error
     while len(kept) > 1:
         row_score = _row_scores(along, gram, kept, weight)
         trials = []

@@ -35,7 +35,7 @@ def agreement(
 @dataclass(frozen=True)
 class Confidence:
     """The cosine with the truth to expect of a prediction: linear in the prediction, since image
-    content predicts difficulty, and in the agreement of A and B; never outside what it was for the
+    content predicts difficulty, and in the agreement of A and B; never outside its range on the
     rows that it was fitted on.
     """
 

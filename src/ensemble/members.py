@@ -10,7 +10,7 @@ from src import artifacts, paths
 from src.metrics import l2_normalize
 
 FEW = 10  # with fewer rows a shuffle cannot be told from chance
-PAIRED = 3.0  # standard errors by which rows must fit their own partner better than a stranger
+PAIRED = 3.0  # standard errors by which rows must fit their own partner better than other rows
 
 Members = Mapping[str, np.ndarray]  # name -> (n, d) float32, the same rows in the same order
 

@@ -7,8 +7,8 @@ Each is `{name, oof, test}`: a name and two files, one for the rows that data fi
 * `.parquet` with `id` and `embedding`: lists of 384 numbers, or
 * `.npy`, (n, 384), with the ids beside it in `<name>.ids.parquet`.
 
-More ids than are wanted are no harm. An out-of-fold file must hold predictions by models that have
-not learnt from the row that they predict.
+Further ids do no harm. An out-of-fold file must hold predictions by models that have not learned
+from the row that they predict.
 
 Captions may also be searched by Model B (`captions` of notebook 03): a file of `id` and `text` for
 the images of training, of the test or of both.

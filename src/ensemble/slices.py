@@ -45,9 +45,9 @@ def by_label(
 
 def nearest_training_prompt(truth: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """(n,) float32: the cosine of each row's prompt with the nearest one of the other folds, which
-    its models learnt from.
+    its models learned from.
     """
-    # a row's models learnt from the other folds, so its own fold is not searched
+    # a row's models learned from the other folds, so its own fold is not searched
     nearest = np.empty(len(truth), dtype=np.float32)
     for f in np.unique(fold):
         similarity, _ = knn.search(truth[fold != f], truth[fold == f], 1)

@@ -49,7 +49,7 @@ def search_on_workers(
 ) -> Neighbors:
     """As `search`, which the workers call; a lost worker's task is run again.
 
-    What is no memory map travels inside its task, not by `scatter`: scattered data dies with the
+    What is not a memory map travels inside its task, not by `scatter`: scattered data dies with the
     worker that holds it.
     """
     from distributed import as_completed

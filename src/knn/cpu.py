@@ -6,7 +6,7 @@ from src.knn.neighbors import Neighbors, add_block, best_first, order_ties
 from src.knn.rows import SearchRequest, centered, pieces, unit_rows
 
 BLOCK_BYTES = 512 * 2**20  # of one block of the store in float32
-FEW_QUERIES = 4  # so few are one product, bound by memory; faiss would use one core for each
+FEW_QUERIES = 4  # one product, bound by memory; faiss would use one core for each query
 
 
 def block_rows(width: int) -> int:

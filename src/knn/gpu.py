@@ -286,8 +286,9 @@ def _exact_from_candidates(
     """The `k` best of all rows `x` by float32 product, from candidates whose scores are off by
     `margin`.
 
-    A row that is no candidate scores at most the lowest candidate's score plus `margin`. Where the
-    k-th best reaches that, the list is complete; for the other queries more candidates are drawn.
+    A row that is not a candidate scores at most the lowest candidate's score plus `margin`. Where
+    the k-th best reaches that, the list is complete; for the other queries more candidates are
+    drawn.
     """
     count = min(len(x), k + max(28, k // 4))
     similarity, row, complete = _best_candidates(candidates, x, queries, k, count, margin)

@@ -1,8 +1,8 @@
 """One fit of Model A: a CLIP vision tower with the paper's head (equations 1-3), fine-tuned.
 
 Every fit starts from a linear probe, a ridge regression on the frozen embeddings. An inner
-validation split decides which epoch stays and how far to go from the probe to it, not at all
-included: a fine-tune that only loses ends as the probe it came from.
+validation split decides which epoch stays and how far to go from the probe to it; a fine-tune that
+does not help ends as the probe.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +48,7 @@ def fit(
     `checkpoint` folder, a training that was stopped continues. Raises FloatingPointError when the
     loss is not finite, torch.OutOfMemoryError with advice.
     """
-    # what decides is never what was learnt from: groups hold near-duplicates together
+    # the split that decides is never trained on: groups keep near-duplicates together
     inner, held_out = inner_split(data.group, rows, seed)
     fitted, penalty = init_model(encoder, data, inner, held_out, recipe, seed)
     truth = data.targets[0][held_out]

@@ -2,7 +2,7 @@
 
 The state of a training is its weights, their moving average, the optimizer, the schedule, the
 random states and the position in the epoch. All of it is written at intervals and read back, so
-that a training that was stopped anywhere ends as one that was not.
+that a training that was stopped anywhere ends like one that was not stopped.
 """
 
 from collections.abc import Iterator

@@ -110,7 +110,8 @@ def train(
     seed: int,
     cluster: str | None = None,
 ) -> list[dict]:
-    """Train the variant without each fold, once a seed; what `train_fold` says, with its names.
+    """Train the variant without each fold, once per seed; returns `train_fold`'s records with
+    names.
 
     `scored` (n,) bool are the rows that are predicted out-of-fold. Fits are Dask tasks where there
     is a `cluster`.
@@ -135,9 +136,8 @@ def train_on_all(
     seed: int,
     cluster: str | None = None,
 ) -> list[dict]:
-    """The final fits of the variant, if it has any, as the `records` of its folds tell.
-
-    What `train_fold` says of each; no row is left to score.
+    """The final fits of the variant, if it has any, from the `records` of its folds. Returns
+    `train_fold`'s record of each; no row is left to score.
     """
     bases = variant.averaging.final_bases(out, variant.name)
     if not bases:
@@ -162,7 +162,7 @@ def _shared(variant: Variant) -> dict:
 
 
 def _of_seed(task: dict, n: int) -> dict:
-    """The task of a fold's `n`-th fit: another seed, and a label that tells."""
+    """The task of a fold's `n`-th fit: another seed, and a label that says so."""
     if n == 0:
         return task
     return task | {

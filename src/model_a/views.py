@@ -59,7 +59,7 @@ CHANGES: dict[str, tuple[Change, ...]] = {
 def changes_of(views: Sequence[str]) -> list[Change]:
     """What is done to an image for each of `views`; all of them count alike in the mean.
 
-    Raises ValueError for a view that is unknown or named twice, and where there is none.
+    Raises ValueError for a view that is unknown or named twice, and for no view at all.
     """
     unknown = [view for view in views if view not in CHANGES]
     if unknown or not views or len(set(views)) < len(views):

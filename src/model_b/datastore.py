@@ -71,7 +71,7 @@ def open_datastore(
     """The datastore in `folder`; where there is none, an empty one of `dtype` with values by
     `sentence_model`.
 
-    FileNotFoundError when there is none and these are not given; ValueError when it was started
+    FileNotFoundError when there is none and these two are not given; ValueError when it was started
     with others.
     """
     if not (folder / INDEX).exists() and dtype and sentence_model:

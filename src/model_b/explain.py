@@ -1,4 +1,4 @@
-"""Neighbors as tables and sentences: which prompts, how similar, with what weight and why."""
+"""Neighbors as tables and sentences: which prompts, how similar, with what weight, and why."""
 
 from collections.abc import Sequence
 

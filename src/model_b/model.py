@@ -41,7 +41,7 @@ class Explained(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightedRoute:
-    """A route as it predicts: what it learnt from all training rows, its K and weights, and its
+    """A route as it predicts: what it learned from all training rows, its K and weights, and its
     share of the sum.
     """
 
@@ -125,18 +125,18 @@ class ModelB:
         return np.einsum("qd,qkd->qk", images, keys).astype(np.float32)
 
     def save(self, output: Path, avg_cos: float) -> None:
-        """Write the choice and what the routes learnt; the datastore's files are where the notebook
-        put them.
+        """Write the choice and what the routes learned; the datastore's files are where the
+        notebook put them.
         """
         parts: list[dict[str, Any]] = []
         for n, part in enumerate(self.parts):
             # None leaves a step of the map out, and is left out of the file
-            learnt = {
+            learned = {
                 name: array
                 for name, array in vars(part.fitted.query_map).items()
                 if isinstance(array, np.ndarray)
             }
-            arrays: dict[str, Any] = {"rows": part.fitted.rows, **learnt}
+            arrays: dict[str, Any] = {"rows": part.fitted.rows, **learned}
             with artifacts.atomic(output / paths.ROUTE_B.format(n=n)) as temporary:
                 np.savez(temporary, **arrays)
             parts.append(
@@ -163,7 +163,7 @@ def fit_model(
     engine: str = "auto",
     cluster: "str | Client | None" = None,
 ) -> ModelB:
-    """The model of those `routes` that have a share, learnt from all training rows; `tuned`,
+    """The model of those `routes` that have a share, learned from all training rows; `tuned`,
     `shares` by their names.
     """
     parts = []
@@ -225,9 +225,9 @@ def load(output: Path, engine: str = "auto", cluster: "str | Client | None" = No
 def _load_part(output: Path, n: int, part: dict) -> WeightedRoute:
     route = Route.from_dict(part["route"])
     with np.load(output / paths.ROUTE_B.format(n=n)) as file:
-        learnt = dict(file)
-    rows = learnt.pop("rows")
-    fitted = FittedRoute(route, QueryMap(**learnt, penalty=part["penalty"]), rows)
+        learned = dict(file)
+    rows = learned.pop("rows")
+    fitted = FittedRoute(route, QueryMap(**learned, penalty=part["penalty"]), rows)
     return WeightedRoute(fitted, part["k"], Weighting(**part["weighting"]), part["share"])
 
 
@@ -244,5 +244,5 @@ def files(output: Path) -> list[Path]:
         )
 
     patterns = (paths.ROUTE_B.format(n="*"), paths.STORE_IMAGES.format(clip="*") + ".*")
-    learnt = [file for pattern in patterns for file in sorted(output.glob(pattern))]
-    return [output / paths.STORE, output / paths.CHOICE_B, output / paths.STORE_SHARDS, *learnt]
+    learned = [file for pattern in patterns for file in sorted(output.glob(pattern))]
+    return [output / paths.STORE, output / paths.CHOICE_B, output / paths.STORE_SHARDS, *learned]

@@ -1,6 +1,6 @@
 """From images to prompts: CLIP's two kinds of embeddings lie apart; hubs are near to all images.
 
-Everything here is learnt from the training folds alone: the centers of both kinds, a linear map
+Everything here is learned from the training folds alone: the centers of both kinds, a linear map
 from images to prompts, and how near each prompt is to images in general.
 """
 

@@ -110,7 +110,7 @@ def ablation_routes(clip: str) -> list[Route]:
 
 @dataclass(frozen=True)
 class FittedRoute:
-    """A route with what it learnt from the training rows `rows` (n,) int64."""
+    """A route with what it learned from the training rows `rows` (n,) int64."""
 
     route: Route
     query_map: QueryMap
@@ -179,7 +179,7 @@ def fit_route(
     if not (route.linear or route.center):
         return FittedRoute(route, QueryMap(), rows)
 
-    learnt = query_map.learn(
+    learned = query_map.learn(
         library.images[rows],
         library.texts.take(rows),
         group[rows],
@@ -187,7 +187,7 @@ def fit_route(
         center=route.center,
         seed=seed,
     )
-    return FittedRoute(route, learnt, rows)
+    return FittedRoute(route, learned, rows)
 
 
 def search_out_of_fold(
@@ -202,7 +202,7 @@ def search_out_of_fold(
     seed: int = 0,
     cluster: "str | Client | None" = None,
 ) -> Neighbors:
-    """Every training image looks up what is visible to its fold, by a route learnt from the other
+    """Every training image looks up what is visible to its fold, by a route learned from the other
     folds' rows.
 
     `fold`, `group` (n_train,), `conflicts` (n, n_folds). ValueError when a fold may see fewer than
@@ -211,7 +211,7 @@ def search_out_of_fold(
     run_fold = folds_of_run(fold, len(conflicts))
     similarity = np.empty((len(fold), k), np.float32)
     index = np.empty((len(fold), k), np.int64)
-    # a fold's images see nothing of their own fold, and no route that learnt from it
+    # a fold's images see nothing of their own fold, and no route that learned from it
     for f in np.unique(fold):
         in_fold = fold == f
         visible = visible_rows(run_fold, conflicts, int(f))

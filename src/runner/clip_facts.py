@@ -1,8 +1,8 @@
 """What the checks need to know of a CLIP, and the CLIPs that were found to load.
 
-To load one takes seconds, most of it imports. What was found is kept in the output's cache and
-holds until the CLIP's files, its parameters, the code that loads and cuts it, the libraries or the
-machine's GPU change.
+Loading one takes seconds, mostly imports. The facts are kept in the output's cache and hold until
+the CLIP's files, its parameters, the code that loads and cuts it, the libraries or the machine's
+GPU change.
 """
 
 import json
@@ -42,7 +42,7 @@ class ClipFacts:
 
 
 def load_facts(output: Path) -> dict[str, ClipFacts]:
-    """The facts of earlier checks, by what they depend on; none where the file is not as saved."""
+    """The facts of earlier checks, by what they depend on; none where the file was changed."""
     known: dict[str, ClipFacts] = {}
     # facts that cannot be read are found again by the next check
     with suppress(OSError, ValueError, TypeError, LookupError):

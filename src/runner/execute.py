@@ -20,7 +20,7 @@ LOG = logging.getLogger("pipeline")
 LOG.setLevel(logging.INFO)
 LOG.propagate = False
 
-# a log that finds the disk full must not bury the message that says so
+# an error of the log on a full disk must not hide the message about it
 logging.raiseExceptions = False
 
 

@@ -150,8 +150,8 @@ def _stage_index(text: str) -> int:
 
 
 def obstacles(plan: Plan, *, to_be_written: Path | None = None) -> list[str]:
-    """What is known at once to stop the run: inputs that do not exist, and earlier stages that have
-    not run.
+    """What is known at once and would stop the run: inputs that do not exist, and earlier stages
+    that have not run.
     """
     missing = params.missing_inputs(plan.wanted, to_be_written=to_be_written)
     return [*missing, *stages_to_run_first(plan.stages, plan.output)]
@@ -176,7 +176,7 @@ def stages_to_run_first(stages: list[str], output: Path) -> list[str]:
 def check(plan: Plan, *, to_be_written: Path | None = None) -> None:
     """Raise UserError listing all that would stop the run, before its first stage begins.
 
-    The demo's folder may be yet `to_be_written`: then no model is loaded but those elsewhere.
+    Where the demo's folder is still `to_be_written`, no model in it is loaded.
     """
     # all problems together, so that they can be mended together
     start = time.perf_counter()

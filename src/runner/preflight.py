@@ -96,7 +96,7 @@ class Inspection:
     def reporting(self, what: str) -> Iterator[None]:
         """Any error inside becomes one line that begins with `what`, the parameter.
 
-        Whatever a library raises on a user's file is what the user must know.
+        Whatever a library raises on a user's file, the user must see it.
         """
         try:
             yield
@@ -316,7 +316,7 @@ def _check_model_b(inspection: Inspection, values: dict) -> None:
     for folder in values["stores"] or []:
         with inspection.reporting("stores"):
             sources.read_store(folder)
-    if values["engine"] != "auto":  # which takes what there is; to look for it imports cuML
+    if values["engine"] != "auto":  # which takes what is available; the check imports cuML
         with inspection.reporting("engine"):
             knn.resolve_engine(values["engine"])
     with inspection.reporting("routes"):
@@ -330,7 +330,7 @@ def _check_model_b(inspection: Inspection, values: dict) -> None:
 
 
 def _check_captions(files: list[str]) -> None:
-    """Raise ValueError for a file that Model B cannot search; a missing one is reported as such."""
+    """Raise ValueError for a file that Model B cannot search; others report a missing one."""
     from src.ensemble import outside
 
     for name in files:
@@ -447,7 +447,7 @@ def _check_test(inspection: Inspection, values: dict) -> None:
 
 def _check_models(inspection: Inspection, values: dict) -> None:
     """The device is there; every CLIP that exists and the sentence encoder load and fit."""
-    if values["device"] not in ("auto", "cpu"):  # these can always be had
+    if values["device"] not in ("auto", "cpu"):  # these are always available
         from src import encoder
 
         with inspection.reporting("device"):
@@ -485,7 +485,7 @@ def _facts(inspection: Inspection, name: str, device: str) -> ClipFacts:
 
 
 def _loaded(inspection: Inspection, name: str, device: str) -> "Encoder":
-    """The CLIP itself, on the device; on the CPU where the device is not to be had."""
+    """The CLIP itself, on the device; on the CPU where the device is not available."""
     from src import encoder
 
     if name not in inspection.loaded:

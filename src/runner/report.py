@@ -2,8 +2,8 @@
 runs.
 
 The page is made from the artifacts and the figures that the stages saved. It carries its images,
-runs no script and asks nothing of a network. Prompts, names and parameters come from strangers: the
-template escapes all text.
+runs no script and loads nothing from a network. Prompts, names and parameters come from strangers:
+the template escapes all text.
 """
 
 import argparse

@@ -153,7 +153,7 @@ def read_meta(output: Path, stage: str) -> dict | None:
     if not file.exists():
         return None
     meta = json.loads(file.read_text(encoding="utf-8"))
-    if "state" not in meta:  # the notebook has ended, the runner has not: or there was none
+    if "state" not in meta:  # the notebook ended, the runner did not or was not there
         return None
     has_checksums = all(isinstance(entry, dict) for entry in meta["files"].values())
     return meta if has_checksums else None
@@ -163,7 +163,7 @@ def files_of(output: Path, stage: str, since: float) -> dict[str, dict]:
     """Length, time of change and checksum of a stage's artifacts: those in its folder, and those it
     wrote into the root.
     """
-    # in the root several stages write: those that this one wrote are as young as its run
+    # several stages write into the root: the files of this one are no older than its run
     own = [f for f in (output / stage).rglob("*") if f.is_file() and f.name != paths.META]
     root = [
         f

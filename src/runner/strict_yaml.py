@@ -78,7 +78,7 @@ def _advice(value: str) -> str:
 
 
 def _mapping(loader: Loader, node: yaml.MappingNode, deep: bool = False) -> dict:
-    # PyYAML would take the last one without a word
+    # PyYAML would silently take the last one
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     doubled = sorted({str(key) for key in keys if keys.count(key) > 1})
     if doubled:

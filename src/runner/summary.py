@@ -17,7 +17,7 @@ from src.runner.execute import LOG
 from src.runner.lock import DISK_FULL
 from src.runner.plan import Plan
 
-LITTLE_SPACE = 32 << 20  # bytes; with less an error is the disk's, whatever it says
+LITTLE_SPACE = 32 << 20  # bytes; with less free space any error is taken for a full disk
 
 
 def write_report(output: Path, *, changed: bool) -> None:

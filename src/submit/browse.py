@@ -1,7 +1,7 @@
 """`./run_all.sh browse FILE.parquet`: a result as a local page, to search and to look at.
 
-The page is served on the loopback address alone and asks nothing of another host. An image is asked
-for by its row, never by a path.
+The page is served on the loopback address alone and loads nothing from another host. An image is
+asked for by its row, never by a path.
 """
 
 import argparse
@@ -238,7 +238,7 @@ def _style(request: Request) -> Response:
 
 
 def _no_icon(request: Request) -> Response:
-    """Every browser asks for an icon; nothing is an answer, and no error in its console."""
+    """Every browser asks for an icon; an empty answer keeps errors out of its console."""
     return Response(status_code=204, headers=HEADERS)
 
 
@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _browse(options: argparse.Namespace) -> None:
-    # what can go wrong goes wrong before the address is announced
+    # whatever can fail does so before the address is printed
     bound_socket(options.port).close()  # refused before the vectors are opened
     index = Index(options.file, images=options.images, engine=options.engine)
     if index.images is None:

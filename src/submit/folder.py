@@ -1,4 +1,4 @@
-"""The images below a folder, and the files there that are none: each is counted by name."""
+"""The images below a folder, and the other files there, which are counted by name."""
 
 import os
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def read_folder(folder: Path) -> ImageFolder:
 
 def _files(folder: Path, above: tuple[str, ...], listing: ImageFolder) -> Iterator[Path]:
     """Every file below `folder`; a link to one of the folders `above` it is not followed."""
-    # a link upwards would lead round and round
+    # a link upwards would be followed forever
     real = os.path.realpath(folder)
     if real in above:
         return

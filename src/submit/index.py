@@ -44,7 +44,7 @@ class Index:
     """The vectors of a .parquet result, memory-mapped, with an exact search.
 
     `images` is the folder that the ids are relative to, where the file does not name it. UserError
-    when the file is no result of `predict`, is of another sentence model, or its vectors are not
+    when the file is not a result of `predict`, is of another sentence model, or its vectors are not
     unit rows.
     """
 
@@ -242,7 +242,7 @@ def _read_facts(file: Path) -> dict[str, str]:
         )
     try:
         schema = pq.read_schema(file)
-    except Exception as error:  # pyarrow raises several kinds on what is no Parquet file
+    except Exception as error:  # pyarrow raises several kinds on what is not a Parquet file
         raise UserError(f"{display_path(file)} is not a Parquet file ({error})") from error
     missing = {"id", "embedding"} - set(schema.names)
     if missing:

@@ -61,7 +61,7 @@ def cards(index: Index, results: pl.DataFrame, sources: list[str | None]) -> lis
 
 
 def result_page(index: Index, results: pl.DataFrame, title: str) -> str:
-    """One self-contained page: the thumbnails are in it, and it asks nothing of a network."""
+    """One self-contained page: the thumbnails are in it, and it loads nothing from a network."""
     sources = [_data_address(index, row) for row in results["row"]]
     page = template("results.html.jinja")
     return page.render(title=title, style=style(), cards=cards(index, results, sources))

@@ -77,7 +77,7 @@ def check(path: Path, sample: Path | None = None) -> None:
     parquet = _read_parquet(_file(path, ".parquet"))
     order = parquet["id"] if sample is None else pl.Series(sample_ids(sample), dtype=pl.String)
 
-    # a good file is told in a second; only a bad one is taken apart, to say what is wrong
+    # a good file is recognized in a second; only a bad one is examined, to say what is wrong
     whole = whole_ids(csv[HEADER[0]]) == order.to_list()
     finite = csv["val"].is_finite().fill_null(False).all()
     if not whole or not finite:

@@ -38,7 +38,7 @@ def explain_gap(gap: float, tolerance: float, folds: dict, nearest: np.ndarray) 
     if gap < 0 and folds["leaking"]:
         causes.append(_leak(folds))
 
-    # a score rises with the similarity of a prompt to those learnt from
+    # a score rises with the similarity of a prompt to those learned from
     difference = float(nearest.mean()) - folds["nearest_mean"]
     error = np.hypot(
         nearest.std() / np.sqrt(len(nearest)), folds["nearest_sd"] / np.sqrt(folds["kept"])

@@ -29,7 +29,8 @@ def vectors_file(file: Path) -> Path:
 def open_vectors(file: Path) -> np.ndarray:
     """The (n, 384) float32 unit rows of a result, memory-mapped.
 
-    UserError when it has no rows, when a row is no unit vector, or the folder cannot be written to.
+    UserError when it has no rows, when a row is not a unit vector, or the folder cannot be written
+    to.
     """
     array_file = vectors_file(file)
     stamp_file = _stamp_file(file)
@@ -51,9 +52,9 @@ def open_vectors(file: Path) -> np.ndarray:
 
 
 def _read_ahead(file: Path) -> None:
-    """Have the system begin to read a file: a search reads all of it, and page by page is slower.
+    """Ask the system to begin reading a file: a search reads all of it, and page by page is slower.
 
-    Nothing happens on a system that cannot be told so.
+    Nothing happens on a system without this call.
     """
     if hasattr(os, "posix_fadvise"):
         with file.open("rb") as opened:

@@ -33,10 +33,10 @@ def write_finished_output(output, *, ensemble_score=0.70, gain=0.02, seed=1, tes
             "difference": {"mean": gain, "low": gain - 0.001, "high": gain + 0.001},
         },
     )
+    state = {"parameter": {"text": NASTY}, "input": {}, "code": {}, "earlier stage": {}}
     for stage in STAGES:
-        artifacts.write_meta(
-            output / stage, rows=1000, seconds=90.0, seed=seed, state={"parameter": {"text": NASTY}}
-        )
+        facts = {"rows": 1000, "seconds": 90.0, "seed": seed}
+        artifacts.write_meta(output / stage, **facts, state=state, files={})
     Image.new("RGB", (30, 20), "red").save(output / "fox.png")
     image = str(output / "fox.png")
     missing = str(output / "gone.png")

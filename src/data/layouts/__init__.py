@@ -2,7 +2,7 @@
 
 A reader takes (path, text_column) and returns a table `id, image, prompt, source, reason`. `image`
 is a locator as `src/data/locators.py` defines it; `reason` is set where the layout itself says that
-a row is no good.
+a row cannot be used.
 """
 
 from src.data.layouts.journeydb import without_flags

@@ -64,7 +64,7 @@ def _rows_of_folder(folder: Path, prefix: str, text_column: str | None) -> list[
     for stem, files in _samples(folder).items():
         images = [file for file in files if is_image(file)]
         if not images and not any(file.suffix.lower() in TEXT_SUFFIXES for file in files):
-            continue  # img2dataset's own 00000_stats.json is no sample
+            continue  # img2dataset's own 00000_stats.json is not a sample
 
         contents = {file.suffix.lower(): file.read_bytes for file in files if not is_image(file)}
         captions = captions_in(contents, text_column)

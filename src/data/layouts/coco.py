@@ -68,7 +68,7 @@ def read_coco(path: Path, text_column: str | None) -> pl.DataFrame:
 def _content(file: Path) -> dict:
     """The content of a COCO file.
 
-    Raises ValueError naming one that is no JSON or lacks what makes a row.
+    Raises ValueError naming one that is not JSON or lacks what makes a row.
     """
     with artifacts.readable(file):
         content = parse_object(decode(file.read_bytes()))

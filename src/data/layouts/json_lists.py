@@ -49,7 +49,7 @@ def read_json_list(path: Path, text_column: str | None) -> pl.DataFrame:
 
 
 def _table(file: Path) -> Table:
-    """The entries of a list as rows. Raises ValueError naming a file that is no list of objects."""
+    """The entries of a list as rows. Raises ValueError naming a file that is no such list."""
     with artifacts.readable(file):
         entries = parse_json(decode(file.read_bytes()))
         if not isinstance(entries, list) or not any(isinstance(e, dict) for e in entries):

@@ -1,4 +1,4 @@
-"""Where a named image lies, however its name is spelt."""
+"""Where a named image lies, however its name is spelled."""
 
 import os
 import re
@@ -46,7 +46,7 @@ class Finder:
         self._entries = lru_cache(maxsize=None)(_entries)
 
     def find(self, name: str) -> tuple[str, str | None]:
-        """The locator that `name` means, and the reason why it is none.
+        """The locator that `name` means, and a reason where there is no such image.
 
         Where no file fits, the path where it was looked for.
         """
@@ -63,7 +63,7 @@ class Finder:
             plain = self.folder / name
             if os.path.isfile(plain):
                 return display_path(plain), None
-            return self._spelt_otherwise(parts) or (display_path(plain), None)
+            return self._spelled_otherwise(parts) or (display_path(plain), None)
 
         # an absolute path: of this machine, or of another
         if os.path.isfile(resolve(name)):
@@ -82,7 +82,7 @@ class Finder:
 
         # no tail is a file as it stands
         for cut in cuts:
-            if cut < len(parts) and (place := self._spelt_otherwise(parts[cut:])):
+            if cut < len(parts) and (place := self._spelled_otherwise(parts[cut:])):
                 self._cut = cut
                 return place
         return display_path(self.folder.joinpath(*parts[1:])), None
@@ -95,7 +95,7 @@ class Finder:
                 return image, reason
         return places[0]
 
-    def _spelt_otherwise(self, parts: Sequence[str]) -> tuple[str, str | None] | None:
+    def _spelled_otherwise(self, parts: Sequence[str]) -> tuple[str, str | None] | None:
         """As `find`; None where no file fits."""
         folder = self.folder
         for part in parts[:-1]:
@@ -104,7 +104,7 @@ class Finder:
                 continue
             folders = self._entries(folder).get(_normal(part), [])
 
-            # of images/ and Images/ the one that is spelt like this
+            # of images/ and Images/ the one that is spelled like this
             exact = [entry for entry in folders if entry.name == part]
             folders = [entry for entry in exact or folders if entry.is_dir()]
             if len(folders) != 1:

@@ -102,7 +102,7 @@ def report_skipped(path: Path, names: list[str], why: str) -> None:
 
 def folder_in(path: Path, name: str) -> Path | None:
     """The folder called `name` in `path`, in any letter case; None where there is none."""
-    # as it is spelt comes first: on some disks images/ and Images/ are two folders
+    # as it is spelled comes first: on some disks images/ and Images/ are two folders
     if (path / name).is_dir():
         return path / name
     if not path.is_dir():

@@ -123,7 +123,7 @@ def _image_column(table: Table, finder: Finder) -> str:
 
 
 def _reasons(table: Table) -> list[str | None]:
-    """Why rows are no good: they are broken, or img2dataset could not download them."""
+    """Why rows cannot be used: they are broken, or img2dataset could not download them."""
     if "status" not in table.columns:
         return table.reasons
 

@@ -29,7 +29,7 @@ BEGINNING = 100  # lines of a JSON-lines file in which its columns are looked fo
 
 
 class Table:
-    """A table's `columns`, and for each row the reason why it is no good, or None (`reasons`)."""
+    """A table's `columns`, and for each row None or why it cannot be used (`reasons`)."""
 
     def __init__(self, file: Path, rows: list[dict] | None, reasons: list[str | None]):
         self.file = file
@@ -101,7 +101,7 @@ def open_rows(file: Path) -> TextIO:
 
 
 def table_rows(file: Path, stream: TextIO) -> Iterator[tuple[dict, str | None]]:
-    """Each row of a text table by column, and the reason why it is no good."""
+    """Each row of a text table by column, and the reason why it cannot be used."""
     if suffix_of(file) in DELIMITERS:
         yield from _separated_rows(file, stream)
         return

@@ -50,7 +50,7 @@ class Caption(NamedTuple):
 
 
 def _mark_undecodable(error: UnicodeError) -> tuple[str, int]:
-    """Put a half surrogate pair for each byte that is no text: no decoded text can hold one."""
+    """Put a half surrogate pair for each byte that is not text: no decoded text can hold one."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     lost = error.object[error.start : error.end]
@@ -70,7 +70,8 @@ def _encoding(beginning: bytes) -> str:
 def open_text(file: Path, newline: str | None = "") -> TextIO:
     """A text file, compressed where it ends in .gz: UTF-16 or 32 by its mark, else UTF-8.
 
-    Bytes that are no text come as half surrogate pairs; `whole` makes text of them or says why not.
+    Bytes that are not text come as half surrogate pairs; `whole` makes text of them or says why
+    not.
     """
     opener = gzip.open if file.suffix.lower() == GZIP else open
     with opener(file, "rb") as stream:
@@ -84,7 +85,7 @@ def open_text(file: Path, newline: str | None = "") -> TextIO:
 
 
 def decode(content: bytes) -> str:
-    """The text that bytes spell. Raises ValueError for bytes that are no text."""
+    """The text that bytes spell. Raises ValueError for bytes that are not text."""
     encoding = _encoding(content)
     return whole(content.decode(encoding, errors="mark_undecodable"))
 
@@ -127,7 +128,7 @@ def parse_json(text: str) -> object:
     """The value of a JSON text, with U+FFFD for half a surrogate pair that it spells out.
 
     Undecodable bytes stay in its strings as `open_text` left them, so that they cost one value and
-    not the line. Raises ValueError for what is no JSON or nested too deep, or holds both.
+    not the line. Raises ValueError for what is not JSON or nested too deep, or holds both.
     """
     try:
         spells_out = "\\ud" in text.lower()

@@ -186,7 +186,7 @@ def _apart(sample: Sample) -> list[Sample]:
 
     Each other member goes to the image with the same full stem. The sample stays whole where a text
     fits no image, as the only text of two images, and where the plain one alone has a text: what
-    lies beside it, such as `fox.mask.png`, is no sample.
+    lies beside it, for example `fox.mask.png`, is not a sample.
     """
     stems = {_middle(ending) for ending in sample.members if is_image(ending)}
     captioned = {_middle(e) for e in sample.members if e.endswith(CAPTION_SUFFIXES)}
