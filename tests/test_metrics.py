@@ -1,4 +1,4 @@
-"""Unit rows, cosines and the mean predictor, by hand."""
+"""Unit rows, cosines and the mean prompt, by hand."""
 
 import numpy as np
 import pytest

@@ -124,6 +124,7 @@ def print_failure(plan: Plan, stage: str, error: Exception) -> None:
     executed = plan.output / paths.EXECUTED / f"{stage}.ipynb"
     print(f"\nexecuted copy: {display_path(executed)} (and .html)", file=sys.stderr)
     print(f"go on with:    {plan.resume_command(stage)}", file=sys.stderr)
+    print("look it up:    docs/troubleshooting.md", file=sys.stderr)
 
     # for `./run_all.sh status` and for whoever reads the log
     LOG.info("%s failed: %s", stage, where)
