@@ -53,7 +53,7 @@ class Bench:
         self.kept = np.flatnonzero(self.pairs["filter2"])
 
     def trainer(self, rows: np.ndarray) -> Trainer:
-        """A training at its start: probe, optimiser, schedule."""
+        """A training at its start: probe, optimizer, schedule."""
         inner, held_out = fit.inner_split(self.data.group, rows, 0)
         fitted, _ = fit.init_model(self.encoder, self.data, inner, held_out, self.recipe, 0)
         return Trainer(fitted, self.encoder, self.data, inner, recipe=self.recipe, seed=0)

@@ -33,7 +33,7 @@ CURVES = (
         Stage.ENSEMBLE,
         "alpha_curve",
         "The blend: score against the weight of Model A; "
-        "grey is as good within one standard error.",
+        "gray is as good within one standard error.",
     ),
     (
         Stage.ENSEMBLE,
