@@ -59,7 +59,7 @@ def check_writable(path: Path) -> Path:
 
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir():
-        raise ValueError(f"{display_path(path)} cannot be written: {parent.name} is no folder")
+        raise ValueError(f"{display_path(path)} cannot be written: {parent.name} is not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(f"{display_path(path)} cannot be written: no permission")
     return path
@@ -167,7 +167,7 @@ def indices_of_ids(have: Sequence[str], wanted: Sequence[str], what: str) -> np.
     missing = [identifier for identifier in wanted if identifier not in where]
     if missing:
         raise ValueError(
-            f"{what}: {len(missing)} of {len(wanted)} ids are not there, e.g. {missing[:3]}"
+            f"{what}: {len(missing)} of {len(wanted)} ids are missing, e.g. {missing[:3]}"
         )
 
     indices = (where[identifier] for identifier in wanted)

@@ -47,7 +47,7 @@ def test_bad_embeddings_are_refused_with_their_numbers(tmp_path, ids, x, message
 
 def test_missing_ids_and_files_are_named(tmp_path):
     artifacts.save_embeddings(tmp_path / "animals", ANIMALS, rows())
-    with pytest.raises(ValueError, match="1 of 2 ids are not there, e.g. \\['dog'\\]"):
+    with pytest.raises(ValueError, match="1 of 2 ids are missing, e.g. \\['dog'\\]"):
         artifacts.load_embeddings(tmp_path / "animals", ["cat", "dog"])
     with pytest.raises(FileNotFoundError, match="--only 01"):
         artifacts.load_table(tmp_path / "01_dedup" / "pairs.parquet")

@@ -125,7 +125,7 @@ def test_nothing_outside_the_folder_is_served(tmp_path, address):
     ("query", "message"),
     [
         ({"q": "x" * 60_000}, "the query has 60,000 characters"),
-        ({"near": "99"}, "near: there is no image 99; they are 0 to 5"),
+        ({"near": "99"}, "near: there is no image 99; images are numbered 0 to 5"),
         ({"near": "abc"}, "near: &#39;abc&#39; is not a number"),
         ({"min_confidence": "nan"}, "min_confidence: nan is not within -1..1"),
         ({"sort": "size"}, "sort: &#39;size&#39; is not one of"),

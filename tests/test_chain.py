@@ -151,7 +151,7 @@ def test_what_is_no_result_is_refused_in_one_line(bad_files, capsys, command):
     ("target", "message"),
     [
         ("a folder", "is a folder: a file is to be written there"),
-        ("file.txt/page.html", "cannot be written: file.txt is no folder"),
+        ("file.txt/page.html", "cannot be written: file.txt is not a folder"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(

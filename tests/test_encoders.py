@@ -101,7 +101,7 @@ def test_a_folder_of_transformers_runs_at_another_size(tmp_path, family):
         image = theirs.get_image_features(pixel_values=x, interpolate_pos_encoding=True)
         torch.testing.assert_close(clip.model.encode_image(x), image.pooler_output)
 
-    with pytest.raises(RuntimeError, match="60 pixels are no multiple of the 8 of a patch"):
+    with pytest.raises(RuntimeError, match="60 pixels are not a multiple of the patch size 8"):
         encoder.load(f"{name}@60", device="cpu")
 
 

@@ -40,7 +40,7 @@ def test_a_list_of_objects(folder, encoding):
     for path in (folder, file):
         pairs, rejected = sources.read_pairs(path)
         assert pairs["prompt"].to_list() == ["a fox", "a café", "an owl"]
-        reasons = ["its entry is no JSON object", "no such image"]
+        reasons = ["its entry is not a JSON object", "no such image"]
         assert rejected["reason"].to_list() == reasons
 
 
@@ -73,7 +73,7 @@ def test_conversations_are_refused_with_a_command_that_converts_them(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1, 2]", "list.json cannot be read: it is no list of JSON objects"),
+        ("[1, 2]", "list.json cannot be read: it is not a list of JSON objects"),
         ('[{"image": "a.jpg"', "list.json cannot be read: "),
         ('[{"image": "a.jpg", "tags": 1}]', r"list.json: no text column among \['image', 'tags'\]"),
         ('[{"prompt": "a fox"}]', "list.json: no image column"),

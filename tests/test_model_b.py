@@ -204,7 +204,7 @@ def test_shards_that_lie_elsewhere_are_no_files_of_the_output(tmp_path):
         (lambda: Route.from_dict({"name": "x", "key": "text"}), r"route x: unknown \['key'\]"),
         (
             lambda: Route.from_parameters({"name": "x", "clip": 3}, ["one", "two"]),
-            "names a clip that is not there",
+            "names a CLIP that does not exist",
         ),
     ],
 )

@@ -53,7 +53,7 @@ def test_texts_are_encoded_as_targets_are(tmp_path, suffix):
 
 
 WRONG = {
-    "ids are missing": (lambda x: x[:38], "2 of 40 ids are not there, e.g. .'fox38', 'fox39'"),
+    "ids are missing": (lambda x: x[:38], "2 of 40 ids are missing, e.g. .'fox38', 'fox39'"),
     "width": (lambda x: x[:, :383], r"shape \(40, 383\), must be \(n, 384\)"),
     "NaN": (lambda x: np.where(np.arange(40)[:, None] == 7, np.nan, x), "1 rows hold NaN .*'fox7'"),
     "zeros": (lambda x: x * (np.arange(40)[:, None] != 7), "1 of 40 rows are zero"),
@@ -184,7 +184,7 @@ def test_the_check_before_a_run_reads_them(tmp_path):
 def test_an_empty_table_lacks_the_ids(tmp_path):
     schema = {"id": pl.String, "embedding": pl.List(pl.Float32)}
     pl.DataFrame(schema=schema).write_parquet(tmp_path / "captions.parquet")
-    with pytest.raises(ValueError, match="1 of 1 ids are not there"):
+    with pytest.raises(ValueError, match="1 of 1 ids are missing"):
         outside.load(tmp_path / "captions.parquet", ["a"])
 
 

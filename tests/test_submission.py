@@ -129,7 +129,7 @@ def first_is(value):
     ("spoil", "message"),
     [
         (lambda f: f[384:], r"submission.csv: 1 ids missing, e.g. \['20057f34d'\]"),
-        (lambda f: pl.concat([f, f[:384]]), r"1 ids doubled, e.g. \['20057f34d'\]"),
+        (lambda f: pl.concat([f, f[:384]]), r"1 ids occur more than once, e.g. \['20057f34d'\]"),
         (
             lambda f: f.with_columns(pl.col("imgId_eId").str.replace("f27_owl", "owl")),
             r"1 ids missing.*1 ids extra.*owl",
@@ -187,7 +187,7 @@ def test_check_compares_with_the_sample(written, tmp_path):
             "imgId_eId,val",
             r"1 vectors are not 384 long, e.g. \['92e911621: 383'\]",
         ),
-        (cells(IDS) + cells(IDS[:1]), "imgId_eId,val", "1 ids doubled"),
+        (cells(IDS) + cells(IDS[:1]), "imgId_eId,val", "1 ids occur more than once"),
         (
             cells(IDS)[1::-1] + cells(IDS)[2:],
             "imgId_eId,val",
@@ -229,7 +229,7 @@ def test_three_of_many_are_shown(tmp_path):
     )
     with pytest.raises(
         ValueError,
-        match=r"sample.csv: 4 ids doubled, e.g. \['000', '001', '002'\]; "
+        match=r"sample.csv: 4 ids occur more than once, e.g. \['000', '001', '002'\]; "
         r"5 vectors are not 384 long, e.g. \['004: 10', '005: 10', '006: 10'\]$",
     ):
         sample_submission.sample_ids(sample)

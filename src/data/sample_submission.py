@@ -108,7 +108,9 @@ def length_problems(lengths: pl.DataFrame) -> list[str]:
     if len(unnamed):
         problems.append(f"{unnamed['len'].sum()} rows are not named <imgId>_<eId>")
     if len(doubled):
-        problems.append(f"{len(doubled)} ids doubled, e.g. {doubled['id'][:3].to_list()}")
+        problems.append(
+            f"{len(doubled)} ids occur more than once, e.g. {doubled['id'][:3].to_list()}"
+        )
     if len(wrong):
         examples = [f"{identifier}: {n}" for identifier, n in wrong.head(3).iter_rows()]
         problems.append(f"{len(wrong)} vectors are not {WIDTH} long, e.g. {examples}")

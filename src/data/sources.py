@@ -334,7 +334,7 @@ def read_attributes(table: str | Path, columns: Sequence[str], images: pl.Series
         first = attributes["image"].to_list()[:1]
         raise ValueError(
             f"attributes: {display_path(file)} describes none of the {len(images)} training "
-            f"images; its first is {first}, theirs {images.to_list()[:1]}"
+            f"images; its first file is {first}, the first image {images.to_list()[:1]}"
         )
     return described
 

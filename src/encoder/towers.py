@@ -25,7 +25,7 @@ class HuggingFaceVision(nn.Module):
     """The vision tower of a CLIPModel or SiglipModel, from pixels to embeddings (n, D).
 
     Images of another `size` in pixels than the model's own have its position embeddings
-    interpolated. ValueError where the size is no multiple of a patch's.
+    interpolated. ValueError where the size is not a multiple of the patch size.
     """
 
     def __init__(self, model: ForeignModule, size: int):
@@ -33,7 +33,7 @@ class HuggingFaceVision(nn.Module):
         self.vision_model: ForeignModule = model.vision_model
         patch = model.config.vision_config.patch_size
         if size % patch:
-            raise ValueError(f"{size} pixels are no multiple of the {patch} of a patch")
+            raise ValueError(f"{size} pixels are not a multiple of the patch size {patch}")
         self.visual_projection = getattr(model, "visual_projection", nn.Identity())
         self.is_clip = hasattr(model, "visual_projection")
         self.image_size = size

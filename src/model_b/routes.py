@@ -91,7 +91,7 @@ class Route:
         number = settings.get("clip", 1)
         if type(number) is not int or not 1 <= number <= len(clips):
             raise ValueError(
-                f"{dict(settings)} names a clip that is not there: "
+                f"{dict(settings)} names a CLIP that does not exist: "
                 "clip is 1, those of extra_clips follow"
             )
         return cls.from_dict({**settings, "clip": clips[number - 1]})

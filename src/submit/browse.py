@@ -70,7 +70,7 @@ def read_view(values: Mapping[str, str], count: int) -> View:
     query = values.get("q", "").strip()
     near = _number(values, "near", int)
     if near is not None and not 0 <= near < count:
-        raise UserError(f"near: there is no image {near}; they are 0 to {count - 1}")
+        raise UserError(f"near: there is no image {near}; images are numbered 0 to {count - 1}")
     if query:
         near = None  # a text that was typed replaces the image that was clicked
 
@@ -299,7 +299,7 @@ def _browse(options: argparse.Namespace) -> None:
     bound_socket(options.port).close()  # refused before the vectors are opened
     index = Index(options.file, images=options.images, engine=options.engine)
     if index.images is None:
-        print("the folder of the images is not there: name it with --images to see them")
+        print("the folder of the images does not exist: name it with --images to see them")
     print(f"{display_path(Path(options.file).absolute())}: {len(index):,} images", flush=True)
     index.search("a first query", 1)  # loads the sentence encoder and the search
     serve(index, options.port, partial(print, flush=True))

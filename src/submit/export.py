@@ -104,7 +104,7 @@ def check_target(out: Path, to: str) -> None:
         artifacts.check_writable(out)
         return
     if out.exists():
-        raise UserError(f"{display_path(out)} is there already: --to lance writes a new folder")
+        raise UserError(f"{display_path(out)} already exists: --to lance writes a new folder")
     if importlib.util.find_spec("lancedb") is None:
         raise UserError(
             "--to lance needs the package lancedb, which requirements.txt leaves out; the table of "

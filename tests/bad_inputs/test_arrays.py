@@ -184,7 +184,10 @@ SUBMISSIONS: dict[str, tuple[Spoil, str]] = {
         csv_file(lambda rows: rows[:6] + rows[5:]),
         "1 vectors are not 384 long, e.g. ..ant: 385'",
     ),
-    "csv_id_twice": (csv_file(lambda rows: rows + rows[1:385]), "1 ids doubled, e.g. ..ant'"),
+    "csv_id_twice": (
+        csv_file(lambda rows: rows + rows[1:385]),
+        "1 ids occur more than once, e.g. ..ant'",
+    ),
     "csv_id_too_many": (
         csv_file(lambda rows: rows + [r.replace("ant_", "dog_") for r in rows[1:385]]),
         "1 ids extra, e.g. ..dog'",

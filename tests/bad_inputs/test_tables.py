@@ -72,7 +72,7 @@ TABLES: dict[str, dict[str, tuple[bytes, list | str]]] = {
         "csv_by_tabs": (b"file_name\tprompt\nfox.png\ta fox\n", "no image column"),
         "csv_with_a_column_twice": (
             b"file_name,prompt,prompt\nfox.png,a,b\n",
-            "columns are there twice: ..prompt'",
+            "columns occur twice: ..prompt'",
         ),
         "csv_with_unnamed_columns": (b",,file_name,prompt\n1,2,fox.png,a red fox\n", ONE),
         "csv_short_row": (HEADER + b"fox.png\n" + FOX, [EMPTY, *ONE]),
@@ -260,7 +260,7 @@ TEXT_SOURCES: dict[str, tuple[str, bytes, list[str] | str]] = {
     "txt_other_line_ends": ("a.txt", "a\u2028b\x0bc\x85d\n".encode(), ["a\u2028b\x0bc\x85d"]),
     "txt_latin1": ("a.txt", "café\n".encode("latin-1"), ["café"]),
     "csv_comma_without_quotes": ("a.csv", b"prompt,n\na fox, red,1\nan owl,2\n", ["an owl"]),
-    "csv_column_twice": ("a.csv", b"prompt,prompt\na,b\n", "columns are there twice"),
+    "csv_column_twice": ("a.csv", b"prompt,prompt\na,b\n", "columns occur twice"),
     "csv_empty": ("a.csv", b"", "no text column among"),
     "csv_without_the_column": ("a.csv", b"x,y\n1,2\n", "no text column among"),
     "jsonl_half_a_pair": ("a.jsonl", lines({"text": "a \ud83e fox"}), ["a \ufffd fox"]),

@@ -67,7 +67,7 @@ FAULTS = {
         ("routes", [{"name": "x", "keys": "sound"}], "routes: route x: keys 'sound' is not one of"),
         ("routes", [], "routes: no route is given; the paper's is [{name: text}]"),
         ("routes", [{"nam": "x"}], "routes: route None: unknown ['nam']"),
-        ("routes", [{"name": "x", "clip": 2}], "routes: {'name': 'x', 'clip': 2} names a clip"),
+        ("routes", [{"name": "x", "clip": 2}], "routes: {'name': 'x', 'clip': 2} names a CLIP"),
         ("extra_clips", ["local-dir:src"], "clip: src lacks"),
         ("delta", 0.0, "delta, coef, distance: dim = 2, delta = 0.0"),
         ("distance", "manhattan", "delta, coef, distance: distance 'manhattan' is not one of"),
@@ -125,7 +125,7 @@ def test_a_sample_without_an_image_s_rows_and_a_truth_of_other_images_are_said(
     pl.DataFrame({"imgId": ["p0", "else"], "prompt": ["a", "b"]}).write_csv(truth)
     problem = only_problem({"05_submit": submit | {"test_truth": str(truth)}})
     assert problem.startswith("test_truth: ")
-    assert "1 of 2 ids are not there" in problem
+    assert "1 of 2 ids are missing" in problem
 
 
 def test_what_a_notebook_needs_of_earlier_ones_is_said(per_stage):
@@ -182,7 +182,7 @@ def test_attributes_of_other_images_are_refused(per_stage, disk, tmp_path):
         found = preflight.problems(per_stage)
         (folder / "attributes.csv").unlink()
         assert len(found) == wrong and all(
-            "describes none of the 6 training images; its first is" in line for line in found
+            "describes none of the 6 training images; its first file is" in line for line in found
         )
 
 

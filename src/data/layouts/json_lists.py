@@ -18,7 +18,7 @@ from src.paths import display_path
 
 BEGINNING = 64  # bytes in which the bracket stands, behind a mark and blanks
 CONVERSATIONS = "conversations"
-NOT_OBJECT = "its entry is no JSON object"
+NOT_OBJECT = "its entry is not a JSON object"
 CONVERT = (
     'import json; [print(json.dumps({{"image": row["image"], '
     '"text": row["conversations"][1]["value"]}})) for row in json.load(open({file}, "rb"))]'
@@ -53,7 +53,7 @@ def _table(file: Path) -> Table:
     with artifacts.readable(file):
         entries = parse_json(decode(file.read_bytes()))
         if not isinstance(entries, list) or not any(isinstance(e, dict) for e in entries):
-            raise ValueError("it is no list of JSON objects")
+            raise ValueError("it is not a list of JSON objects")
 
     rows = [entry if isinstance(entry, dict) else {} for entry in entries]
     if any(CONVERSATIONS in row for row in rows):

@@ -128,7 +128,7 @@ def _separated_rows(file: Path, stream: TextIO) -> Iterator[tuple[dict, str | No
     named = [name for name in columns if name]
     doubled = sorted({name for name in named if named.count(name) > 1})
     if doubled:
-        raise ValueError(f"{display_path(file)}: columns are there twice: {doubled}")
+        raise ValueError(f"{display_path(file)}: columns occur twice: {doubled}")
 
     # a short row lacks its last cells
     for cells, reason in rows:
