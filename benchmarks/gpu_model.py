@@ -38,24 +38,25 @@ TINY["vision_cfg"]["head_width"] = 32
 TINY["text_cfg"]["heads"] = 2
 
 
-def random_encoder(is_tiny: bool) -> Encoder:
+def random_encoder(name: str, device: str = "auto") -> Encoder:
+    """open_clip's model of this name, or `tiny`, with random weights."""
     torch.manual_seed(0)
-    if is_tiny:
+    if name == "tiny":
         model = open_clip.model.CLIP(embed_dim=24, **TINY)
         tokenizer = open_clip.SimpleTokenizer(context_length=16)
     else:
-        model = open_clip.create_model("ViT-L-14")
-        tokenizer = open_clip.get_tokenizer("ViT-L-14")
-    device = choose_device("auto")
+        model = open_clip.create_model(name)
+        tokenizer = open_clip.get_tokenizer(name)
     size = model.visual.image_size[0]
-    model = model.to(device).eval().requires_grad_(False)
+    chosen = choose_device(device)
+    model = model.to(chosen).eval().requires_grad_(False)
     return Encoder(
         model=model,
         tokenizer=tokenizer,
         geometry=ImagePreprocess(size),
         mean=open_clip.OPENAI_DATASET_MEAN,
         std=open_clip.OPENAI_DATASET_STD,
-        device=device,
+        device=chosen,
         fingerprint="random",
         name="random",
     )
@@ -117,7 +118,7 @@ def an_epoch(trainer: Trainer) -> Callable[[], None]:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    encoder = random_encoder(arguments.tiny)
+    encoder = random_encoder("tiny" if arguments.tiny else "ViT-L-14")
     n_blocks = 2 if arguments.tiny else 12
     batch_size = 8 if arguments.tiny else 64
     for title, blocks in ((f"the last {n_blocks} blocks", n_blocks), ("the whole tower", -1)):
@@ -139,7 +140,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def encode(arguments: argparse.Namespace) -> None:
-    encoder = random_encoder(arguments.tiny)
+    encoder = random_encoder("tiny" if arguments.tiny else "ViT-L-14")
     n = encoder.batch * arguments.batches
     rng = np.random.default_rng(0)
     size = encoder.geometry.size

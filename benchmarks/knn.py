@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import in_turns, machine, measure_parser, peak_mib, table
+from timing import CLOCKS, in_turns, machine, measure_parser, peak_mib, table
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,7 +28,6 @@ from src import knn
 from src.model_b import datastore
 
 K = 100
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def rows(n: int, dim: int, seed: int) -> np.ndarray:

@@ -8,8 +8,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def in_turns(
@@ -43,10 +46,15 @@ def table(seconds: dict[str, list[float]], base: str) -> None:
         )
 
 
-def compare(functions: dict[str, Callable], repeats: int, base: str) -> dict[str, list[float]]:
+def compare(
+    functions: dict[str, Callable],
+    repeats: int,
+    base: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """`in_turns` after a turn that loads libraries and takes memory, with its table."""
     in_turns(functions, 1)
-    seconds = in_turns(functions, repeats)
+    seconds = in_turns(functions, repeats, clock)
     table(seconds, base)
     return seconds
 
@@ -71,6 +79,12 @@ def machine() -> str:
         "?",
     )
     return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def reset_peak() -> float:
+    """Let `peak_mib` count anew from the memory held now, which is returned in MiB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_mib()
 
 
 def peak_mib() -> float:

@@ -7,10 +7,10 @@ from src.encoder.embedding import (
     image_embeddings,
     require_text,
     text_embeddings,
-    trimmed,
 )
 from src.encoder.folders import LOCAL, TIMM, is_local, local_folder
 from src.encoder.loading import load, sized
+from src.encoder.padding import encode_tokens, trimmed
 from src.encoder.shared_text import embed_sentences, reads_sentences
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "embed_images",
     "embed_sentences",
     "embed_texts",
+    "encode_tokens",
     "image_embeddings",
     "is_local",
     "load",

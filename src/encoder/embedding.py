@@ -12,6 +12,7 @@ from src.artifacts import cached_embeddings, fingerprint
 from src.batches import prepared, read_together, to_device
 from src.data.images import Pixels, Rows
 from src.encoder.clip import Encoder, Tokenizer, autocast
+from src.encoder.padding import encode_tokens, trimmed
 
 
 @torch.inference_mode()
@@ -59,7 +60,7 @@ def embed_texts(encoder: Encoder, prompts: Sequence[str]) -> np.ndarray:
 
     def embed(tokens: torch.Tensor) -> torch.Tensor:
         with autocast(encoder.device):
-            embedding = encoder.model.encode_text(to_device(tokens, encoder.device))
+            embedding = encode_tokens(encoder, to_device(tokens, encoder.device))
         return F.normalize(embedding.float(), dim=-1)
 
     starts = tqdm(range(0, len(unique), batch_size), desc="text embeddings", unit="batch")
@@ -69,21 +70,6 @@ def embed_texts(encoder: Encoder, prompts: Sequence[str]) -> np.ndarray:
     # back into the order of the prompts that were given
     where = {prompt: i for i, prompt in enumerate(unique)}
     return embeddings[[where[prompt] for prompt in prompts]]
-
-
-def trimmed(encoder: Encoder, tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens without the columns that are padding in every row.
-
-    Only for Hugging Face text towers, which mask padding.
-    """
-    config = getattr(getattr(encoder.model, "text", None), "config", None)
-    padding = getattr(config, "pad_token_id", None)
-    if padding is None:
-        return tokens
-
-    # the widest prompt of the batch decides; at least one column stays
-    longest = int((tokens != padding).sum(dim=1).max())
-    return tokens[:, :longest]
 
 
 def image_embeddings(
