@@ -3,7 +3,8 @@
     python benchmarks/tuning.py --rows 4000 20000
 
 The grids are the notebook's: 7 values of K up to 400, 16 weightings. The store holds float16 values
-of the rows' prompts and 20,000 others. Wall and CPU seconds, lowest and highest of the repeats.
+of the rows' prompts and 20,000 others. Wall and CPU seconds, lowest and highest of the repeats, and
+the most memory beyond what was held before.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import machine
+from timing import machine, peak_mib, reset_peak
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src.metrics import l2_normalize
@@ -44,6 +45,7 @@ def tune(rows: int, device: str, repeats: int) -> None:
     grids = {"k_grid": K_GRID, "weightings": WEIGHTINGS}
     options = {} if device == "cpu" else {"device": device}
 
+    held = reset_peak()
     wall = []
     cpu = []
     for _ in range(repeats):
@@ -56,7 +58,9 @@ def tune(rows: int, device: str, repeats: int) -> None:
         cpu.append(time.process_time() - cpu_start)
     best = tuned.grid["avg_cos"].max()
     times = f"{min(wall):.1f} to {max(wall):.1f} s, CPU {min(cpu):.1f} to {max(cpu):.1f} s"
-    print(f"{rows:7,} rows on {device}: {times}; best {best:.6f} at K = {tuned.k}", flush=True)
+    memory = f"{peak_mib() - held:.0f} MiB above {held:.0f}"
+    result = f"best {best:.6f} at K = {tuned.k}"
+    print(f"{rows:7,} rows on {device}: {times}; {memory}; {result}", flush=True)
 
 
 if __name__ == "__main__":

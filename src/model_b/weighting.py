@@ -169,13 +169,18 @@ def fuse_neighbors(
     device: str = "cpu",
 ) -> np.ndarray:
     """Prediction (q, d) float32 unit rows from the first `k` neighbors, computed on the device."""
+    import torch
+
     _check_lists(similarity, index, k)
     predictions = []
     for block in neighbor_blocks(similarity[:, :k], index[:, :k], lookup, device):
         # weights in float64 on the device, values a part at a time
         weight = weighting.of(block.similarity)
+        # one result for the block: small ones in between would leave holes in the heap
+        fused = torch.empty(len(weight), block.table.shape[1], device=device)
         for part, values in block.parts():
-            predictions.append(_weighted_sum(weight[part], values).cpu().numpy())
+            fused[part] = _weighted_sum(weight[part], values)
+        predictions.append(fused.cpu().numpy())
     return l2_normalize(np.concatenate(predictions) / k)
 
 
@@ -373,16 +378,15 @@ def _grid_cosines(
         weight = torch.stack(by_weighting, dim=1).float()
         expected = _tensor(truth[block.queries]).to(device)
 
-        scores = []
+        # one result for the block: small ones in between would leave holes in the heap
+        cosines = torch.empty(len(weight), len(k_grid), len(weightings), device=device)
         for part, values in block.parts():
             fused = torch.zeros(len(values), len(weightings), values.shape[2], device=device)
-            by_k = []
-            for previous_k, k in bounds:
+            for i, (previous_k, k) in enumerate(bounds):
                 fused += weight[part, :, previous_k:k] @ values[:, previous_k:k]
                 along_truth = (fused @ expected[part, :, None])[..., 0]
-                by_k.append(along_truth / fused.norm(dim=2))
-            scores.append(torch.stack(by_k, dim=1))
-        score[block.queries] = torch.cat(scores).cpu().numpy()
+                cosines[part, i] = along_truth / fused.norm(dim=2)
+        score[block.queries] = cosines.cpu().numpy()
     return score.reshape(len(index), -1)
 
 
