@@ -6,10 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from src import dask_workers, encoder
+from src import dask_workers, encoder, paths
 from src.data import images, prompts
+from src.model_a import training_set
 from src.model_b import datastore, inputs
 from tests.helpers import tiny_clip
+from tests.helpers.recipes import small_recipe
 
 GEOMETRY = images.ImagePreprocess(32)
 
@@ -64,6 +66,49 @@ def test_workers_decode_the_same_cache(tmp_path, scheduler, one_thread):
     assert bytes_workers == bytes_alone
     assert (workers.ids, workers.key) == (alone.ids, alone.key)
     assert bad_workers.equals(bad_alone)
+
+
+def test_workers_decode_for_further_clips(tmp_path, scheduler, one_thread, monkeypatch):
+    """Notebooks 02 and 03: the images of a second CLIP of another size are Dask tasks too."""
+    tiny_clip.write_clip(tmp_path / "clip")
+    name = f"local-dir:{tmp_path / 'clip'}"
+    clips = [encoder.load(clip, device="cpu") for clip in (name, f"{name}@96")]
+    table = image_table(tmp_path)[:20]
+    size = clips[1].geometry.size
+    assert size != clips[0].geometry.size
+
+    sent = []
+    real = dask_workers.results
+
+    def counted(function, tasks, **options):
+        sent.append(function)
+        return real(function, tasks, **options)
+
+    monkeypatch.setattr(dask_workers, "results", counted)
+    decoded = {}
+    for kind, cluster in (("alone", None), ("workers", scheduler)):
+        for notebook in ("02", "03"):
+            out = tmp_path / kind / notebook
+            cache = out / paths.CACHE
+            if notebook == "02":
+                recipe = small_recipe(trainable_blocks=0)
+                for clip in clips:
+                    training_set.prediction_set(
+                        clip, table, out, name="test.x", recipe=recipe, cluster=cluster
+                    )
+            else:
+                inputs.image_embeddings(clips, table, cache, name="test", cluster=cluster)
+            files = sorted(cache.glob("pixels_*.u8")) + sorted(cache.glob("*.npy"))
+            decoded[kind, notebook] = {file.name: file.read_bytes() for file in files}
+
+    # for each notebook both sizes, and none of them in this process
+    assert sent == [images.attempt_all] * 4
+    for notebook in ("02", "03"):
+        alone = decoded["alone", notebook]
+        # two geometries, and the embeddings of both CLIPs in 03
+        assert len([file for file in alone if file.endswith(".u8")]) == 2
+        assert any(len(content) == 18 * 3 * size**2 for content in alone.values())
+        assert decoded["workers", notebook] == alone
 
 
 def test_workers_encode_the_same_datastore(tmp_path, scheduler, one_thread):

@@ -115,13 +115,17 @@ def training_set(
     name: str,
     recipe: Recipe,
     targets: np.ndarray,
+    cluster: str | None = None,
 ) -> TrainingSet:
     """The pairs of `frame` with their `targets` (v, n, 384), as `encoder` and `recipe` need them.
 
     `frame` has id, image, prompt, group, keeper and similarity. Pixels, frozen embeddings and
-    frozen activations are kept in the cache as `name`.
+    frozen activations are kept in the cache as `name`. Workers of a `cluster` decode the images
+    that are not in the cache yet.
     """
-    pixels, embeddings, activations = _images(encoder, frame, out, name=name, recipe=recipe)
+    pixels, embeddings, activations = _images(
+        encoder, frame, out, name=name, recipe=recipe, cluster=cluster
+    )
 
     # a row that a filter removed may take its keeper's place where the two are alike
     keepers = indices_of_ids(pixels.ids, frame["keeper"].to_list(), "keepers")
@@ -148,10 +152,18 @@ def training_set(
 
 
 def prediction_set(
-    encoder: Encoder, frame: pl.DataFrame, out: Path, *, name: str, recipe: Recipe
+    encoder: Encoder,
+    frame: pl.DataFrame,
+    out: Path,
+    *,
+    name: str,
+    recipe: Recipe,
+    cluster: str | None = None,
 ) -> TrainingSet:
     """The images of `frame` (id, image) for prediction alone: their targets are zero."""
-    pixels, embeddings, activations = _images(encoder, frame, out, name=name, recipe=recipe)
+    pixels, embeddings, activations = _images(
+        encoder, frame, out, name=name, recipe=recipe, cluster=cluster
+    )
     return TrainingSet(
         ids=pixels.ids,
         pixels=pixels.array,
@@ -164,7 +176,13 @@ def prediction_set(
 
 
 def _images(
-    encoder: Encoder, frame: pl.DataFrame, out: Path, *, name: str, recipe: Recipe
+    encoder: Encoder,
+    frame: pl.DataFrame,
+    out: Path,
+    *,
+    name: str,
+    recipe: Recipe,
+    cluster: str | None,
 ) -> tuple[images.Pixels, np.ndarray, np.ndarray | None]:
     """Pixels, frozen embeddings (n, D), and frozen activations (n, ...) where these are kept."""
     folder = out / CACHE
@@ -173,6 +191,7 @@ def _images(
         folder,
         geometry=encoder.geometry,
         name=name.split(".", maxsplit=1)[0],
+        cluster=cluster,
     )
     tower = make_tower(encoder, recipe)
     file = folder / f"activations_{name}_{tower.cut}.npy"

@@ -67,18 +67,33 @@ def prepare(
     recipe: Recipe,
     baseline: Recipe,
     averaging: Averaging = SINGLE,
+    cluster: str | None = None,
 ) -> dict[str, Variant]:
     """Every variant with its training set: the CLIP variants first, then Model A's members.
 
     `encoders` has one CLIP a member, `model_a` first; `targets` are (v, n, 384). The CLIP variants
-    share one training set; `averaging` is that of Model A's members.
+    share one training set; `averaging` is that of Model A's members. Images of a size that notebook
+    01 has not decoded are decoded here, by the workers of a `cluster` where there is one.
     """
 
     def sets(encoder: Encoder, recipe: Recipe) -> tuple[TrainingSet, TrainingSet]:
         train = training_set(
-            encoder, pairs, out, name=f"pairs.{encoder.tag}", recipe=recipe, targets=targets
+            encoder,
+            pairs,
+            out,
+            name=f"pairs.{encoder.tag}",
+            recipe=recipe,
+            targets=targets,
+            cluster=cluster,
         )
-        test = prediction_set(encoder, test_images, out, name=f"test.{encoder.tag}", recipe=recipe)
+        test = prediction_set(
+            encoder,
+            test_images,
+            out,
+            name=f"test.{encoder.tag}",
+            recipe=recipe,
+            cluster=cluster,
+        )
         return train, test
 
     filter1 = pairs["filter1"].to_numpy()

@@ -16,16 +16,21 @@ from src.model_b.routes import Library
 
 
 def image_embeddings(
-    clips: Sequence[Encoder], table: pl.DataFrame, cache: Path, *, name: str
+    clips: Sequence[Encoder],
+    table: pl.DataFrame,
+    cache: Path,
+    *,
+    name: str,
+    cluster: str | None = None,
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """Ids of the readable images of `table` (id, image), and their (n, D) float32 embeddings by
-    each CLIP's tag.
+    each CLIP's tag. Workers of a `cluster` decode the images that are not in the cache yet.
     """
     # whether an image can be read depends on the image alone, so every CLIP has the same ids
     embeddings = {}
     for clip in clips:
         pixels, _ = images.cache(
-            table.select("id", "image"), cache, geometry=clip.geometry, name=name
+            table.select("id", "image"), cache, geometry=clip.geometry, name=name, cluster=cluster
         )
         embeddings[clip.tag] = encoder.image_embeddings(
             clip, pixels, cache, name=f"{name}.{clip.tag}"
