@@ -24,7 +24,7 @@ TOWERS = {
 
 
 def clip_of(text: dict, *, custom: bool) -> encoder.Encoder:
-    """A CLIP of open_clip with random weights, whose text tower is a part of its own if `custom`."""
+    """A CLIP of open_clip with random weights, its text tower a part of its own if `custom`."""
     torch.manual_seed(0)
     model_class = open_clip.model.CustomTextCLIP if custom else open_clip.model.CLIP
     config = toy_training.TEXT | {"layers": 2} | text
