@@ -1,4 +1,4 @@
-"""What STYLE.md asks of every file and a tool can check."""
+"""The style that a tool can check: the linter and the type checker find nothing."""
 
 import os
 import subprocess
