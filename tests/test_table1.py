@@ -6,7 +6,7 @@ import pytest
 
 from src import artifacts, paths, statistics
 from src.ensemble import slices, table1
-from src.ensemble.table1 import Variant
+from src.ensemble.table1 import ScoredVariant
 from src.metrics import avg_cos, cosines, mean_prompt
 from tests.helpers.two_models import FOLD, TRUTH, A, B
 
@@ -46,8 +46,8 @@ def test_slices():
 
 def test_table_1():
     rows = [
-        Variant("Model A", 400, cosines(TRUTH, A), 12.5),
-        Variant("Model B", 900, cosines(TRUTH, B), 3),
+        ScoredVariant("Model A", 400, cosines(TRUTH, A), 12.5),
+        ScoredVariant("Model B", 900, cosines(TRUTH, B), 3),
     ]
     table = table1.table1(rows, groups=np.arange(400) // 2)
     assert table.columns == ["model", "rows_trained", "avg_cos", "low", "high", "seconds", "paper"]
@@ -74,7 +74,7 @@ def test_the_paper_s_table_stands_beside():
         "Ensemble",
         "Ensemble of all members",
     ]
-    table = table1.table1([Variant(name, 4, np.ones(4), None) for name in names])
+    table = table1.table1([ScoredVariant(name, 4, np.ones(4), None) for name in names])
     assert table["paper"].to_list() == [0.5642, 0.5684, 0.5721, 0.5753, 0.5531, 0.5961, None]
     assert table["seconds"].null_count() == 7 and names[-1] == table1.OF_ALL
 
@@ -83,7 +83,9 @@ def test_the_paper_s_table_stands_beside():
     ("call", "message"),
     [
         (
-            lambda: table1.table1([Variant("A", 1, np.ones(3), 1), Variant("B", 1, np.ones(2), 1)]),
+            lambda: table1.table1(
+                [ScoredVariant("A", 1, np.ones(3), 1), ScoredVariant("B", 1, np.ones(2), 1)]
+            ),
             "different numbers",
         ),
         (lambda: slices.by_label(np.ones(3), ["a"]), "1 labels for 3 values"),
@@ -96,8 +98,8 @@ def test_refuses(call, message):
 
 def test_the_steps_of_the_ladder_end_at_the_best_single_row():
     scores = dict(zip(table1.PAPER, [0.1, 0.2, 0.15, 0.3, 0.35, 0.4], strict=True))
-    variants = [Variant(table1.MEAN_PROMPT, 4, np.full(8, 0.9), None)]
-    variants += [Variant(name, 4, np.full(8, score), None) for name, score in scores.items()]
+    variants = [ScoredVariant(table1.MEAN_PROMPT, 4, np.full(8, 0.9), None)]
+    variants += [ScoredVariant(name, 4, np.full(8, score), None) for name, score in scores.items()]
     steps = table1.ladder_steps(variants, n_bootstrap=10)
     assert [name for name, _, _ in steps][-1] == "ensemble over Model B"
     here = [difference.mean for _, difference, _ in steps]
@@ -138,14 +140,14 @@ def test_every_variant_of_a_run_is_scored_on_the_same_rows(tmp_path):
 
 
 def test_table_1_and_the_rows_beyond_it_are_read_with_their_types(tmp_path):
-    row = Variant(table1.MEAN_PROMPT, 4, np.ones(4), None)
+    row = ScoredVariant(table1.MEAN_PROMPT, 4, np.ones(4), None)
     artifacts.save_table(tmp_path / paths.TABLE1, table1.table1([row]))
     artifacts.save_table(tmp_path / paths.LADDER_TABLE, table1.table1([]).drop("paper"))
     read = table1.load_all(tmp_path)
     assert read.schema == pl.Schema({**table1.SCHEMA, "table1": pl.Boolean})
     assert read.rows() == [(table1.MEAN_PROMPT, 4, 1, 1, 1, None, None, True)]
 
-    beyond = table1.table1([Variant("caption", None, np.ones(4), 2)]).drop("paper")
+    beyond = table1.table1([ScoredVariant("caption", None, np.ones(4), 2)]).drop("paper")
     artifacts.save_table(tmp_path / paths.LADDER_TABLE, beyond)
     read = table1.load_all(tmp_path)
     assert read["table1"].to_list() == [True, False]

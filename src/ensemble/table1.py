@@ -28,7 +28,7 @@ SCHEMA = pl.Schema({"model": pl.String, "rows_trained": pl.Int64, **_NUMBERS})
 
 
 @dataclass(frozen=True)
-class Variant:
+class ScoredVariant:
     """One row of the table: a model and its scores on the out-of-fold rows."""
 
     name: str
@@ -38,7 +38,7 @@ class Variant:
 
 
 def table1(
-    variants: Sequence[Variant],
+    variants: Sequence[ScoredVariant],
     *,
     groups: np.ndarray | None = None,
     n_bootstrap: int = 2000,
@@ -90,10 +90,10 @@ class Scoring:
     rows_store: int  # prompts in Model B's store, Model A's rows among them
     seconds: dict[str, float]  # training over all folds by variant; model_b: its notebook
 
-    def variant(self, title: str, name: str, prediction: np.ndarray, *, rows: int) -> Variant:
+    def variant(self, title: str, name: str, prediction: np.ndarray, *, rows: int) -> ScoredVariant:
         """The scored variant of a prediction (n, d); `name` is that of its artifacts."""
         score = cosines(self.truth, prediction)
-        return Variant(title, rows, score, self.seconds.get(name))
+        return ScoredVariant(title, rows, score, self.seconds.get(name))
 
     def out_of_fold(self, name: str) -> np.ndarray:
         """(n, d) float32: the out-of-fold predictions of a variant of notebook 02."""
@@ -123,12 +123,12 @@ def scoring(output: Path, ids: Sequence[str], truth: np.ndarray) -> Scoring:
     )
 
 
-def mean_prompt_variant(on: Scoring, fold: np.ndarray) -> Variant:
+def mean_prompt_variant(on: Scoring, fold: np.ndarray) -> ScoredVariant:
     """The first row of the table: the mean of the targets outside each row's `fold` (n,)."""
     return on.variant(MEAN_PROMPT, "mean", mean_prompt(on.truth, fold), rows=len(on.ids))
 
 
-def paper_variants(on: Scoring, model_b: np.ndarray, ensemble: np.ndarray) -> list[Variant]:
+def paper_variants(on: Scoring, model_b: np.ndarray, ensemble: np.ndarray) -> list[ScoredVariant]:
     """The paper's six rows in order: the steps of notebook 02, Model B, and the ensemble of Models
     A and B.
     """
@@ -140,7 +140,7 @@ def paper_variants(on: Scoring, model_b: np.ndarray, ensemble: np.ndarray) -> li
 
     # the ensemble takes both models, and next to no time itself
     seconds = on.seconds["model_a"] + on.seconds["model_b"]
-    variants.append(Variant("Ensemble", on.rows_store, cosines(on.truth, ensemble), seconds))
+    variants.append(ScoredVariant("Ensemble", on.rows_store, cosines(on.truth, ensemble), seconds))
     return variants
 
 
@@ -148,7 +148,7 @@ def further_variants(
     on: Scoring,
     members: Mapping[str, np.ndarray],
     sides: tuple[Sequence[str], Sequence[str]],
-) -> list[Variant]:
+) -> list[ScoredVariant]:
     """The rows beyond Table 1: what else notebook 02 left, and each further member.
 
     `sides` names the members of Model A and those of Model B, the plain one first.
@@ -170,7 +170,7 @@ def further_variants(
 
 
 def ladder_steps(
-    variants: Sequence[Variant],
+    variants: Sequence[ScoredVariant],
     *,
     groups: np.ndarray | None = None,
     n_bootstrap: int = 2000,

@@ -17,10 +17,12 @@ FIGURE_COLORS = {"alpha_curve": "blue", "slices": "green"}
 def write_finished_output(output, *, ensemble_score=0.70, gain=0.02, seed=1, test=True):
     """Every artifact that the report reads, with a stranger's words wherever they can stand."""
     scores = dict(zip(table1.PAPER, [0.61, 0.62, 0.63, 0.68, 0.65, ensemble_score], strict=True))
-    rows = [table1.Variant(table1.MEAN_PROMPT, 1000, np.full(50, 0.5), None)]
-    rows += [table1.Variant(name, 1000, np.full(50, score), 12.0) for name, score in scores.items()]
+    rows = [table1.ScoredVariant(table1.MEAN_PROMPT, 1000, np.full(50, 0.5), None)]
+    rows += [
+        table1.ScoredVariant(name, 1000, np.full(50, score), 12.0) for name, score in scores.items()
+    ]
     artifacts.save_table(output / paths.TABLE1, table1.table1(rows))
-    beyond = table1.table1([table1.Variant(NASTY, 10, np.full(50, 0.5), None)]).drop("paper")
+    beyond = table1.table1([table1.ScoredVariant(NASTY, 10, np.full(50, 0.5), None)]).drop("paper")
     artifacts.save_table(output / paths.LADDER_TABLE, beyond)
     interval = {"mean": ensemble_score, "low": ensemble_score - 0.01, "high": ensemble_score + 0.01}
     artifacts.save_json(
