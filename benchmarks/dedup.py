@@ -5,9 +5,9 @@
     python benchmarks/dedup.py growth    15, 30, 60 and 120 thousand rows
     python benchmarks/dedup.py large     300,000 rows
 
-Ratios are of times taken in one run, in turns, so that a busy machine weighs on both sides. Peers
-are installed for the benchmark alone: pip install semhash==0.5.0 (faiss-cpu and
-sentence-transformers are in requirements.txt).
+Ratios are of times taken in one run, in turns, so that a busy machine weighs on both sides; --clock
+cpu counts processor time. Peers are installed for the benchmark alone: pip install semhash==0.5.0
+(faiss-cpu and sentence-transformers are in requirements.txt).
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import in_turns, machine, peak_mib, table
+from timing import CLOCKS, in_turns, machine, peak_mib, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src.dedup import folds, similarity
@@ -75,12 +75,12 @@ def header(n: int, x: np.ndarray) -> None:
 # --- the tables ---
 
 
-def compare_with_product(n: int, repeats: int) -> None:
+def compare_with_product(n: int, repeats: int, clock: str) -> None:
     x = clustered(n)
     header(n, x)
     ours(x[:2000])  # libraries loaded, threads started
     functions = {"product": lambda: product(torch.from_numpy(x)), "one scan": lambda: ours(x)}
-    table(in_turns(functions, repeats), "product")
+    table(in_turns(functions, repeats, CLOCKS[clock]), "product")
     _, above, kept = alone(x)
     print(f"\nmemory above the input: {above:.0f} MiB; the scan keeps {int(kept):,} of {n:,} rows")
 
@@ -239,9 +239,10 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, help="other than the table's own size")
     parser.add_argument("--file", help=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="of product")
     options = parser.parse_args()
     if options.measure == "product":
-        compare_with_product(options.rows or 60_000, options.repeats)
+        compare_with_product(options.rows or 60_000, options.repeats, options.clock)
     elif options.measure == "peers":
         compare_with_peers(options.rows or 20_000, options.repeats)
     elif options.measure == "one":
