@@ -170,7 +170,7 @@ def test_several_seeds_become_a_mean_and_a_spread(tmp_path, capsys):
         and "| Mean prompt | 1,000 | .5000 ± .0000 | .5000 to .5000 |  |  |  |" in said
         and "Means over the seeds 1, 2, 3" in said
         and "out-of-fold rows (1,000, 1,000, 1,000)" in said
-        and "+0.0200 [+0.0190, +0.0210], +0.0300" in said
+        and "+.0200 [+.0190, +.0210], +.0300" in said
     )
     assert said.count("over model_a") == 3
 

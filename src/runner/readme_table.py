@@ -8,7 +8,7 @@ import polars as pl
 from src import artifacts, paths
 from src.ensemble import table1
 from src.paths import Stage, display_path
-from src.runner.scores import gains, number, over_runs, span
+from src.runner.scores import gains, number, over_runs, signed, span
 
 BEGIN = "<!-- table1:begin -->"
 END = "<!-- table1:end -->"
@@ -74,7 +74,7 @@ def _one_sentence(outputs: Sequence[Path]) -> str:
     """Seeds, the ensemble's gain, and the command, for below the short table."""
     metas = [artifacts.load_json(output / Stage.ENSEMBLE / paths.META) for output in outputs]
     seeds = ", ".join(str(meta["seed"]) for meta in metas)
-    gained = [f"{gain['mean']:+.4f}" for gain in gains(outputs)]
+    gained = [signed(gain["mean"]) for gain in gains(outputs)]
     over = f"the ensemble gains {', '.join(gained)} over the better single model"
     if len(outputs) == 1:
         return f"Seed {seeds}; {over}. Written by `{COMMAND}`."
@@ -96,7 +96,10 @@ def _conditions(outputs: Sequence[Path]) -> str:
         )
         of_interval = "an interval is the mean over the seeds of a bootstrap over groups"
 
-    each = [f"{g['mean']:+.4f} [{g['low']:+.4f}, {g['high']:+.4f}]" for g in gains(outputs)]
+    each = [
+        f"{signed(gain['mean'])} [{signed(gain['low'])}, {signed(gain['high'])}]"
+        for gain in gains(outputs)
+    ]
     return (
         f"{scored}, {of_interval}. The ensemble gains {', '.join(each)} over the better "
         f"single model, paired. Written by `{COMMAND}`."

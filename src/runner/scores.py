@@ -81,6 +81,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return "" if value is None else f"{value:.{digits}f}".replace("0.", ".", 1)
 
 
+def signed(value: float) -> str:
+    """`+.0054` or `-.0003`."""
+    return f"{value:+.4f}".replace("0.", ".", 1)
+
+
 def span(low: float | None, high: float | None) -> str:
     """`.6790 to .6814`; empty where an end is None."""
     return "" if low is None or high is None else f"{number(low)} to {number(high)}"
