@@ -65,6 +65,7 @@ CHUNK = 2048  # images between two saves: what a kill can cost
 FLUSH = 256  # images between two requests to the disk, so that the last save waits for few
 TASK = 8  # images that a thread decodes before it reports
 WORKER_TASK = 64  # images that a Dask worker decodes before it sends them
+UNREADABLE = "unreadable image"  # followed by the kind of error and its message
 REASON_LENGTH = 200  # characters of a decoder's message that are kept
 VERSION = 4  # of the pixels and digests: raise it when decoding changes what comes out
 INDEX = {
@@ -658,5 +659,5 @@ def attempt(image: str, geometry: ImagePreprocess, known: Container[str]) -> Att
 
 def unreadable(error: Exception) -> str:
     """Why an image is set aside, in one line of at most REASON_LENGTH characters."""
-    reason = f"unreadable image: {type(error).__name__}: {error}"
+    reason = f"{UNREADABLE}: {type(error).__name__}: {error}"
     return reason.split("\n", maxsplit=1)[0][:REASON_LENGTH]

@@ -14,6 +14,7 @@ import polars as pl
 
 from src.artifacts import load_array
 from src.data import layouts, locators, sample_submission
+from src.data.images import UNREADABLE
 from src.data.layouts.lookup import Finder
 from src.data.layouts.names import entries_of, folder_in, is_image, is_sidecar, report_skipped
 from src.data.text_only import blank, read_text, text_batches
@@ -41,6 +42,7 @@ SCHEMA_REJECTED = {**SCHEMA, "reason": pl.String}
 UNLISTED = "image without a row"
 # reasons that the set itself gives: no sign that it is bad
 EXPECTED = (layouts.BLURRED, layouts.NOT_DELIVERED, layouts.SIDECAR, UNLISTED)
+EMPTY_PROMPT = "empty prompt"
 NO_FILE = "no such image"
 REPEATED = "id occurs twice"
 
@@ -134,7 +136,7 @@ def bad_share(n_pairs: int, rejected: pl.DataFrame) -> float:
 
 def reason_counts(rejected: pl.DataFrame) -> pl.DataFrame:
     """How many `rows` were set aside for each `reason`, without what differs by image."""
-    reason = pl.col("reason").str.replace(r"(unreadable image: \w+).*", "$1")
+    reason = pl.col("reason").str.replace(rf"({UNREADABLE}: \w+).*", "$1")
     counts = rejected.group_by(reason).len("rows")
     return counts.sort("rows", "reason", descending=[True, False])
 
@@ -171,7 +173,7 @@ def _set_aside(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         pl.when(pl.col("reason").is_not_null())
         .then("reason")
         .when(blank(prompt))
-        .then(pl.lit("empty prompt"))
+        .then(pl.lit(EMPTY_PROMPT))
         .when(~pl.Series(exists, dtype=pl.Boolean))
         .then(pl.lit(NO_FILE))
     )

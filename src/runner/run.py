@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 
+from src.errors import LOOK_UP, UserError
 from src.runner import summary
 from src.runner.execute import LOG, logged, run_stage
 from src.runner.lock import only_run
@@ -71,10 +72,13 @@ def main(argv: list[str], pipeline: Pipeline, *, commands: str = "") -> int:
     # a cluster's eviction ends like Ctrl-C, so that the kernel is stopped too
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    plan = make_plan(
-        pipeline, options.params, options.changes, first=options.first, only=options.only
-    )
-    return run(plan, force=options.force)
+    try:
+        plan = make_plan(
+            pipeline, options.params, options.changes, first=options.first, only=options.only
+        )
+        return run(plan, force=options.force)
+    except UserError as refusal:
+        raise UserError(f"{refusal}\n{LOOK_UP}") from None
 
 
 def run(plan: Plan, *, force: bool = False) -> int:

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from src import paths
+from src.errors import LOOK_UP
 from src.paths import Stage, display_path
 from src.runner.execute import LOG
 from src.runner.lock import DISK_FULL
@@ -124,7 +125,7 @@ def print_failure(plan: Plan, stage: str, error: Exception) -> None:
     executed = plan.output / paths.EXECUTED / f"{stage}.ipynb"
     print(f"\nexecuted copy: {display_path(executed)} (and .html)", file=sys.stderr)
     print(f"go on with:    {plan.resume_command(stage)}", file=sys.stderr)
-    print("look it up:    docs/troubleshooting.md", file=sys.stderr)
+    print(LOOK_UP, file=sys.stderr)
 
     # for `./run_all.sh status` and for whoever reads the log
     LOG.info("%s failed: %s", stage, where)

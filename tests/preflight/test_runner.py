@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from src.errors import LOOK_UP
+from src.paths import ROOT
 from src.runner import cli
 
 
@@ -37,6 +39,15 @@ def test_the_runner_lists_everything_and_runs_nothing(disk, tmp_path, capfd):
         and "engine 'magic'" in error
         and not (tmp_path / "out" / "executed").exists()
     )
+    assert error.endswith(f"\n{LOOK_UP}\n")
+
+
+def test_refused_parameters_name_the_page_of_errors_too(tmp_path, capfd):
+    assert refused(tmp_path, "sed=1") == 2
+    error = capfd.readouterr().err
+    assert "common.sed is declared by no notebook" in error
+    assert error.endswith(f"\n{LOOK_UP}\n")
+    assert (ROOT / LOOK_UP.split()[-1]).is_file()
 
 
 def test_what_is_wrong_beside_a_demo_yet_to_be_written_is_listed_before_it_is_written(

@@ -14,6 +14,7 @@ from src.data.layouts.tables import column_names
 from src.data.layouts.text import captions_of, decode, parse_object
 from src.paths import display_path
 
+NOT_JSON = "part is not JSON"  # followed by what is wrong
 TABLE_FILES = ("metadata.parquet", "metadata-large.parquet")
 TABLE_COLUMNS = ("image_name", "part_id", "prompt", "image_nsfw")
 NSFW_BLURRED = 2.0  # the value of image_nsfw for an image that was blurred
@@ -84,7 +85,7 @@ def _rows_of_parts(parts: list[Path]) -> list[Row]:
         try:
             entries = parse_object(decode(part.read_bytes()))
         except ValueError as error:
-            rows.append(Row(part.stem, display_path(part), None, f"part is not JSON: {error}"))
+            rows.append(Row(part.stem, display_path(part), None, f"{NOT_JSON}: {error}"))
             continue
 
         # part-000001.json lies in part-000001/ or beside it; its images in images/ or beside it

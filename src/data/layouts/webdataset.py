@@ -16,6 +16,8 @@ from src.data.layouts.names import files_of, is_image, is_sidecar, labels_of, re
 from src.data.layouts.rows import NO_IMAGE, SEVERAL_IMAGES, SIDECAR, Row, from_rows, rows_of
 from src.paths import display_path
 
+CUT_SHARD = "shard cannot be read on"  # followed by what is wrong
+
 
 class Member(NamedTuple):
     """A file of a tar: its name and where its bytes are."""
@@ -89,7 +91,7 @@ def _rows_of_shard(shard: Path, label: str, text_column: str | None) -> list[Row
         except Exception as error:
             # tarfile raises what it likes on a damaged header: MemoryError, OverflowError, ...
             message = str(error) or type(error).__name__
-            reason = f"shard cannot be read on: {message}"
+            reason = f"{CUT_SHARD}: {message}"
             rest.append(Row(f"{label}/rest", display_path(shard), None, reason))
 
         # the texts are read in one pass, once it is known which members belong together
