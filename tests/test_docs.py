@@ -14,6 +14,7 @@ PAGE = """# Foxes
 
     ./run_all.sh                     # the whole run
     ./run_all.sh predict --images photos --out photos.parquet
+    python -c "print('foxes')"
 
     notebooks/     a tree is no command
 
@@ -63,6 +64,7 @@ def test_a_right_page_has_no_problem(repository):
     assert [command.words[:2] for command in check_docs.all_commands(root)] == [
         ("./run_all.sh",),
         ("./run_all.sh", "predict"),
+        ("python", "-c"),
         ("./run_all.sh", "search"),
     ]
 
@@ -79,6 +81,7 @@ def test_a_right_page_has_no_problem(repository):
         ("./run_all.sh   ", "python benchmarks/foxes.py   ", "benchmarks/foxes.py does not exist"),
         ("./run_all.sh   ", "./run_foxes.sh   ", "./run_foxes.sh is neither a program"),
         ("`./run_all.sh search`", "`./run_all.sh serch`", "did you mean 'search'?"),
+        ("print('foxes')", "print('foxes'", "'(' was never closed"),
         ("import Predictor", "import Foxes", "src.submit has no Foxes"),
         ("import Predictor", "import (", "'(' was never closed"),
         ("01_dedup.ipynb", "01_foxes.ipynb", "there is no such file"),

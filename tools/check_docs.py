@@ -130,6 +130,8 @@ def wrong_command(root: Path, command: Command) -> str | None:
         return refused or _parse(command, lambda: _plan(words))
     if program == "python" and words[:2] == ["-m", "pytest"]:
         return _wrong_tests(words[2:])
+    if program == "python" and words[:1] == ["-c"]:
+        return _wrong_code(words[1])
     if program == "python" and words[:1] == ["-m"]:
         return _parse(command, lambda: _run_module(words[1], words[2:]))
     if program == "python" and words and (root / words[0]).is_file():
@@ -173,6 +175,15 @@ def _run_module(name: str, words: list[str]) -> int | None:
     with _arguments([name, *words]):
         module = importlib.import_module(name)
         return module.main(words)
+
+
+def _wrong_code(code: str) -> str | None:
+    """Why the program of `python -c` is not Python."""
+    try:
+        ast.parse(code)
+    except SyntaxError as error:
+        return str(error)
+    return None
 
 
 def _plan(words: list[str]) -> None:
@@ -311,6 +322,7 @@ for folder in ("photos", "FOLDER", "input/smoke/test/images"):
 for name, image in zip(("fox.png", "owl.png", "query.png"), images, strict=False):
     shutil.copy(image, here / name)
 shutil.copytree(here / "output", here / "output" / "smoke")
+shutil.copytree(here / "output" / "smoke", here / "output" / "photos")
 """
 
 
