@@ -260,8 +260,7 @@ def read_test(folder: str | Path) -> tuple[pl.DataFrame, Path | None]:
             report_skipped(images, sorted(others), "files are not test images")
     if not files:
         raise FileNotFoundError(
-            f"test: no images in {display_path(images)}; set common.test to a folder in the "
-            "competition's layout"
+            f"test: no images in {display_path(images)}; set common.test to a folder of images"
         )
 
     table = pl.DataFrame(
