@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from src.demo import clip, contrastive, population, weights
+from src.demo.grammar import Scene, Subject, drawings
 from src.demo.recipe import ClipRecipe
 from src.demo.renderer import decode, photograph
 
@@ -30,30 +32,85 @@ CPU = torch.device("cpu")
 def test_trains_from_nothing_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     command = [*TINY, f"--work={tmp_path / 'work'}"]
     facts = clip.main([*command, f"--out={tmp_path / 'first'}"])
-    assert facts["epochs"] == 2 and [len(s) for s in facts["schedules"].values()] == [1, 2]
-    assert "after 2: R@1" in capsys.readouterr().out
+    assert facts["epochs"] == len(facts["score_by_epoch"]) == 2
+    assert "after epoch 2: R@1" in capsys.readouterr().out
+    assert "not met within 2 epochs" in (tmp_path / "first" / weights.CARD).read_text()
 
-    # rendering and both schedules are there already: nothing is trained, the result is the same
+    # rendering and both epochs are there already: nothing is trained, the result is the same
     again = clip.main([*command, f"--out={tmp_path / 'again'}"])
     assert again["sha256"] == facts["sha256"]
-    assert "after 2: R@1" not in capsys.readouterr().out
+    assert "after epoch 2: R@1" not in capsys.readouterr().out
 
     # a run cut off after its first epoch ends where the whole one did
     (work,) = (tmp_path / "work").iterdir()
-    state = torch.load(work / "schedule_2.pt", weights_only=True)
-    assert len(state["scores"]) == 2
-    (work / "schedule_2.pt").unlink()
-    scenes, texts = clip._chosen(work / "scenes.pkl", ClipRecipe(), [], device="cpu")
-    pixels = np.load(work / "pixels.npy")
+    state = torch.load(work / "training.pt", weights_only=True)
+    (work / "training.pt").unlink()
+    cut = trainer_of(work)
+    cut.run(lambda score: False, max_epochs=1)
+    resumed = trainer_of(work)
+    assert len(resumed.scores) == 1
+    resumed.run(lambda score: False, max_epochs=2)
+    for part in ("model", "averaged"):
+        for name, tensor in getattr(resumed, part).state_dict().items():
+            assert torch.allclose(tensor, state[part][name], atol=1e-4), name
+
+
+def trainer_of(work: Path) -> contrastive.ClipTrainer:
+    """A trainer of the tiny run, with what `work` holds."""
     recipe = ClipRecipe(32, 8, image_size=64, clip_size=32, batch=16)
-    cut = contrastive.ClipTrainer(recipe, 2, pixels, texts, work=work, device="cpu")
-    cut._epoch(0)
-    cut.scores.append(0.0)
-    cut._save()
-    resumed = contrastive.ClipTrainer(recipe, 2, pixels, texts, work=work, device="cpu")
-    resumed.run()
-    for name, tensor in resumed.model.state_dict().items():
-        assert torch.allclose(tensor, state["model"][name], atol=1e-4), name
+    scenes, texts = clip._chosen(work / "scenes.pkl", recipe, [], device="cpu")
+    everything = contrastive.Scenes(scenes, np.load(work / "pixels.npy"), texts)
+    parts = (everything.first(32), everything.after(32))
+    return contrastive.ClipTrainer(recipe, *parts, work=work, device="cpu")
+
+
+def test_training_ends_when_the_score_is_enough() -> None:
+    enough = contrastive.Strength(recall_at_1=0.9, names_subject=0.5)
+    assert clip.enough(enough)
+    assert not clip.enough(replace(enough, recall_at_1=0.89))
+    assert not clip.enough(replace(enough, names_subject=0.49))
+
+
+def test_neighbors_in_a_batch_are_alike() -> None:
+    groups = np.repeat(np.arange(5), [70, 40, 33, 17, 8])
+    rng = np.random.default_rng(0)
+    orders = [contrastive.alike_order(groups, 8, rng) for _ in range(20)]
+    assert all(len(set(order)) == 168 for order in orders)
+
+    # at most one set of each group is mixed with the next group, and sets come in any order
+    sets = groups[orders[0]].reshape(-1, 8)
+    assert (sets.min(axis=1) == sets.max(axis=1)).sum() >= 21 - 5
+    assert (orders[0] != orders[1]).any() and (np.diff(sets[:, 0]) < 0).any()
+
+
+def drawn(scenes: list[Scene], size: int = 128) -> contrastive.Scenes:
+    """The scenes with their pixels and their prompts' embeddings."""
+    pixels = []
+    for scene in scenes:
+        image = decode(photograph(scene, 256))
+        pixels.append(np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)))
+    texts = population.embed(population.prompts_of(scenes))
+    return contrastive.Scenes(scenes, np.stack(pixels), texts)
+
+
+def test_strength_counts_the_images_whose_first_prompt_fits() -> None:
+    """Against a count one by one, with the shipped weights and scenes that repeat."""
+    scenes = drawn(population.pool(5, 120)[:100])
+    held_out, store = scenes.first(40), scenes.after(40)
+    model = contrastive.TrainedClip()
+    model.load_state_dict(weights.load_weights())
+    score = contrastive.strength(model, held_out, store, CPU)
+
+    images = contrastive.embed_images(model, held_out.pixels, CPU).numpy()
+    own = contrastive.embed_prompts(model, held_out.texts, CPU).numpy()
+    others = contrastive.embed_prompts(model, store.texts, CPU).numpy()
+    right, named = 0, 0
+    for i, image in enumerate(images):
+        right += max(range(40), key=lambda j: float(own[j] @ image)) == i
+        nearest = max(range(60), key=lambda j: float(others[j] @ image))
+        shown = {subject.noun for subject in held_out.scenes[i].subjects}
+        named += any(subject.noun in shown for subject in store.scenes[nearest].subjects)
+    assert 0 < named < 40 and score == contrastive.Strength(right / 40, named / 40)
 
 
 def test_rendering_is_resumed(tmp_path: Path) -> None:
@@ -92,8 +149,6 @@ def test_kept_away_scenes_are_not_seen() -> None:
 
 def test_imagenet_weights_know_a_drawn_animal() -> None:
     """A shuffled or misnamed tensor leaves features in which drawings of a thing are not alike."""
-    from src.demo.grammar import Scene, Subject, drawings
-
     model, _ = weights.build_clip(96)
     pixels = []
     for noun in ("zebra", "banana", "guitar"):
@@ -123,40 +178,33 @@ def test_shipped_weights_are_those_of_the_card(facts: dict) -> None:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert digest == facts["sha256"] and file.stat().st_size == facts["bytes"] < 16 * 2**20
     card = (weights.SHIPPED / weights.CARD).read_text(encoding="utf-8")
-    assert digest in card and f"R@1 {facts['recall_at_1']:.3f}" in card and "CC BY-SA 4.0" in card
+    assert (
+        digest in card
+        and f"R@1 {facts['score']['recall_at_1']:.3f}" in card
+        and "CC BY-SA 4.0" in card
+    )
 
 
 def test_shipped_weights_follow_the_rule(facts: dict) -> None:
-    """The fewest epochs that reach the target: the last schedule does, none before it did."""
-    last = {int(n): scores[-1] for n, scores in facts["schedules"].items()}
+    """Training ended with the first epoch that was enough."""
     assert facts["target"] == clip.TARGET and facts["recipe"] == vars(ClipRecipe())
-    assert sorted(last) == list(range(1, facts["epochs"] + 1))
-    reached = [n for n, score in last.items() if score >= clip.TARGET]
-    assert reached == [facts["epochs"]]
-
-
-@pytest.fixture(scope="module")
-def new_scenes() -> tuple[list[Image.Image], np.ndarray]:
-    """100 scenes drawn now, and the sentence embeddings of their prompts."""
-    scenes = population.choose(11, 100, 100).test
-    images = [decode(photograph(scene, 256)) for scene in scenes]
-    return images, population.embed(population.prompts_of(scenes))
+    enough = [clip.enough(contrastive.Strength(**score)) for score in facts["score_by_epoch"]]
+    assert enough == [False] * (facts["epochs"] - 1) + [True]
+    assert clip.enough(contrastive.Strength(**facts["score"]))
 
 
 @pytest.mark.parametrize("size", [128, 96])
-def test_shipped_weights_rank_new_scenes_as_the_card_says(
-    facts: dict, new_scenes: tuple, size: int
-) -> None:
+def test_shipped_weights_rank_new_scenes_as_the_card_says(facts: dict, size: int) -> None:
     """At the size of demo.yaml and of smoke.yaml.
 
     Among 100 prompts it is easier than among the card's 500; the bound leaves 3 standard errors.
     """
-    images, texts = new_scenes
-    small = [np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)) for image in images]
+    scenes = drawn(population.choose(11, 100, 100).test, size)
     model = contrastive.TrainedClip()
     model.load_state_dict(weights.load_weights())
-    score = contrastive.retrieval(model, np.stack(small), texts, CPU)
-    assert score > facts["recall_at_1"] - 3 * (0.09 / 100) ** 0.5
+    score = contrastive.strength(model, scenes, scenes, CPU)
+    recall = facts["score"]["recall_at_1"]
+    assert score.recall_at_1 > recall - 3 * (recall * (1 - recall) / 100) ** 0.5
 
 
 def test_open_clip_gives_what_was_trained(tmp_path: Path) -> None:

@@ -1,22 +1,28 @@
-"""The contrastive training of the demo's CLIP: model, loss, retrieval score, one schedule."""
+"""The contrastive training of the demo's CLIP: model, loss, scores, epochs."""
 
 import math
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from src.demo.grammar import Scene, nouns
 from src.demo.recipe import SIZE_SHARES, ClipRecipe
 from src.demo.weights import EMBED_DIM, VISION_TOWER, VISION_WIDTH, imagenet_weights
 from src.encoder import multiplies_bf16
+
+STORE = 24_000  # prompts, about as many as Model B looks through in the demo
 
 # the model --------------------------------------------------------------------
 
@@ -90,54 +96,122 @@ def contrastive_loss(
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def retrieval(
-    model: TrainedClip, pixels: np.ndarray, texts: np.ndarray, device: torch.device
-) -> float:
-    """R@1: the share of images whose own prompt is ranked first among all of `texts`."""
+# what it finds ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """n scenes, their pixels (n, s, s, 3) uint8 and their prompts' sentence embeddings (n, 384)."""
+
+    scenes: list[Scene]
+    pixels: np.ndarray
+    texts: np.ndarray
+
+    def first(self, n: int) -> "Scenes":
+        """The first n of them."""
+        return Scenes(self.scenes[:n], self.pixels[:n], self.texts[:n])
+
+    def after(self, n: int) -> "Scenes":
+        """All but the first n of them."""
+        return Scenes(self.scenes[n:], self.pixels[n:], self.texts[n:])
+
+
+@dataclass(frozen=True)
+class Strength:
+    """What a CLIP finds for held-out images, as shares of the images.
+
+    recall_at_1: their own prompt is first among all held-out prompts. names_subject: the first of
+    the store's prompts names a subject of the image.
+    """
+
+    recall_at_1: float
+    names_subject: float
+
+    def __str__(self) -> str:
+        return f"R@1 {self.recall_at_1:.3f}, names a subject {self.names_subject:.3f}"
+
+
+def strength(model: TrainedClip, held_out: Scenes, store: Scenes, device: torch.device) -> Strength:
+    """How well `model` ranks the prompts of `held_out` and of `store` for the held-out images."""
     model.eval()
-    with torch.inference_mode():
-        parts = []
-        for start in range(0, len(pixels), 250):
-            batch = torch.from_numpy(np.array(pixels[start : start + 250])).to(device)
-            with bf16(device):
-                parts.append(encode_images(model, batch))
-        prompts = encode_texts(model, torch.from_numpy(texts).to(device))
-        first = (torch.cat(parts) @ prompts.T).argmax(dim=1).cpu().numpy()
-    return float((first == np.arange(len(pixels))).mean())
+    images = embed_images(model, held_out.pixels, device)
+    own = embed_prompts(model, held_out.texts, device)
+    others = embed_prompts(model, store.texts, device)
+
+    first = (images @ own.T).argmax(dim=1).cpu().numpy()
+    nearest = (images @ others.T).argmax(dim=1).cpu().numpy()
+    shown = [nouns(scene) for scene in held_out.scenes]
+    named = [nouns(store.scenes[i]) for i in nearest]
+    hits = [not a.isdisjoint(b) for a, b in zip(shown, named, strict=True)]
+    return Strength(
+        recall_at_1=float((first == np.arange(len(first))).mean()),
+        names_subject=float(np.mean(hits)),
+    )
+
+
+@torch.inference_mode()
+def embed_images(model: TrainedClip, pixels: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(n, s, s, 3) uint8 -> (n, 384) unit rows on the device."""
+    parts = []
+    for start in range(0, len(pixels), 250):
+        batch = torch.from_numpy(np.array(pixels[start : start + 250])).to(device)
+        with bf16(device):
+            parts.append(encode_images(model, batch))
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def embed_prompts(model: TrainedClip, texts: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(n, 384) sentence embeddings -> (n, 384) unit rows on the device."""
+    return encode_texts(model, torch.from_numpy(texts).to(device))
 
 
 # training ---------------------------------------------------------------------
 
 
+def alike_order(groups: np.ndarray, alike: int, rng: np.random.Generator) -> np.ndarray:
+    """A random order of the rows (n,) in which `alike` neighbors are of one group.
+
+    Where a group's size is no multiple of `alike`, some neighbors are of two. Rows that fill no
+    set of neighbors are left out; they are others each time.
+    """
+    shuffled = rng.permutation(len(groups))
+    by_group = shuffled[np.argsort(groups[shuffled], kind="stable")]
+    by_group = np.roll(by_group, rng.integers(len(groups)))
+    sets = by_group[: len(groups) // alike * alike].reshape(-1, alike)
+    return rng.permutation(sets).ravel()
+
+
 class ClipTrainer:
-    """One schedule of `epochs` epochs; a checkpoint after each, from which it is resumed."""
+    """Epoch after epoch at one rate; the weights that count are their moving average.
+
+    So no number of epochs has to be chosen beforehand: after each of them the average is as good
+    as a schedule that ends there. A checkpoint after each epoch, from which it is resumed.
+    """
 
     def __init__(
-        self,
-        recipe: ClipRecipe,
-        epochs: int,
-        pixels: np.ndarray,
-        texts: np.ndarray,
-        *,
-        work: Path,
-        device: str,
+        self, recipe: ClipRecipe, training: Scenes, held_out: Scenes, *, work: Path, device: str
     ) -> None:
 
         self.recipe = recipe
-        self.epochs = epochs
-        self.pixels = pixels
-        self.texts = texts
+        self.training = training
+        self.held_out = held_out
+        self.store = training.first(STORE)
         self.device = torch.device(device)
-        self.checkpoint = work / f"schedule_{epochs}.pt"
-        self.scores: list[float] = []
+        self.checkpoint = work / "training.pt"
+        self.scores: list[Strength] = []
         self.seconds = 0.0
+
+        # scenes of one setting and style: their prompts differ in the things, light and wording
+        kinds = [f"{scene.setting} {scene.style}" for scene in training.scenes]
+        self.groups = np.unique(kinds, return_inverse=True)[1]
 
         torch.manual_seed(recipe.seed)
         self.model = TrainedClip(recipe.temperature).to(self.device)
         self.model = self.model.to(memory_format=torch.channels_last)
-        if self.device.type == "cpu":
-            # a batch of 1,024 keeps some 15 GB of activations otherwise
-            self.model.visual.trunk.set_grad_checkpointing()
+        self.averaged = AveragedModel(
+            self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True
+        )
 
         # biases, norms and the temperature have no weight decay
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
@@ -154,8 +228,9 @@ class ClipTrainer:
 
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scores = state["scores"]
+        self.scores = [Strength(*score) for score in state["scores"]]
         self.seconds = state["seconds"]
 
     def _save(self) -> None:
@@ -163,42 +238,46 @@ class ClipTrainer:
         temporary = self.checkpoint.with_suffix(".tmp")
         state = {
             "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scores": self.scores,
+            "scores": [astuple(score) for score in self.scores],
             "seconds": self.seconds,
         }
         torch.save(state, temporary)
         os.replace(temporary, self.checkpoint)
 
-    def run(self) -> float:
-        """Train the rest of the schedule; return R@1 after its last epoch."""
-        held_out = slice(self.recipe.scenes, None)
-        while len(self.scores) < self.epochs:
+    def run(self, enough: Callable[[Strength], bool], max_epochs: int) -> TrainedClip:
+        """Train until an epoch's score is `enough`; return the averaged model."""
+        while len(self.scores) < max_epochs and not (self.scores and enough(self.scores[-1])):
             clock = time.perf_counter()
             self._epoch(len(self.scores))
-            score = retrieval(self.model, self.pixels[held_out], self.texts[held_out], self.device)
+            score = strength(self.average(), self.held_out, self.store, self.device)
             self.scores.append(score)
             self.seconds += time.perf_counter() - clock
             self._save()
-            print(f"{self.epochs} epochs, after {len(self.scores)}: R@1 {score:.3f}", flush=True)
-        return self.scores[-1]
+            print(f"after epoch {len(self.scores)}: {score}", flush=True)
+        return self.average()
+
+    def average(self) -> TrainedClip:
+        """The model with the moving average of the weights."""
+        return cast(TrainedClip, self.averaged.module)
 
     def _epoch(self, epoch: int) -> None:
 
         recipe = self.recipe
         # an epoch that is run again after a stop draws what it drew before
-        rng = np.random.default_rng([recipe.seed, self.epochs, epoch])
-        steps = recipe.scenes // recipe.batch
-        order = rng.permutation(recipe.scenes)
+        rng = np.random.default_rng([recipe.seed, epoch])
+        order = alike_order(self.groups, recipe.alike, rng)
+        steps = len(order) // recipe.batch
         scales = rng.choice(list(SIZE_SHARES), steps, p=list(SIZE_SHARES.values()))
 
         self.model.train()
-        bar = tqdm(range(steps), desc=f"epoch {epoch + 1} of {self.epochs}", unit="step")
+        bar = tqdm(range(steps), desc=f"epoch {epoch + 1}", unit="step")
         for step in bar:
             # sorted, since rows of a memory map are read faster in order; a batch has none
             rows = np.sort(order[step * recipe.batch : (step + 1) * recipe.batch])
             images = self._batch(rows, float(scales[step]), flip=rng.random(len(rows)) < 0.5)
-            sentences = torch.from_numpy(self.texts[rows]).to(self.device)
+            sentences = torch.from_numpy(self.training.texts[rows]).to(self.device)
             with bf16(self.device):
                 encoded = encode_images(self.model, images)
             texts = encode_texts(self.model, sentences)
@@ -207,16 +286,18 @@ class ClipTrainer:
             scale = self.model.logit_scale.exp().clamp(max=100)
             loss = contrastive_loss(encoded, texts, scale)
 
+            warm = min(1, (epoch * steps + step + 1) / recipe.warmup)
             for group in self.optimizer.param_groups:
-                group["lr"] = recipe.lr * self._rate(epoch * steps + step, self.epochs * steps)
+                group["lr"] = recipe.lr * warm
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+            self.averaged.update_parameters(self.model)
             bar.set_postfix(loss=f"{loss.item():.3f}")
 
     def _batch(self, rows: np.ndarray, scale: float, *, flip: np.ndarray) -> torch.Tensor:
         """(b, s, s, 3) uint8 on the device, some of it mirrored, resized where `scale` is not 1."""
-        x = torch.from_numpy(self.pixels[rows]).to(self.device)
+        x = torch.from_numpy(self.training.pixels[rows]).to(self.device)
         mirrored = torch.from_numpy(flip).to(self.device)
         x = torch.where(mirrored[:, None, None, None], x.flip(2), x)
         if scale == 1:
@@ -226,10 +307,3 @@ class ClipTrainer:
         x = x.permute(0, 3, 1, 2).float()
         x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False)
         return x.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-
-    def _rate(self, step: int, steps: int) -> float:
-        """Linear warm-up, then a cosine to zero."""
-        warmup = max(1, round(self.recipe.warmup * steps))
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -190,6 +190,11 @@ def prompt(scene: Scene) -> str:
     return ", ".join([*parts, *scene.modifiers])
 
 
+def nouns(scene: Scene) -> frozenset[str]:
+    """The nouns of the scene's subjects, in the singular."""
+    return frozenset(subject.noun for subject in scene.subjects)
+
+
 def compose(rng: np.random.Generator) -> Scene:
     """One random scene of the grammar."""
     names = drawings()

@@ -14,9 +14,11 @@ class ClipRecipe:
     held_out: int = 500
     image_size: int = 256  # of the rendered scene, as in the demo
     clip_size: int = 128
-    batch: int = 1024
-    lr: float = 2e-3
+    batch: int = 512
+    alike: int = 32  # scenes of one setting and style that a batch holds together
+    lr: float = 1.5e-3
     weight_decay: float = 0.05
-    warmup: float = 0.1  # share of the steps
+    warmup: int = 16  # steps
+    average: float = 0.98  # a step's share that the moving average of the weights keeps
     temperature: float = 0.07
     seed: int = 0
