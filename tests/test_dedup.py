@@ -111,6 +111,24 @@ def test_rules_can_drop_equal_openings_as_the_public_recipe_does():
     assert reasons == [None, "opening seen before", "ending seen before"]
 
 
+def test_a_rule_that_drops_most_rows_names_its_parameter():
+    """The demo's prompts open alike: the public recipe's rule would leave a few hundred of them."""
+    prompts = pl.Series([f"a photo of a {noun}" for noun in ("owl", "cat", "dog", "fox", "hen")])
+    settings = {"min_words": 3, "max_tokens": 64, "n_tokens": np.full(5, 6)}
+    reason = filters.rules(prompts, edge_characters=10, **settings)
+    (warning,) = filters.harsh_rules(reason)
+    assert "edge_characters drops 4 of 5 rows" in warning
+    too_long = filters.rules(prompts, edge_characters=0, **{**settings, "max_tokens": 5})
+    assert "max_tokens drops 5 of 5 rows" in filters.harsh_rules(too_long)[0]
+    too_short = filters.rules(prompts, edge_characters=0, **{**settings, "min_words": 9})
+    assert "min_words drops 5 of 5 rows" in filters.harsh_rules(too_short)[0]
+
+    assert filters.harsh_rules(filters.rules(prompts, edge_characters=0, **settings)) == []
+    # repeated prompts are no rule's doing
+    same = pl.Series(["a photo of an owl"] * 5)
+    assert filters.harsh_rules(filters.rules(same, edge_characters=10, **settings)) == []
+
+
 def test_the_curve_is_drawn_at_44_thresholds():
     assert filters.CURVE.tolist() == [round(0.55 + 0.01 * i, 2) for i in range(44)]
 

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 # the thresholds at which notebook 01 shows how many rows would stay
 CURVE = np.arange(55, 99) / 100
 KEEP = ("first", "longest", "most_images")
+# the reasons of a rule begin like this, by the parameter that decides what it drops
+DROPPED_BY = {
+    "min_words": ("fewer than",),
+    "max_tokens": ("more than",),
+    "edge_characters": ("opening seen", "ending seen"),
+}
 NEXT_THRESHOLD = 0.05  # how far from the chosen threshold those lie that it is compared with
 
 # --- data filter 1: rules ---
@@ -57,6 +63,22 @@ def rules(
         reason = reason.when(_occurred_before(opening)).then(pl.lit("opening seen before"))
         reason = reason.when(_occurred_before(ending)).then(pl.lit("ending seen before"))
     return frame.select(reason=reason)["reason"]
+
+
+def harsh_rules(reason: pl.Series) -> list[str]:
+    """A line for each parameter whose rule drops more than half of the rows; see `rules`.
+
+    Equal prompts have no parameter: they teach nothing new however many they are.
+    """
+    lines = []
+    for parameter, openings in DROPPED_BY.items():
+        dropped = sum(reason.str.starts_with(opening).sum() or 0 for opening in openings)
+        if dropped > len(reason) / 2:
+            lines.append(
+                f"WARNING: {parameter} drops {dropped:,} of {len(reason):,} rows. If these prompts "
+                f"are as they should be, change {parameter} in the parameters file."
+            )
+    return lines
 
 
 def _occurred_before(part: pl.Expr) -> pl.Expr:
