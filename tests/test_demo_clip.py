@@ -93,7 +93,7 @@ def drawn(scenes: list[Scene], size: int = 128) -> contrastive.Scenes:
     return contrastive.Scenes(scenes, np.stack(pixels), texts)
 
 
-def test_strength_counts_the_images_whose_first_prompt_fits() -> None:
+def test_strength_counts_the_images_whose_nearest_prompts_fit() -> None:
     """Against a count one by one, with the shipped weights and scenes that repeat."""
     scenes = drawn(population.pool(5, 120)[:100])
     held_out, store = scenes.first(40), scenes.after(40)
@@ -107,9 +107,10 @@ def test_strength_counts_the_images_whose_first_prompt_fits() -> None:
     right, named = 0, 0
     for i, image in enumerate(images):
         right += max(range(40), key=lambda j: float(own[j] @ image)) == i
-        nearest = max(range(60), key=lambda j: float(others[j] @ image))
+        nearest = sorted(range(60), key=lambda j: float(others[j] @ image))[-3:]
         shown = {subject.noun for subject in held_out.scenes[i].subjects}
-        named += any(subject.noun in shown for subject in store.scenes[nearest].subjects)
+        found = {subject.noun for j in nearest for subject in store.scenes[j].subjects}
+        named += not shown.isdisjoint(found)
     assert 0 < named < 40 and score == contrastive.Strength(right / 40, named / 40)
 
 
@@ -186,11 +187,11 @@ def test_shipped_weights_are_those_of_the_card(facts: dict) -> None:
 
 
 def test_shipped_weights_follow_the_rule(facts: dict) -> None:
-    """Training ended with the first epoch that was enough."""
+    """Training ended with the first epoch that was enough, or with the last that was allowed."""
     assert facts["target"] == clip.TARGET and facts["recipe"] == vars(ClipRecipe())
     enough = [clip.enough(contrastive.Strength(**score)) for score in facts["score_by_epoch"]]
-    assert enough == [False] * (facts["epochs"] - 1) + [True]
-    assert clip.enough(contrastive.Strength(**facts["score"]))
+    assert not any(enough[:-1])
+    assert enough[-1] or len(enough) == facts["max_epochs"]
 
 
 @pytest.mark.parametrize("size", [128, 96])

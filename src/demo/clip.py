@@ -3,17 +3,17 @@
     python -m src.demo.clip            # an hour or two on two cores, minutes on a GPU
 
 The recipe: EfficientNet-lite0 from ImageNet, all of it trained, beside a frozen MiniLM with one
-linear layer; CLIP's loss on 65,536 scenes that are near no prompt of the demo. A batch holds sets
-of scenes of one setting and style, so that setting and style do not tell an image's prompt from the
-others: the things in it must.
+linear layer; CLIP's loss on 65,536 scenes that are near no prompt of the demo. A batch consists of
+sets of scenes of one setting, style and light, which tell nothing about whose prompt it is then:
+only the things in a scene do.
 
 How strong the CLIP is follows from a rule that was written down before any score of the pipeline
 with such a CLIP was looked at. Training ends after the first epoch in which, for 500 held-out
 scenes,
 
 - the own prompt is first among the 500 for nine in ten (R@1 of .9), and
-- the first of 24,000 other prompts names a subject of the scene for half: then what the gallery
-  shows for most images has to do with the things in them.
+- of the three nearest among 24,000 other prompts, as many as the gallery shows, one names a subject
+  of the scene for half of them. By the sentence embedding of the true prompt it is .70.
 
 Everything is resumed when the command is started again: rendering by chunks, training by epochs.
 """
@@ -155,7 +155,9 @@ def enough(score: "Strength") -> bool:
     return all(getattr(score, name) >= least for name, least in TARGET.items())
 
 
-def write_weights(out: Path, trainer: "ClipTrainer", model: "TrainedClip", away: dict) -> dict:
+def write_weights(
+    out: Path, trainer: "ClipTrainer", model: "TrainedClip", away: dict, *, max_epochs: int
+) -> dict:
     """Write weights, facts and card into `out`; the score is that of the weights as written."""
     import torch
     from safetensors.torch import save_file
@@ -179,6 +181,7 @@ def write_weights(out: Path, trainer: "ClipTrainer", model: "TrainedClip", away:
         "bytes": (out / WEIGHTS).stat().st_size,
         "recipe": asdict(trainer.recipe),
         "epochs": len(trainer.scores),
+        "max_epochs": max_epochs,
         "target": TARGET,
         "store": len(trainer.store.scenes),
         "score": asdict(score),
@@ -280,7 +283,7 @@ def train(
         device=device,
     )
     model = trainer.run(enough, max_epochs)
-    facts = write_weights(out, trainer, model, away)
+    facts = write_weights(out, trainer, model, away, max_epochs=max_epochs)
     print(
         f"{out}: {facts['bytes']:,} bytes, {facts['score']},"
         f" {time.perf_counter() - clock:.0f} s in all"

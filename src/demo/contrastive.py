@@ -23,6 +23,7 @@ from src.demo.weights import EMBED_DIM, VISION_TOWER, VISION_WIDTH, imagenet_wei
 from src.encoder import multiplies_bf16
 
 STORE = 24_000  # prompts, about as many as Model B looks through in the demo
+SHOWN = 3  # prompts, as many as the gallery shows for an image
 
 # the model --------------------------------------------------------------------
 
@@ -120,8 +121,8 @@ class Scenes:
 class Strength:
     """What a CLIP finds for held-out images, as shares of the images.
 
-    recall_at_1: their own prompt is first among all held-out prompts. names_subject: the first of
-    the store's prompts names a subject of the image.
+    recall_at_1: their own prompt is first among all held-out prompts. names_subject: one of the
+    SHOWN nearest of the store's prompts names a subject of the image.
     """
 
     recall_at_1: float
@@ -139,10 +140,11 @@ def strength(model: TrainedClip, held_out: Scenes, store: Scenes, device: torch.
     others = embed_prompts(model, store.texts, device)
 
     first = (images @ own.T).argmax(dim=1).cpu().numpy()
-    nearest = (images @ others.T).argmax(dim=1).cpu().numpy()
-    shown = [nouns(scene) for scene in held_out.scenes]
-    named = [nouns(store.scenes[i]) for i in nearest]
-    hits = [not a.isdisjoint(b) for a, b in zip(shown, named, strict=True)]
+    nearest = (images @ others.T).topk(SHOWN, dim=1).indices.tolist()
+    hits = [
+        any(not nouns(scene).isdisjoint(nouns(store.scenes[i])) for i in rows)
+        for scene, rows in zip(held_out.scenes, nearest, strict=True)
+    ]
     return Strength(
         recall_at_1=float((first == np.arange(len(first))).mean()),
         names_subject=float(np.mean(hits)),
@@ -169,11 +171,17 @@ def embed_prompts(model: TrainedClip, texts: np.ndarray, device: torch.device) -
 # training ---------------------------------------------------------------------
 
 
-def alike_order(groups: np.ndarray, alike: int, rng: np.random.Generator) -> np.ndarray:
-    """A random order of the rows (n,) in which `alike` neighbors are of one group.
+def kind(scene: Scene) -> str:
+    """What a scene shows but for the things: setting, style, light, how many of each thing."""
+    counts = [subject.count for subject in scene.subjects]
+    return f"{scene.setting} {scene.style} {scene.light} {len(counts)} {counts}"
 
-    Where a group's size is no multiple of `alike`, some neighbors are of two. Rows that fill no
-    set of neighbors are left out; they are others each time.
+
+def alike_order(groups: np.ndarray, alike: int, rng: np.random.Generator) -> np.ndarray:
+    """A random order of the rows (n,) in which sets of `alike` neighbors are of the same group.
+
+    A set that a group does not fill goes on with the next group. Rows that fill no set are left
+    out; they are others each time.
     """
     shuffled = rng.permutation(len(groups))
     by_group = shuffled[np.argsort(groups[shuffled], kind="stable")]
@@ -202,8 +210,8 @@ class ClipTrainer:
         self.scores: list[Strength] = []
         self.seconds = 0.0
 
-        # scenes of one setting and style: their prompts differ in the things, light and wording
-        kinds = [f"{scene.setting} {scene.style}" for scene in training.scenes]
+        # labels in an order in which neighbors are alike too
+        kinds = [kind(scene) for scene in training.scenes]
         self.groups = np.unique(kinds, return_inverse=True)[1]
 
         torch.manual_seed(recipe.seed)

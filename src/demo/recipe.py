@@ -15,7 +15,7 @@ class ClipRecipe:
     image_size: int = 256  # of the rendered scene, as in the demo
     clip_size: int = 128
     batch: int = 512
-    alike: int = 32  # scenes of one setting and style that a batch holds together
+    alike: int = 16  # scenes that differ in the things alone: a batch consists of such sets
     lr: float = 1.5e-3
     weight_decay: float = 0.05
     warmup: int = 16  # steps
