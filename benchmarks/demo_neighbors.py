@@ -41,9 +41,21 @@ def noun_forms() -> dict[str, str]:
     return {form: noun for noun in nouns for form in (noun, grammar.plural(noun))}
 
 
+@lru_cache(maxsize=1)
+def surroundings() -> list[str]:
+    """The phrases for settings, styles and lights, the longest first."""
+    tables = (grammar.SETTINGS, grammar.STYLES, grammar.LIGHTS)
+    phrases = {phrase for table in tables for names in table.values() for phrase in names}
+    return sorted(phrases - {""}, key=len, reverse=True)
+
+
 def named(prompt: str) -> Named:
     """The setting, the style and the subjects in `prompt`; subjects by whole words."""
-    words = f" {prompt.replace(',', ' ,')} "
+    # a pencil sketch shows no pencil, and outer space no star
+    things = prompt
+    for phrase in surroundings():
+        things = things.replace(phrase, "")
+    words = f" {things.replace(',', ' ,')} "
     return Named(
         setting=phrases_in(prompt, grammar.SETTINGS),
         style=phrases_in(prompt, grammar.STYLES),
