@@ -11,6 +11,7 @@ any machine, to try the script.
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from recipes import default_recipe
 
 from src.data.images import ImagePreprocess
-from src.encoder import Encoder, autocast, choose_device, embed_images, embed_texts
+from src.encoder import (
+    Encoder,
+    autocast,
+    choose_device,
+    embed_images,
+    embed_texts,
+    encode_tokens,
+    trimmed,
+)
 from src.metrics import l2_normalize
 from src.model_a.fitted import FittedModel
 from src.model_a.head import N_OUT, Head
@@ -149,7 +158,8 @@ def encode(arguments: argparse.Namespace) -> None:
     prompts = [" ".join(rng.choice(words, size=8)) + f" {i}" for i in range(2 * n)]
 
     x = encoder.normalize(pixels[: encoder.batch])
-    tokens = encoder.tokenizer(prompts[: 2 * encoder.batch]).to(encoder.device)
+    # cut at the batch's longest prompt, as ours are
+    tokens = trimmed(encoder, encoder.tokenizer(prompts[: 2 * encoder.batch])).to(encoder.device)
 
     @torch.inference_mode()
     def bare(embed: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> None:
@@ -161,7 +171,7 @@ def encode(arguments: argparse.Namespace) -> None:
         "images": (n, encoder.model.encode_image, x, lambda: embed_images(encoder, pixels)),
         "prompts": (
             2 * n,
-            encoder.model.encode_text,
+            partial(encode_tokens, encoder),
             tokens,
             lambda: embed_texts(encoder, prompts),
         ),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from src import encoder
-from src.encoder import padding
-from tests.helpers import toy_training
+from src.encoder import padding, towers
+from tests.helpers import random_clips, toy_training
 
 END = 49407  # open_clip's token behind every prompt
 PROMPTS = ["a fox", "two boats on ice", "", "a red house beside the calm old sea " * 5]
@@ -56,6 +56,31 @@ def test_embeddings_are_the_same_without_padding(text, is_cut, custom):
         torch.testing.assert_close(
             encoder.encode_tokens(clip, tokens), expected, atol=1e-5, rtol=1e-5
         )
+
+
+@pytest.mark.parametrize(("family", "is_cut"), [("clip", True), ("siglip", False)])
+@torch.inference_mode()
+def test_hugging_face_towers(family, is_cut, tmp_path):
+    """CLIP's end of a prompt is its id or, in old configs, the highest id of the vocabulary."""
+    clip = encoder.load(random_clips.write_hugging_face_clip(family, tmp_path), device="cpu")
+    whole = clip.tokenizer(["a fox", "a red boat", ""])
+    assert whole.shape[1] == 12
+    tokens = encoder.trimmed(clip, whole)
+    assert tokens.shape[1] == (5 if is_cut else 12)
+    expected = clip.model.encode_text(whole)
+    torch.testing.assert_close(encoder.encode_tokens(clip, tokens), expected)
+    if not is_cut:
+        return
+
+    highest = 9
+    clip.model.text_model.config.eos_token_id = towers.OLD_END
+    clip.model.text_model.eos_token_id = towers.OLD_END
+    whole = torch.where(whole == 1, highest, whole)
+    tokens = encoder.trimmed(clip, whole)
+    assert tokens.shape[1] == 5
+    expected = clip.model.encode_text(whole)
+    assert not torch.allclose(expected[0], expected[1]), "taken from the start, equal for all"
+    torch.testing.assert_close(encoder.encode_tokens(clip, tokens), expected)
 
 
 def test_prompts_of_every_length_keep_their_order(monkeypatch):

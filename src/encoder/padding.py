@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from src.encoder.clip import Encoder
+from src.encoder.towers import HuggingFaceClip
 
 POOLED_AT_ONE_TOKEN = ("argmax", "eos")  # as open_clip calls it: at the prompt's end
 
@@ -23,6 +24,10 @@ def trimmed(encoder: Encoder, tokens: torch.Tensor) -> torch.Tensor:
     if padding is not None:
         longest = int((tokens != padding).sum(dim=1).max())
         return tokens[:, :longest]
+
+    if isinstance(encoder.model, HuggingFaceClip):
+        last = encoder.model.last_token(tokens)
+        return tokens if last is None else tokens[:, : int(last.max()) + 1]
 
     causal = _causal_text(encoder.model)
     if causal is None:

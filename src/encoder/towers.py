@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 FAMILIES = ("clip", "siglip")  # model_type of the configs that are known
 
+OLD_END = 2  # the end of a prompt in configs of CLIP written before it was corrected
+
 # a module of open_clip, timm or transformers: which parts it has depends on its family
 ForeignModule = Any
 
@@ -89,12 +91,24 @@ class HuggingFaceClip(nn.Module):
         self.visual = HuggingFaceVision(model, size)
         self.text_model: ForeignModule = model.text_model
         self.text_projection = getattr(model, "text_projection", nn.Identity())
+        self.is_causal = model.config.model_type == "clip"
 
     def encode_image(self, x: torch.Tensor) -> torch.Tensor:
         return self.visual(x)
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.text_projection(self.text_model(input_ids=tokens).pooler_output)
+
+    def last_token(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        """(n,) int64: where CLIP takes a prompt's embedding from. SigLIP, whose tokens all see the
+        padding, has no such place: None.
+        """
+        if not self.is_causal:
+            return None
+        end = self.text_model.config.eos_token_id
+        # old configs have another number there: transformers looks for the highest token then
+        ends = tokens if end == OLD_END else torch.eq(tokens, end).int()
+        return ends.argmax(dim=1)
 
 
 class HuggingFaceTokens:
