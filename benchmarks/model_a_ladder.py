@@ -91,10 +91,19 @@ INNER = {
     "average .995": replace(BEST, ema=0.995),
     "tower 3e-5": replace(BEST, lr_vision=3e-5),
     "tower 3e-4": replace(BEST, lr_vision=3e-4),
+    "tower 1e-3": replace(BEST, lr_vision=1e-3),
+    "tower 2e-3": replace(BEST, lr_vision=2e-3),
     "head 1e-5": replace(BEST, lr_fc=1e-5),
     "head 1e-3": replace(BEST, lr_fc=1e-3),
+    "tower 3e-4, head 1e-3": replace(BEST, lr_vision=3e-4, lr_fc=1e-3),
+    "tower 1e-3, head 1e-3": replace(BEST, lr_vision=1e-3, lr_fc=1e-3),
     "one image a prompt": replace(BEST, sample_duplicates=False),
     "flipped images": replace(BEST, augment_flip=True),
+    # baseline_lr: the one rate of Table 1's CLIP rows
+    "CLIP row 1e-4": replace(PLAIN, lr_vision=1e-4, lr_fc=1e-4),
+    "CLIP row 3e-4": replace(PLAIN, lr_vision=3e-4, lr_fc=3e-4),
+    "CLIP row 1e-3": replace(PLAIN, lr_vision=1e-3, lr_fc=1e-3),
+    "CLIP row 3e-3": replace(PLAIN, lr_vision=3e-3, lr_fc=3e-3),
 }
 TABLE_1 = {"clip": PLAIN, "clip_filter1": PLAIN, "clip_filter2": PLAIN, "model_a": BEST}
 
