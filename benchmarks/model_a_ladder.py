@@ -89,21 +89,18 @@ INNER = {
     "20 epochs": replace(BEST, epochs=20, patience=20),
     "no average": replace(BEST, ema=0.0),
     "average .995": replace(BEST, ema=0.995),
-    "tower 3e-5": replace(BEST, lr_vision=3e-5),
-    "tower 3e-4": replace(BEST, lr_vision=3e-4),
-    "tower 1e-3": replace(BEST, lr_vision=1e-3),
-    "tower 2e-3": replace(BEST, lr_vision=2e-3),
-    "head 1e-5": replace(BEST, lr_fc=1e-5),
-    "head 1e-3": replace(BEST, lr_fc=1e-3),
-    "tower 3e-4, head 1e-3": replace(BEST, lr_vision=3e-4, lr_fc=1e-3),
-    "tower 1e-3, head 1e-3": replace(BEST, lr_vision=1e-3, lr_fc=1e-3),
     "one image a prompt": replace(BEST, sample_duplicates=False),
     "flipped images": replace(BEST, augment_flip=True),
-    # baseline_lr: the one rate of Table 1's CLIP rows
-    "CLIP row 1e-4": replace(PLAIN, lr_vision=1e-4, lr_fc=1e-4),
-    "CLIP row 3e-4": replace(PLAIN, lr_vision=3e-4, lr_fc=3e-4),
-    "CLIP row 1e-3": replace(PLAIN, lr_vision=1e-3, lr_fc=1e-3),
-    "CLIP row 3e-3": replace(PLAIN, lr_vision=3e-3, lr_fc=3e-3),
+}
+# rates of the tower and of the head, and the one rate of Table 1's CLIP rows (baseline_lr)
+INNER |= {
+    f"tower {tower:g}, head {head:g}": replace(BEST, lr_vision=tower, lr_fc=head)
+    for tower in (3e-5, 1e-4, 3e-4, 1e-3, 2e-3)
+    for head in (1e-4, 1e-3, 3e-3)
+}
+INNER |= {
+    f"CLIP row {rate:g}": replace(PLAIN, lr_vision=rate, lr_fc=rate)
+    for rate in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 }
 TABLE_1 = {"clip": PLAIN, "clip_filter1": PLAIN, "clip_filter2": PLAIN, "model_a": BEST}
 
